@@ -4,14 +4,19 @@
 //! kernel networking: that is the business of the plugins which stand on it.
 //!
 //! * A plugin implements [`plugin::Plugin`] and calls [`plugin::main`].
-//! * A runtime reads a [`config::ConfList`] and drives its plugins.
+//! * A runtime reads a [`config::ConfList`] and drives it by an [`invoke::Invoker`].
 
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod config;
+pub mod delegate;
 mod error;
+mod exec;
+pub mod invoke;
 pub mod plugin;
 pub mod request;
+pub mod share;
 pub mod types;
 pub mod validate;
 mod version;

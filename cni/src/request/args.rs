@@ -39,6 +39,13 @@ impl Args {
         self.pairs.iter().rev().find(|(each, _)| each == key).map(|(_, value)| value.as_str())
     }
 
+    /// The arguments without these keys: for a delegate that does not know its caller's own.
+    #[must_use]
+    pub fn without(&self, keys: &[&str]) -> Args {
+        let kept = |part: &&str| !part.trim().split_once('=').is_some_and(|(key, _)| keys.contains(&key));
+        Args::parse(&self.raw.split(';').filter(kept).collect::<Vec<_>>().join(";"))
+    }
+
     /// The pairs, in the order in which they were given.
     pub fn pairs(&self) -> &[(String, String)] {
         &self.pairs
@@ -107,6 +114,13 @@ mod tests {
         for raw in ["IgnoreUnknown=0;X=1", "IgnoreUnknown=false;X=1", "ignoreunknown=1;X=1"] {
             assert!(Args::parse(raw).only(&[]).is_err(), "{raw}");
         }
+    }
+
+    #[test]
+    fn a_callers_own_keys_can_be_kept_from_its_delegate() {
+        let args = Args::parse("IP=10.0.0.1;MAC=02:00:00:00:00:01;X").without(&["MAC"]);
+        assert_eq!(args.as_str(), "IP=10.0.0.1;X");
+        assert_eq!(args.get("MAC"), None);
     }
 
     #[test]
