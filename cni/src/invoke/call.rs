@@ -57,8 +57,8 @@ impl Call<'_> {
                     path,
                     verb,
                     why,
-                    stdout: String::new(),
-                    stderr: String::new(),
+                    stdout: "".into(),
+                    stderr: "".into(),
                 });
             }
         };
@@ -78,7 +78,7 @@ impl Call<'_> {
             Err(_) if blank => format!("{status}, and it printed no error document"),
             Err(error) => format!("{status}, and what it printed cannot be decoded ({error})"),
         };
-        let stdout = lossy(&stdout[..stdout.len().min(STDOUT_SHOWN)]);
-        Err(InvokeError::Output { kind, path, verb, why, stdout, stderr: lossy(&stderr) })
+        let stdout = lossy(&stdout[..stdout.len().min(STDOUT_SHOWN)]).into();
+        Err(InvokeError::Output { kind, path, verb, why, stdout, stderr: lossy(&stderr).into() })
     }
 }

@@ -70,9 +70,9 @@ pub enum InvokeError {
         /// What is wrong, with the exit status.
         why: String,
         /// The beginning of what it printed.
-        stdout: String,
+        stdout: Box<str>,
         /// The end of what it wrote to stderr.
-        stderr: String,
+        stderr: Box<str>,
     },
     /// The request itself, or the cache of results, is at fault; no plugin was executed for it.
     #[error("{0}")]
