@@ -51,7 +51,9 @@ impl From<Errno> for Failure {
 
 /// The executable of a plugin type in the first directory that has it.
 pub(crate) fn find(kind: &str, path: &[PathBuf]) -> Option<PathBuf> {
-    path.iter().map(|dir| dir.join(kind)).find(|candidate| candidate.is_file())
+    // An empty directory would leave a bare name, which execvp(3) searches in PATH.
+    let dirs = path.iter().filter(|dir| !dir.as_os_str().is_empty());
+    dirs.map(|dir| dir.join(kind)).find(|candidate| candidate.is_file())
 }
 
 /// Runs `program` with this process's environment, in which all of `CNI_…` is replaced by `env`.

@@ -11,6 +11,7 @@ use std::any::Any;
 use std::io::{self, IsTerminal, Read, Write};
 use std::panic::{AssertUnwindSafe, PanicHookInfo};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 /// A CNI plugin. There are no default verbs: every plugin says what each of them does.
 pub trait Plugin {
@@ -58,6 +59,9 @@ pub trait Plugin {
     /// When it could not: codes 50 and 51.
     fn status(&self, request: &Request) -> Result<(), Error>;
 }
+
+/// The version of the configuration, for the hook that reports a panic.
+static SPOKEN: OnceLock<Version> = OnceLock::new();
 
 /// The `main` of a plugin's executable.
 ///
@@ -130,6 +134,8 @@ fn serve(
     let document = read_document(stdin, "the network configuration")?;
     let raw = decode_object(&document, "the network configuration")?;
     *version = version_said(&raw).and_then(|text| text.parse().ok()).unwrap_or(Version::CURRENT);
+    // Only the first one counts, and a process of its own serves only one.
+    let _ = SPOKEN.set(*version);
     let request = Request::new(command, env, raw, plugin.versions())?;
     match command {
         Command::Add => {
@@ -177,8 +183,9 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 fn report_panic(info: &PanicHookInfo<'_>) {
     let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
     let error = panicked(&format!("{}{place}", panic_text(info.payload())));
+    let version = SPOKEN.get().copied().unwrap_or(Version::CURRENT);
     let mut stdout = io::stdout();
     // Nobody is left to tell when this fails; the exit status says enough.
-    let _ = writeln!(stdout, "{}", error.to_json(Version::CURRENT)).and_then(|()| stdout.flush());
+    let _ = writeln!(stdout, "{}", error.to_json(version)).and_then(|()| stdout.flush());
     std::process::exit(1);
 }
