@@ -1,0 +1,327 @@
+//! The elements: what an attachment is in the table. Which maps there are, their keys and values, and both ways of
+//! writing them.
+
+use super::base::TABLE;
+use super::wire::{Writer, attribute, attributes, number, text};
+use crate::firewall::Protocol;
+use std::net::IpAddr;
+
+/// nftables' datatype numbers (libnftables, enum datatypes); a concatenation has six bits for each part.
+mod datatype {
+    pub const IPADDR: u32 = 7;
+    pub const IP6ADDR: u32 = 8;
+    pub const INET_PROTO: u32 = 12;
+    pub const INET_SERVICE: u32 = 13;
+    pub const IFNAME: u32 = 41;
+    pub const VERDICT: u32 = 0xffff_ff00;
+}
+
+/// The verdicts jump and goto (enum nft_verdicts).
+pub const JUMP: i32 = -3;
+pub const GOTO: i32 = -4;
+
+/// The sets and maps of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Map {
+    /// protocol . host port : container address . port
+    Ports4,
+    /// the same for one address of the host
+    Ports4At,
+    Ports6,
+    Ports6At,
+    /// container address : goto the masquerading chain of its subnet
+    Masq4,
+    Masq6,
+    /// container address : jump to what masquerades its own published ports' traffic
+    Hairpin4,
+    Hairpin6,
+    /// bridges that only let in what is theirs
+    Guarded,
+    /// such a bridge twice: in and out
+    GuardedPairs,
+}
+
+impl Map {
+    pub const ALL: [Map; 10] = [
+        Map::Ports4,
+        Map::Ports4At,
+        Map::Ports6,
+        Map::Ports6At,
+        Map::Masq4,
+        Map::Masq6,
+        Map::Hairpin4,
+        Map::Hairpin6,
+        Map::Guarded,
+        Map::GuardedPairs,
+    ];
+    /// The maps of published ports, what belongs to them included.
+    pub const PORTS: [Map; 6] =
+        [Map::Ports4, Map::Ports4At, Map::Ports6, Map::Ports6At, Map::Hairpin4, Map::Hairpin6];
+    pub const MASQUERADE: [Map; 2] = [Map::Masq4, Map::Masq6];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Map::Ports4 => "ports4",
+            Map::Ports4At => "ports4_at",
+            Map::Ports6 => "ports6",
+            Map::Ports6At => "ports6_at",
+            Map::Masq4 => "masq4",
+            Map::Masq6 => "masq6",
+            Map::Hairpin4 => "hairpin4",
+            Map::Hairpin6 => "hairpin6",
+            Map::Guarded => "guarded",
+            Map::GuardedPairs => "guarded_pairs",
+        }
+    }
+
+    /// Is it one where a key is a port of the host?
+    pub fn is_ports(self) -> bool {
+        matches!(self, Map::Ports4 | Map::Ports4At | Map::Ports6 | Map::Ports6At)
+    }
+
+    /// The key's datatype and length.
+    fn key(self) -> (u32, u32) {
+        use datatype::*;
+        let port = INET_PROTO << 6 | INET_SERVICE;
+        match self {
+            Map::Ports4 | Map::Ports6 => (port, 8),
+            Map::Ports4At => (IPADDR << 12 | port, 12),
+            Map::Ports6At => (IP6ADDR << 12 | port, 24),
+            Map::Masq4 | Map::Hairpin4 => (IPADDR, 4),
+            Map::Masq6 | Map::Hairpin6 => (IP6ADDR, 16),
+            Map::Guarded => (IFNAME, 16),
+            Map::GuardedPairs => (IFNAME << 6 | IFNAME, 32),
+        }
+    }
+
+    /// The data's datatype and length, when it is a map.
+    fn data(self) -> Option<(u32, u32)> {
+        use datatype::*;
+        match self {
+            Map::Ports4 | Map::Ports4At => Some((IPADDR << 6 | INET_SERVICE, 8)),
+            Map::Ports6 | Map::Ports6At => Some((IP6ADDR << 6 | INET_SERVICE, 20)),
+            Map::Masq4 | Map::Masq6 | Map::Hairpin4 | Map::Hairpin6 => Some((VERDICT, 0)),
+            Map::Guarded | Map::GuardedPairs => None,
+        }
+    }
+
+    /// The byte orders of key and data as nft wants them in a set's user data (0 for a concatenation, 1 the host's,
+    /// 2 the network's), without which it prints the elements of some types wrongly.
+    fn byte_orders(self) -> (u32, u32) {
+        match self {
+            Map::Masq4 | Map::Masq6 | Map::Hairpin4 | Map::Hairpin6 => (2, 0),
+            Map::Guarded => (1, 0),
+            _ => (0, 0),
+        }
+    }
+
+    /// The attributes of the NEWSET that makes it (enum nft_set_attributes).
+    pub fn write(self, id: u32, w: &mut Writer) {
+        let ((key_type, key_len), data) = (self.key(), self.data());
+        w.str(1, TABLE);
+        w.str(2, self.name());
+        w.u32(3, if data.is_some() { 8 } else { 0 });
+        w.u32(4, key_type);
+        w.u32(5, key_len);
+        if let Some((data_type, data_len)) = data {
+            w.u32(6, data_type);
+            w.u32(7, data_len);
+        }
+        w.u32(10, id);
+        let (key_order, data_order) = self.byte_orders();
+        let mut user = vec![0, 4];
+        user.extend_from_slice(&key_order.to_ne_bytes());
+        if data.is_some() {
+            user.extend_from_slice(&[1, 4]);
+            user.extend_from_slice(&data_order.to_ne_bytes());
+        }
+        w.bytes(13, &user);
+    }
+}
+
+/// Where an element leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// A set's element has none.
+    None,
+    /// Bytes: container address . port.
+    Bytes(Vec<u8>),
+    /// A verdict and the name of its chain.
+    Verdict(i32, String),
+}
+
+/// Which element: the map and the key in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    pub map: Map,
+    pub bytes: Vec<u8>,
+}
+
+/// An element with its owner's tag, which nft shows as its comment (empty: none).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    pub key: Key,
+    pub value: Value,
+    pub tag: String,
+}
+
+/// Appends a field of a concatenation: each is padded to a register of four bytes.
+fn field(to: &mut Vec<u8>, bytes: &[u8]) {
+    to.extend_from_slice(bytes);
+    to.resize(to.len().next_multiple_of(4), 0);
+}
+
+fn octets(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    }
+}
+
+impl Key {
+    /// A published port, of one address of the host or of all of a family's.
+    pub fn port(at: Option<IpAddr>, v6: bool, protocol: Protocol, port: u16) -> Self {
+        let map = match (at.is_some(), v6) {
+            (false, false) => Map::Ports4,
+            (true, false) => Map::Ports4At,
+            (false, true) => Map::Ports6,
+            (true, true) => Map::Ports6At,
+        };
+        let mut bytes = at.map(octets).unwrap_or_default();
+        field(&mut bytes, &[protocol.number()]);
+        field(&mut bytes, &port.to_be_bytes());
+        Key { map, bytes }
+    }
+
+    /// A container's address in `masq` or `hairpin`.
+    pub fn address(v4: Map, v6: Map, addr: IpAddr) -> Self {
+        Key { map: if addr.is_ipv4() { v4 } else { v6 }, bytes: octets(addr) }
+    }
+
+    /// A bridge in `guarded` or, twice, in `guarded_pairs`.
+    pub fn bridge(map: Map, name: &str) -> Self {
+        let mut one = name.as_bytes().to_vec();
+        one.resize(16, 0);
+        let bytes = if map == Map::GuardedPairs { one.repeat(2) } else { one };
+        Key { map, bytes }
+    }
+
+    /// The protocol and port of a key of [`Map::is_ports`].
+    pub fn parts(&self) -> Option<(Protocol, u16)> {
+        let [proto, _, _, _, high, low, _, _] = *self.bytes.last_chunk::<8>()?;
+        Some((Protocol::from_number(proto)?, u16::from_be_bytes([high, low])))
+    }
+
+    /// NFTA_SET_ELEM_KEY alone, within the list element.
+    fn write(&self, w: &mut Writer) {
+        w.nest(1, |w| w.bytes(1, &self.bytes));
+    }
+}
+
+impl Value {
+    /// Container address and port, as dnat takes them from the map.
+    pub fn target(addr: IpAddr, port: u16) -> Self {
+        let mut bytes = octets(addr);
+        field(&mut bytes, &port.to_be_bytes());
+        Value::Bytes(bytes)
+    }
+
+    /// The container's address of a [`Value::target`].
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Value::Bytes(b) if b.len() == 8 => Some(IpAddr::from(*b.first_chunk::<4>()?)),
+            Value::Bytes(b) => Some(IpAddr::from(*b.first_chunk::<16>()?)),
+            _ => None,
+        }
+    }
+
+    fn write(&self, w: &mut Writer) {
+        match self {
+            Value::None => {}
+            Value::Bytes(bytes) => w.nest(2, |w| w.bytes(1, bytes)),
+            Value::Verdict(code, chain) => w.nest(2, |w| verdict(w, *code, Some(chain))),
+        }
+    }
+}
+
+/// NFTA_DATA_VERDICT.
+pub fn verdict(w: &mut Writer, code: i32, chain: Option<&str>) {
+    w.nest(2, |w| {
+        w.u32(1, code as u32);
+        if let Some(chain) = chain {
+            w.str(2, chain);
+        }
+    });
+}
+
+impl Element {
+    pub fn write(&self, w: &mut Writer) {
+        w.nest(1, |w| {
+            self.key.write(w);
+            self.value.write(w);
+            if !self.tag.is_empty() {
+                // One TLV: type 0 (comment), length with the NUL, which libnftables wants at most 128.
+                let mut user = vec![0, (self.tag.len() + 1) as u8];
+                user.extend_from_slice(self.tag.as_bytes());
+                user.push(0);
+                w.bytes(6, &user);
+            }
+        });
+    }
+
+    /// Reads one list element of that map.
+    fn parse(map: Map, attrs: &[u8]) -> Option<Self> {
+        let bytes = attribute(attribute(attrs, 1)?, 1)?.to_vec();
+        let value = match attribute(attrs, 2) {
+            None => Value::None,
+            Some(data) => match (attribute(data, 1), attribute(data, 2)) {
+                (Some(bytes), _) => Value::Bytes(bytes.to_vec()),
+                (_, Some(v)) => Value::Verdict(
+                    attribute(v, 1).and_then(number)? as i32,
+                    attribute(v, 2).map(text).unwrap_or_default(),
+                ),
+                _ => return None,
+            },
+        };
+        Some(Element {
+            key: Key { map, bytes },
+            value,
+            tag: attribute(attrs, 6).map(comment).unwrap_or_default(),
+        })
+    }
+
+    /// Reads the elements of a NEWSETELEM.
+    pub fn parse_all(map: Map, attrs: &[u8]) -> Vec<Self> {
+        let list = attribute(attrs, 3).unwrap_or_default();
+        attributes(list).filter(|(k, _)| *k == 1).filter_map(|(_, e)| Element::parse(map, e)).collect()
+    }
+}
+
+/// The comment in an element's user data.
+fn comment(mut user: &[u8]) -> String {
+    while let [kind, len, rest @ ..] = user {
+        let (value, next) = rest.split_at((*len as usize).min(rest.len()));
+        if *kind == 0 {
+            return text(value);
+        }
+        user = next;
+    }
+    String::new()
+}
+
+/// Writes table and set of a message about elements.
+pub fn head(w: &mut Writer, map: Map) {
+    w.str(1, TABLE);
+    w.str(2, map.name());
+}
+
+/// A question for one element, or for deleting it.
+pub fn list_of_key(w: &mut Writer, key: &Key) {
+    head(w, key.map);
+    w.nest(3, |w| w.nest(1, |w| key.write(w)));
+}
+
+/// The list element of a key, to be put into a list by the caller.
+pub fn key_element(key: &Key, w: &mut Writer) {
+    w.nest(1, |w| key.write(w));
+}

@@ -1,0 +1,254 @@
+//! Rules: the few expressions they are made of (linux/netfilter/nf_tables.h), written as nft itself compiles them, so
+//! that `nft list ruleset` can read them back.
+
+use super::element::{Map, verdict};
+use super::wire::Writer;
+use ipnetwork::IpNetwork;
+use std::net::IpAddr;
+
+/// NFT_REG_1, and the registers of four bytes behind it.
+const REG1: u32 = 1;
+const REG32: u32 = 8;
+/// The verdict register.
+const VERDICT: u32 = 0;
+
+/// Which address of a packet.
+#[derive(Clone, Copy)]
+pub enum Side {
+    Source,
+    Destination,
+}
+
+/// `meta` keys (enum nft_meta_keys).
+#[derive(Clone, Copy)]
+pub enum Meta {
+    Iif = 4,
+    Iifname = 6,
+    Oifname = 7,
+    Nfproto = 15,
+    L4proto = 16,
+}
+
+/// `ct` keys and the bits asked for.
+#[derive(Clone, Copy)]
+pub enum Ct {
+    /// state: established or related
+    Known,
+    /// status: destination translated
+    Dnat,
+}
+
+/// Verdicts of rules.
+pub enum Verdict {
+    Accept,
+    Drop,
+    Return,
+    Jump(&'static str),
+}
+
+/// The expressions of one rule.
+pub struct Rule(Writer);
+
+impl Rule {
+    pub fn new() -> Self {
+        Rule(Writer::default())
+    }
+
+    /// The bytes of NFTA_RULE_EXPRESSIONS' content.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0.buf
+    }
+
+    fn expr(&mut self, name: &str, fill: impl FnOnce(&mut Writer)) {
+        self.0.nest(1, |w| {
+            w.str(1, name);
+            w.nest(2, fill);
+        });
+    }
+
+    fn meta_to(&mut self, key: Meta, register: u32) {
+        self.expr("meta", |w| {
+            w.u32(1, register);
+            w.u32(2, key as u32);
+        });
+    }
+
+    fn compare(&mut self, not: bool, bytes: &[u8]) {
+        self.expr("cmp", |w| {
+            w.u32(1, REG1);
+            w.u32(2, not as u32);
+            w.nest(3, |w| w.bytes(1, bytes));
+        });
+    }
+
+    fn payload(&mut self, base: u32, offset: u32, len: u32, register: u32) {
+        self.expr("payload", |w| {
+            w.u32(1, register);
+            w.u32(2, base);
+            w.u32(3, offset);
+            w.u32(4, len);
+        });
+    }
+
+    fn mask(&mut self, mask: &[u8]) {
+        self.expr("bitwise", |w| {
+            w.u32(1, REG1);
+            w.u32(2, REG1);
+            w.u32(3, mask.len() as u32);
+            w.nest(4, |w| w.bytes(1, mask));
+            w.nest(5, |w| w.bytes(1, &vec![0; mask.len()]));
+        });
+    }
+
+    fn lookup(&mut self, map: Map, to: Option<u32>) {
+        self.expr("lookup", |w| {
+            w.str(1, map.name());
+            w.u32(2, REG1);
+            if let Some(register) = to {
+                w.u32(3, register);
+            }
+        });
+    }
+
+    fn offset(side: Side, v6: bool) -> u32 {
+        match (side, v6) {
+            (Side::Source, false) => 12,
+            (Side::Destination, false) => 16,
+            (Side::Source, true) => 8,
+            (Side::Destination, true) => 24,
+        }
+    }
+
+    /// Matches on NFPROTO_IPV4 or NFPROTO_IPV6.
+    pub fn family(mut self, v6: bool) -> Self {
+        self.meta_to(Meta::Nfproto, REG1);
+        self.compare(false, &[if v6 { 10 } else { 2 }]);
+        self
+    }
+
+    /// `iif != "lo"`: the loopback device has index 1 in every namespace.
+    pub fn not_from_loopback(mut self) -> Self {
+        self.meta_to(Meta::Iif, REG1);
+        self.compare(true, &1u32.to_ne_bytes());
+        self
+    }
+
+    /// `fib daddr type local`
+    pub fn to_this_host(mut self) -> Self {
+        self.expr("fib", |w| {
+            w.u32(1, REG1);
+            w.u32(2, 3);
+            w.u32(3, 2);
+        });
+        self.compare(false, &2u32.to_ne_bytes());
+        self
+    }
+
+    /// `ct state established,related` or `ct status dnat`
+    pub fn ct(mut self, what: Ct) -> Self {
+        let (key, bits) = match what {
+            Ct::Known => (0u32, 6u32),
+            Ct::Dnat => (2, 0x20),
+        };
+        self.expr("ct", |w| {
+            w.u32(1, REG1);
+            w.u32(2, key);
+        });
+        self.mask(&bits.to_ne_bytes());
+        self.compare(true, &[0; 4]);
+        self
+    }
+
+    /// `ip saddr 10.1.0.0/16`: whole bytes are compared as such, as nft does; other lengths through a mask.
+    pub fn address(self, side: Side, net: IpNetwork) -> Self {
+        let v6 = net.is_ipv6();
+        let (addr, mask) = match (net.network(), net.mask()) {
+            (IpAddr::V4(a), IpAddr::V4(m)) => (a.octets().to_vec(), m.octets().to_vec()),
+            (IpAddr::V6(a), IpAddr::V6(m)) => (a.octets().to_vec(), m.octets().to_vec()),
+            _ => return self,
+        };
+        if net.prefix() == 0 {
+            return self.family(v6);
+        }
+        let mut rule = self.family(v6);
+        let offset = Self::offset(side, v6);
+        if net.prefix().is_multiple_of(8) {
+            let len = net.prefix() as usize / 8;
+            rule.payload(1, offset, len as u32, REG1);
+            rule.compare(false, &addr[..len]);
+        } else {
+            rule.payload(1, offset, addr.len() as u32, REG1);
+            rule.mask(&mask);
+            rule.compare(false, &addr);
+        }
+        rule
+    }
+
+    /// `ip saddr vmap @map`
+    pub fn vmap(self, side: Side, v6: bool, map: Map) -> Self {
+        let mut rule = self.family(v6);
+        rule.payload(1, Self::offset(side, v6), if v6 { 16 } else { 4 }, REG1);
+        rule.lookup(map, Some(VERDICT));
+        rule
+    }
+
+    /// `dnat ip to [ip daddr .] meta l4proto . th dport map @map`
+    pub fn dnat(self, v6: bool, at: bool, map: Map) -> Self {
+        let mut rule = self.family(v6);
+        let words = if v6 { 4 } else { 1 };
+        let mut register = REG1;
+        let mut next = REG32;
+        if at {
+            rule.payload(1, Self::offset(Side::Destination, v6), words * 4, REG1);
+            next += words;
+            register = next;
+        }
+        rule.meta_to(Meta::L4proto, register);
+        next += 1;
+        rule.payload(2, 2, 2, next);
+        rule.lookup(map, Some(REG1));
+        rule.expr("nat", |w| {
+            w.u32(1, 1);
+            w.u32(2, if v6 { 10 } else { 2 });
+            w.u32(3, REG1);
+            w.u32(5, REG32 + words);
+        });
+        rule
+    }
+
+    /// `oifname @set`
+    pub fn out_of(mut self, map: Map) -> Self {
+        self.meta_to(Meta::Oifname, REG1);
+        self.lookup(map, None);
+        self
+    }
+
+    /// `iifname . oifname @set`
+    pub fn through(mut self, map: Map) -> Self {
+        self.meta_to(Meta::Iifname, REG1);
+        self.meta_to(Meta::Oifname, REG32 + 4);
+        self.lookup(map, None);
+        self
+    }
+
+    /// `masquerade`
+    pub fn masquerade(mut self) -> Self {
+        self.expr("masq", |_| {});
+        self
+    }
+
+    /// Ends the rule with a verdict.
+    pub fn then(mut self, end: Verdict) -> Self {
+        let (code, chain) = match end {
+            Verdict::Accept => (1, None),
+            Verdict::Drop => (0, None),
+            Verdict::Return => (-5, None),
+            Verdict::Jump(chain) => (super::element::JUMP, Some(chain)),
+        };
+        self.expr("immediate", |w| {
+            w.u32(1, VERDICT);
+            w.nest(2, |w| verdict(w, code, chain));
+        });
+        self
+    }
+}

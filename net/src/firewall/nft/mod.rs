@@ -1,0 +1,224 @@
+//! The nftables backend: one table, `inet weft`, by netlink; no program is run.
+//!
+//! The frame of the table ([`base`]) is made with the first attachment and removed with the last ([`Firewall::tidy`]).
+//! An attachment is a handful of elements in maps, added in one transaction that fails as a whole: a hash insertion each,
+//! whatever is in the table already. Where something stands in its way (no frame yet, no chain for its subnet, a port that
+//! is taken) the refusal says so, and only then is looked at what there is ([`plan`]).
+
+mod base;
+mod element;
+mod expr;
+mod plan;
+mod remove;
+mod socket;
+mod wire;
+
+pub use socket::Sent;
+
+use super::{Firewall, PortMapping, PublishOptions, What, distinct, first_of_each_family, is_stale, targets};
+use crate::{Error, Result, names, names::Owner};
+use base::Target;
+use element::{Element, Key, Map, Value};
+use ipnetwork::IpNetwork;
+use socket::Socket;
+
+/// nftables in the network namespace in which it was opened. It must be used by a thread that is in that namespace.
+pub struct Nftables {
+    socket: Socket,
+}
+
+/// What a caller wants to be in the table: elements, and the chains that they lead to.
+#[derive(Default, Clone, PartialEq, Eq, Debug)]
+struct Wanted {
+    elements: Vec<Element>,
+    chains: Vec<Target>,
+}
+
+impl Wanted {
+    fn element(&mut self, key: Key, value: Value, tag: &str) {
+        self.elements.push(Element { key, value, tag: tag.to_owned() });
+    }
+
+    fn leading_to(&mut self, key: Key, target: Target, tag: &str) {
+        self.element(key, target.value(), tag);
+        self.chains.push(target);
+    }
+
+    fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) {
+        let tag = owner.tag();
+        for net in addrs {
+            self.leading_to(Key::address(Map::Masq4, Map::Masq6, net.ip()), Target::Masquerade(*net), &tag);
+        }
+    }
+
+    fn publish(
+        &mut self,
+        owner: &Owner,
+        addrs: &[IpNetwork],
+        ports: &[PortMapping],
+        options: &PublishOptions,
+    ) -> Result<()> {
+        refuse_iptables_options(options)?;
+        distinct(ports)?;
+        let tag = owner.tag();
+        let before = self.elements.len();
+        for mapping in ports {
+            for (net, at) in targets(addrs, mapping) {
+                let key = Key::port(at, net.is_ipv6(), mapping.protocol, mapping.host_port);
+                self.element(key, Value::target(net.ip(), mapping.container_port), &tag);
+            }
+        }
+        let published: Vec<_> = first_of_each_family(addrs)
+            .filter(|net| self.elements[before..].iter().any(|e| e.value.address() == Some(net.ip())))
+            .collect();
+        for net in published.into_iter().filter(|_| options.snat) {
+            let target = if options.masq_all { Target::HairpinAll } else { Target::Hairpin(net) };
+            self.leading_to(Key::address(Map::Hairpin4, Map::Hairpin6, net.ip()), target, &tag);
+        }
+        Ok(())
+    }
+
+    /// Sorted by map, so that each map's elements go into one message, and each key once.
+    fn sorted(mut self) -> Self {
+        self.elements.sort_by(|a, b| a.key.cmp(&b.key));
+        self.elements.dedup_by(|a, b| a.key == b.key);
+        self.chains.sort();
+        self.chains.dedup();
+        self
+    }
+}
+
+/// What is written in iptables' language has no meaning here; to ignore it would open or shut what was not meant.
+fn refuse_iptables_options(options: &PublishOptions) -> Result<()> {
+    let words = |list: &[String]| (!list.is_empty()).then(|| list.join(" "));
+    let given = [
+        ("conditionsV4", words(&options.conditions_v4)),
+        ("conditionsV6", words(&options.conditions_v6)),
+        ("externalSetMarkChain", options.external_set_mark_chain.clone()),
+    ];
+    match given.into_iter().find_map(|(what, value)| Some((what, value?))) {
+        None => Ok(()),
+        Some((what, value)) => Err(Error::Invalid {
+            what,
+            value,
+            why: "is in iptables' language, which nftables does not take: use the iptables backend".into(),
+        }),
+    }
+}
+
+impl Nftables {
+    /// Opens a netlink socket in the thread's network namespace. Nothing is asked of the kernel yet.
+    pub fn open() -> Result<Self> {
+        Ok(Nftables { socket: Socket::open()? })
+    }
+
+    /// Fails when the kernel has no nftables, or the caller may not use them.
+    pub fn probe(&mut self) -> Result<()> {
+        self.socket.generation().and_then(|generation| match generation {
+            0 => Err(Error::Unsupported("nftables (CONFIG_NF_TABLES)".into())),
+            _ => Ok(()),
+        })
+    }
+
+    /// What was sent so far: what the operations cost.
+    pub fn sent(&self) -> Sent {
+        self.socket.sent
+    }
+}
+
+impl Firewall for Nftables {
+    fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
+        let mut wanted = Wanted::default();
+        wanted.masquerade(owner, addrs);
+        self.put(wanted.sorted())
+    }
+
+    fn unmasquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
+        let keys = addrs.iter().map(|net| Key::address(Map::Masq4, Map::Masq6, net.ip())).collect();
+        self.take(&Map::MASQUERADE, keys, &|tag| owner.same(tag)).map(drop)
+    }
+
+    fn check_masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
+        let mut wanted = Wanted::default();
+        wanted.masquerade(owner, addrs);
+        self.check(&wanted.sorted())
+    }
+
+    fn publish(
+        &mut self,
+        owner: &Owner,
+        addrs: &[IpNetwork],
+        ports: &[PortMapping],
+        options: &PublishOptions,
+    ) -> Result<()> {
+        let mut wanted = Wanted::default();
+        wanted.publish(owner, addrs, ports, options)?;
+        self.put(wanted.sorted())
+    }
+
+    fn unpublish(&mut self, owner: &Owner, ports: &[PortMapping]) -> Result<()> {
+        let keys = ports.iter().flat_map(possible_keys).collect();
+        self.take(&Map::PORTS, keys, &|tag| owner.same(tag)).map(drop)
+    }
+
+    fn check_publish(
+        &mut self,
+        owner: &Owner,
+        addrs: &[IpNetwork],
+        ports: &[PortMapping],
+        options: &PublishOptions,
+    ) -> Result<()> {
+        let mut wanted = Wanted::default();
+        wanted.publish(owner, addrs, ports, options)?;
+        self.check(&wanted.sorted())
+    }
+
+    fn attach(
+        &mut self,
+        owner: &Owner,
+        addrs: &[IpNetwork],
+        ports: &[PortMapping],
+        options: &PublishOptions,
+    ) -> Result<()> {
+        let mut wanted = Wanted::default();
+        wanted.masquerade(owner, addrs);
+        wanted.publish(owner, addrs, ports, options)?;
+        self.put(wanted.sorted())
+    }
+
+    fn guard(&mut self, bridge: &str) -> Result<()> {
+        let mut wanted = Wanted::default();
+        for map in [Map::Guarded, Map::GuardedPairs] {
+            wanted.element(Key::bridge(map, bridge), Value::None, "");
+        }
+        self.put(wanted.sorted())
+    }
+
+    fn unguard(&mut self, bridge: &str) -> Result<()> {
+        let keys = [Map::Guarded, Map::GuardedPairs].map(|map| Key::bridge(map, bridge));
+        self.take(&[], keys.into(), &|_| true).map(drop)
+    }
+
+    fn gc(&mut self, network: &str, what: What, valid: &dyn Fn(&str, &str) -> bool) -> Result<usize> {
+        let network = names::clip_network(network);
+        let maps: &[Map] = match what {
+            What::Masquerade => &Map::MASQUERADE,
+            What::Ports => &Map::PORTS,
+        };
+        self.take(maps, Vec::new(), &|tag| is_stale(tag, &network, valid))
+    }
+
+    fn tidy(&mut self) -> Result<()> {
+        self.remove_unused()
+    }
+}
+
+/// The keys under which a mapping may be found, when the container's addresses are not known.
+fn possible_keys(mapping: &PortMapping) -> Vec<Key> {
+    let at = mapping.host_ip.filter(|ip| !ip.is_unspecified());
+    [false, true]
+        .into_iter()
+        .filter(|v6| mapping.host_ip.is_none_or(|ip| ip.is_ipv6() == *v6))
+        .map(|v6| Key::port(at, v6, mapping.protocol, mapping.host_port))
+        .collect()
+}
