@@ -1,0 +1,1 @@
+//! Taking over what the reference host-local plugin has kept: one file an address in `<dir>/<network>/`.
