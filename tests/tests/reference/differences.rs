@@ -1,0 +1,1 @@
+//! Where Weft does better on purpose than the reference: the listed differences.
