@@ -1,0 +1,179 @@
+//! Real sockets for published ports, in the host's namespace, held for as long as the container runs.
+
+use super::holder;
+use super::proxy::Proxy;
+use crate::paths::Paths;
+use crate::spec::{PortMapping, Protocol, Spec};
+use anyhow::{Result, anyhow, bail};
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+
+/// How often a free port is asked for until one is free in both families.
+const TRIES: usize = 64;
+/// Connections that may wait on a published port's socket.
+const BACKLOG: i32 = 128;
+
+/// The sockets of one mapping.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub mapping: PortMapping,
+    pub sockets: Vec<Socket>,
+}
+
+/// The sockets of all published ports of a container. Dropping it gives the ports back.
+#[derive(Debug)]
+pub struct Held {
+    ports: Vec<Port>,
+}
+
+impl Held {
+    /// The mappings, with the host ports that were chosen.
+    pub fn ports(&self) -> Vec<PortMapping> {
+        self.ports.iter().map(|port| port.mapping).collect()
+    }
+
+    /// Answers on the sockets for what address translation does not catch (IPv6's loopback among it) by passing it on to
+    /// the container. The first address of each family is used; connections over IPv6 to a container without it go to
+    /// its IPv4 address. It goes on in a thread of its own until the [`Proxy`] is dropped, which gives the ports back.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn serve(self, addresses: &[IpAddr]) -> Result<Proxy> {
+        Proxy::start(self.ports, addresses)
+    }
+}
+
+/// Binds the container's published ports in the calling thread's network namespace, which must be the host's.
+///
+/// A mapping without a host address gets a socket in each family that the host has. A mapping without a host port gets a
+/// free one of the kernel's choice, the same in both families.
+///
+/// # Errors
+/// A taken port: names it and who holds it. Nothing stays bound then.
+pub fn bind(paths: &Paths, spec: &Spec) -> Result<Held> {
+    let mut ports: Vec<Port> = Vec::with_capacity(spec.ports.len());
+    for mapping in &spec.ports {
+        match bind_one(mapping) {
+            Ok(port) => ports.push(port),
+            Err(failure) => return Err(explain(paths, &spec.id, mapping, &failure)),
+        }
+    }
+    Ok(Held { ports })
+}
+
+/// The first port of a range that is free now.
+///
+/// # Errors
+/// None is, or the host address is not the host's.
+pub fn free_port(ip: Option<IpAddr>, range: RangeInclusive<u16>, protocol: Protocol) -> Result<u16> {
+    let mut last = None;
+    for host_port in range.clone() {
+        let mapping = PortMapping { host_ip: ip, host_port, container_port: host_port, protocol };
+        match bind_one(&mapping) {
+            Ok(_) => return Ok(host_port),
+            Err(failure) => last = Some(failure),
+        }
+    }
+    match last {
+        Some(Failure { address, error }) if error.kind() != io::ErrorKind::AddrInUse => {
+            bail!("cannot publish a port of {}-{} on {}: {error}", range.start(), range.end(), address.ip())
+        }
+        _ => bail!("cannot publish: every port of {}-{}/{protocol} is taken", range.start(), range.end()),
+    }
+}
+
+/// Which address could not be bound, and why.
+struct Failure {
+    address: SocketAddr,
+    error: io::Error,
+}
+
+fn bind_one(mapping: &PortMapping) -> Result<Port, Failure> {
+    let addresses = match mapping.host_ip {
+        Some(ip) => vec![ip],
+        None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+    };
+    let any_family = mapping.host_ip.is_none();
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match bind_all(mapping, &addresses, any_family) {
+            // The port that the kernel chose for IPv4 is taken in IPv6: another one.
+            Err(Failure { error, .. })
+                if mapping.host_port == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < TRIES => {}
+            other => return other,
+        }
+    }
+}
+
+fn bind_all(mapping: &PortMapping, addresses: &[IpAddr], any_family: bool) -> Result<Port, Failure> {
+    let mut port = Port { mapping: *mapping, sockets: Vec::with_capacity(addresses.len()) };
+    for ip in addresses {
+        let address = SocketAddr::new(*ip, port.mapping.host_port);
+        match socket(mapping.protocol, address) {
+            Ok((socket, chosen)) => {
+                port.mapping.host_port = chosen;
+                port.sockets.push(socket);
+            }
+            // A host without this family, or a kernel without SCTP: there is no port that anyone could take.
+            Err(error) if missing(&error, mapping.protocol) || (any_family && ip.is_ipv6() && no_ipv6(&error)) => {}
+            Err(error) => return Err(Failure { address, error }),
+        }
+    }
+    if port.mapping.host_port == 0 {
+        let address = SocketAddr::new(addresses[0], 0);
+        let error = io::Error::new(io::ErrorKind::Unsupported, "this kernel has no such socket, name a host port");
+        return Err(Failure { address, error });
+    }
+    Ok(port)
+}
+
+/// Whether the kernel has no SCTP; then address translation alone publishes the port.
+fn missing(error: &io::Error, protocol: Protocol) -> bool {
+    protocol == Protocol::Sctp
+        && matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::ESOCKTNOSUPPORT))
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// A bound socket and its port.
+fn socket(protocol: Protocol, address: SocketAddr) -> io::Result<(Socket, u16)> {
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (Type::STREAM, libc::IPPROTO_TCP),
+        Protocol::Udp => (Type::DGRAM, libc::IPPROTO_UDP),
+        Protocol::Sctp => (Type::STREAM, libc::IPPROTO_SCTP),
+    };
+    let socket = Socket::new(Domain::for_address(address), kind, Some(number.into()))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if protocol != Protocol::Udp {
+        // Connections that are not quite closed must not keep a port from its next container.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&SockAddr::from(address))?;
+    if protocol != Protocol::Udp {
+        socket.listen(BACKLOG)?;
+    }
+    let chosen = socket.local_addr()?.as_socket().map_or(address.port(), |address| address.port());
+    Ok((socket, chosen))
+}
+
+fn explain(paths: &Paths, id: &str, mapping: &PortMapping, failure: &Failure) -> anyhow::Error {
+    let Failure { address, error } = failure;
+    let (port, protocol) = (mapping.host_port, mapping.protocol);
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let by = holder::find(paths, id, mapping, *address);
+            anyhow!("port {port}/{protocol} on {} is already in use{by}", address.ip())
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            anyhow!("cannot publish port {port}/{protocol}: {} is no address of this host", address.ip())
+        }
+        _ => anyhow!("cannot publish port {port}/{protocol} on {}: {error}", address.ip()),
+    }
+}
