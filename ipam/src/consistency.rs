@@ -33,9 +33,10 @@ pub(crate) fn check(view: View<'_>) -> Result<()> {
         known += 2 + leases(view, *net, network)? + lists(view, *net, network, meta.next_seq)?;
         for record in view.scan(&keys::prefix(keys::CURSOR, *net))? {
             let (key, value) = record?;
-            let range = key.get(5..).and_then(RangeId::split);
-            ensure(range.is_some_and(|(_, rest)| rest.is_empty()), || format!("a range of {network}"))?;
-            Cursor::decode(value)?;
+            match key.get(5..).and_then(RangeId::split) {
+                Some((range, [])) => Cursor::decode(range, value)?,
+                _ => return Err(Error::damaged(format!("a range of {network} cannot be read"))),
+            };
             known += 1;
         }
         for record in view.scan(&keys::prefix(keys::HINT, *net))? {

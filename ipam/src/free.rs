@@ -44,11 +44,16 @@ impl Cursor {
         [self.next.to_be_bytes(), self.left.to_be_bytes()].concat()
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Cursor> {
+    /// Reads a cursor, which must be within its range: it says what is given out.
+    pub(crate) fn decode(range: RangeId, bytes: &[u8]) -> Result<Cursor> {
+        let (start, end) = (number(range.start), number(range.end));
         let fields = || {
             let (next, rest) = bytes.split_first_chunk::<16>()?;
             let left = <[u8; 16]>::try_from(rest).ok()?;
-            Some(Cursor { next: u128::from_be_bytes(*next), left: u128::from_be_bytes(left) })
+            let cursor = Cursor { next: u128::from_be_bytes(*next), left: u128::from_be_bytes(left) };
+            let within =
+                (start..=end).contains(&cursor.next) && cursor.left <= (end - start).saturating_add(1);
+            within.then_some(cursor)
         };
         fields().ok_or_else(|| Error::damaged("the cursor of a range cannot be read"))
     }
@@ -84,8 +89,9 @@ impl View<'_> {
     }
 
     fn cursor(&self, net: Net, range: &Range) -> Result<Cursor> {
-        match self.get(&keys::cursor(net, RangeId::of(range)))? {
-            Some(bytes) => Cursor::decode(bytes),
+        let id = RangeId::of(range);
+        match self.get(&keys::cursor(net, id))? {
+            Some(bytes) => Cursor::decode(id, bytes),
             None => Ok(Cursor::new(range, self.hint(net, range)?.map(|(_, last)| last))),
         }
     }

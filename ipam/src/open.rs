@@ -174,6 +174,13 @@ fn examine(dir: &Path, boot: &str) -> Result<Option<String>> {
         return Ok(None);
     }
     let mut note = None;
+    // An empty file that was never examined is what a process left that was killed as it made the store.
+    if let Some(file) = data(dir)?
+        && file.metadata().is_ok_and(|m| m.len() == 0)
+        && dir.join(BOOT).symlink_metadata().is_err()
+    {
+        remove(&dir.join(DATA))?;
+    }
     if let Some(file) = data(dir)?
         && let Err(fault) = sound(dir, &file)?
     {
