@@ -4,15 +4,30 @@
 
 #![deny(unsafe_code)]
 
+mod addr;
+mod batch;
+mod change;
 mod error;
+mod link;
 pub mod names;
+mod neigh;
 mod netlink;
 pub mod ns;
+pub mod route;
 pub mod socket;
+pub mod sysctl;
 pub mod testns;
+mod vlan;
 pub mod wire;
 
+pub use addr::{Addr, NewAddr};
+pub use batch::{Batch, Outcome, Ticket};
+pub use change::{Bridge, LinkSet, On, PortSet, Veth};
 pub use error::{Error, Refusal, Result};
-pub use names::Owner;
+pub use link::{Bridging, Link, Port, mac_text, parse_mac};
+pub use names::{DEAD_GROUP, Owner};
+pub use neigh::{Fdb, Neigh};
 pub use netlink::Netlink;
 pub use ns::Netns;
+pub use route::{Family, Route, RouteFilter};
+pub use vlan::Vlans;

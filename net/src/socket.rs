@@ -186,6 +186,8 @@ impl Channel {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !answers.refusals.is_empty() => {
                     break;
                 }
+                // More refusals than the socket holds: the kernel dropped the later ones, and says so once.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
                 Err(error) => return Err(Error::io("read the kernel's answer", error)),
             }
             let mut done = false;

@@ -1,0 +1,155 @@
+//! A batch: several changes to links, addresses, routes and neighbours of one namespace, sent to the kernel in one
+//! system call. The kernel applies them in order, and goes on after one that it refuses; [`Netlink::run`] then reports the
+//! first, by its description. What to undo is for the caller to know.
+
+use crate::error::{Error, Refusal, Result};
+use crate::link::{self, Link};
+use crate::netlink::Netlink;
+use crate::socket::{Answers, Outgoing, emit};
+
+/// Changes to be sent together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub(crate) out: Outgoing,
+    ops: Vec<Op>,
+}
+
+#[derive(Debug)]
+struct Op {
+    /// What it does, for the error: "add address 10.1.0.5/16 to eth0".
+    what: String,
+    /// A kernel feature that EOPNOTSUPP means is missing.
+    needs: Option<&'static str>,
+    /// The kind of link that it creates.
+    creates: Option<String>,
+    /// Error numbers that are as good as success.
+    passes: &'static [i32],
+}
+
+/// A lookup in a batch, to be redeemed at its [`Outcome`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(usize);
+
+/// What the lookups of a batch found.
+#[derive(Debug)]
+pub struct Outcome {
+    answers: Answers,
+}
+
+impl Outcome {
+    /// The link that [`Batch::lookup`] asked for; None when there is none.
+    pub fn link(&self, ticket: Ticket) -> Option<Link> {
+        self.answers.reply(ticket.0).and_then(Link::parse)
+    }
+}
+
+/// What a deletion may find: the object gone.
+const GONE: &[i32] = &[libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL];
+
+impl Batch {
+    /// No change yet.
+    pub fn new() -> Batch {
+        Batch::default()
+    }
+
+    /// True when there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// How many messages there are.
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Adds a change.
+    pub(crate) fn push(
+        &mut self,
+        what: String,
+        kind: u16,
+        flags: u16,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> &mut Batch {
+        self.out.change(kind, flags, body);
+        self.ops.push(Op { what, needs: None, creates: None, passes: &[] });
+        self
+    }
+
+    /// Has the last change succeed when the object exists already.
+    pub fn or_existing(&mut self) -> &mut Batch {
+        self.passing(&[libc::EEXIST])
+    }
+
+    /// Has the last change succeed when the object does not exist.
+    pub fn or_missing(&mut self) -> &mut Batch {
+        self.passing(GONE)
+    }
+
+    fn passing(&mut self, passes: &'static [i32]) -> &mut Batch {
+        if let Some(op) = self.ops.last_mut() {
+            op.passes = passes;
+        }
+        self
+    }
+
+    /// Says what the kernel lacks when it does not support the last change.
+    pub(crate) fn needing(&mut self, feature: &'static str) -> &mut Batch {
+        if let Some(op) = self.ops.last_mut() {
+            op.needs = Some(feature);
+        }
+        self
+    }
+
+    /// Says which kind of link the last change creates.
+    pub(crate) fn of_kind(&mut self, kind: &str) -> &mut Batch {
+        if let Some(op) = self.ops.last_mut() {
+            op.creates = Some(kind.to_owned());
+        }
+        self
+    }
+
+    /// Looks a link up, after the changes before it: the index and MAC of a link that the batch creates come back in the
+    /// same exchange.
+    pub fn lookup(&mut self, name: &str) -> Ticket {
+        let message = link::request(0, Some(name));
+        let number = self.out.lookup(libc::RTM_GETLINK, 0, |bytes| emit(bytes, &message));
+        self.ops.push(Op {
+            what: format!("look up interface {name}"),
+            needs: None,
+            creates: None,
+            passes: GONE,
+        });
+        Ticket(number)
+    }
+}
+
+impl Op {
+    fn error(self, refusal: Refusal) -> Error {
+        if refusal.errno == libc::EOPNOTSUPP {
+            // rtnl_newlink() of net/core/rtnetlink.c, which tells an unknown kind from one that refuses a setting.
+            let unknown = refusal.text.as_deref() == Some("Unknown device type");
+            match (self.creates, self.needs) {
+                (Some(kind), _) if unknown => return Error::Unsupported(format!("{kind} devices")),
+                (_, Some(feature)) => return Error::Unsupported(feature.to_owned()),
+                _ => {}
+            }
+        }
+        Error::Kernel { what: self.what, refusal }
+    }
+}
+
+impl Netlink {
+    /// Sends the batch in one system call. All its changes are tried; an error is the first that was refused.
+    pub fn run(&mut self, batch: Batch) -> Result<Outcome> {
+        let mut answers = self.channel.exchange(batch.out)?;
+        let mut ops: Vec<Option<Op>> = batch.ops.into_iter().map(Some).collect();
+        answers.refusals.sort_by_key(|(number, _)| *number);
+        for (number, refusal) in &answers.refusals {
+            let op = ops.get_mut(*number).and_then(Option::take);
+            if let Some(op) = op.filter(|op| !op.passes.contains(&refusal.errno)) {
+                return Err(op.error(refusal.clone()));
+            }
+        }
+        Ok(Outcome { answers })
+    }
+}

@@ -1,0 +1,150 @@
+//! Neighbours (which hardware address an IP address has on a link) and the forwarding database of bridges and VXLAN
+//! devices (behind which port, or remote host, a hardware address is).
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState,
+};
+
+use crate::addr::{family_of, ip_of};
+use crate::batch::Batch;
+use crate::error::Result;
+use crate::link::mac_text;
+use crate::netlink::Netlink;
+use crate::socket::emit;
+use crate::wire;
+
+/// NDA_* of linux/neighbour.h.
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NDA_VLAN: u16 = 5;
+
+/// A neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neigh {
+    /// The index of the link.
+    pub index: u32,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its hardware address; None while it is not known.
+    pub mac: Option<[u8; 6]>,
+    /// Entered for good (NUD_PERMANENT), not learned.
+    pub permanent: bool,
+}
+
+/// An entry of a forwarding database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fdb {
+    /// The index of the bridge port, or of the VXLAN device.
+    pub index: u32,
+    /// The hardware address.
+    pub mac: [u8; 6],
+    /// Of a VXLAN device: the remote host.
+    pub dst: Option<IpAddr>,
+    /// The VLAN.
+    pub vlan: Option<u16>,
+    /// Entered for good, not learned.
+    pub permanent: bool,
+}
+
+fn neighbour(family: AddressFamily, index: u32, mac: Option<[u8; 6]>) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    message.header.ifindex = index;
+    message.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
+    message
+}
+
+impl Batch {
+    /// Enters a neighbour for good, in the place of what is known of it.
+    pub fn neigh_replace(&mut self, index: u32, ip: IpAddr, mac: [u8; 6]) -> &mut Batch {
+        let mut message = neighbour(family_of(ip), index, Some(mac));
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::Destination(ip.into()));
+        let what = format!("set neighbour {ip} ({}) on interface number {index}", mac_text(mac));
+        self.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, |bytes| emit(bytes, &message))
+    }
+
+    /// Forgets a neighbour.
+    pub fn neigh_del(&mut self, index: u32, ip: IpAddr) -> &mut Batch {
+        let mut message = neighbour(family_of(ip), index, None);
+        message.attributes.push(NeighbourAttribute::Destination(ip.into()));
+        let what = format!("remove neighbour {ip} from interface number {index}");
+        self.push(what, libc::RTM_DELNEIGH, 0, |bytes| emit(bytes, &message))
+    }
+
+    /// Enters a hardware address into the device's own forwarding database (`self`): of a VXLAN device with the remote
+    /// host.
+    pub fn fdb_replace(&mut self, index: u32, mac: [u8; 6], dst: Option<IpAddr>) -> &mut Batch {
+        let message = forwarding(index, mac, dst);
+        let what = format!("set forwarding of {} on interface number {index}", mac_text(mac));
+        self.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, |bytes| emit(bytes, &message))
+    }
+
+    /// Takes a hardware address out of the device's own forwarding database.
+    pub fn fdb_del(&mut self, index: u32, mac: [u8; 6], dst: Option<IpAddr>) -> &mut Batch {
+        let message = forwarding(index, mac, dst);
+        let what = format!("remove forwarding of {} from interface number {index}", mac_text(mac));
+        self.push(what, libc::RTM_DELNEIGH, 0, |bytes| emit(bytes, &message))
+    }
+}
+
+fn forwarding(index: u32, mac: [u8; 6], dst: Option<IpAddr>) -> NeighbourMessage {
+    let mut message = neighbour(AddressFamily::Bridge, index, Some(mac));
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes.extend(dst.map(|dst| NeighbourAttribute::Destination(dst.into())));
+    message
+}
+
+impl Netlink {
+    /// The neighbours on the link with that index, or on all; the kernel picks them.
+    pub fn neighs(&mut self, index: Option<u32>) -> Result<Vec<Neigh>> {
+        self.entries("list the neighbours", AddressFamily::Unspec, index, |header, attributes| {
+            let ip = wire::find(attributes, NDA_DST).and_then(ip_of)?;
+            let mac = wire::find(attributes, NDA_LLADDR).and_then(|mac| mac.try_into().ok());
+            let permanent = header.state == NeighbourState::Permanent;
+            Some(Neigh { index: header.ifindex, ip, mac, permanent })
+        })
+    }
+
+    /// The forwarding databases of all bridges and VXLAN devices, or the entries of the port or device with that index.
+    pub fn fdb(&mut self, index: Option<u32>) -> Result<Vec<Fdb>> {
+        self.entries("list the forwarding database", AddressFamily::Bridge, None, |header, attributes| {
+            let mac = wire::find(attributes, NDA_LLADDR).and_then(|mac| mac.try_into().ok())?;
+            let entry = Fdb {
+                index: header.ifindex,
+                mac,
+                dst: wire::find(attributes, NDA_DST).and_then(ip_of),
+                vlan: wire::find(attributes, NDA_VLAN).and_then(wire::u16_of),
+                permanent: header.state == NeighbourState::Permanent,
+            };
+            index.is_none_or(|index| index == entry.index).then_some(entry)
+        })
+    }
+
+    fn entries<T>(
+        &mut self,
+        what: &str,
+        family: AddressFamily,
+        index: Option<u32>,
+        take: impl Fn(&NeighbourHeader, &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        let mut message = neighbour(family, 0, None);
+        message.attributes.extend(index.map(NeighbourAttribute::IfIndex));
+        let mut body = Vec::new();
+        emit(&mut body, &message);
+        self.channel.strict();
+        self.channel.dump(what, libc::RTM_GETNEIGH, &body, |kind, body| {
+            let header = NeighbourHeader::parse(body).ok().filter(|_| kind == libc::RTM_NEWNEIGH)?;
+            // Older kernels ignore the filter.
+            if index.is_some_and(|index| index != header.ifindex) {
+                return None;
+            }
+            take(&header, body.get(header.buffer_len()..)?)
+        })
+    }
+}
