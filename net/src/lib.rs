@@ -8,6 +8,7 @@ mod addr;
 mod batch;
 mod change;
 mod error;
+pub mod firewall;
 mod link;
 pub mod names;
 mod neigh;
