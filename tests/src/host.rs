@@ -2,10 +2,10 @@
 
 use crate::command::{self, Output, Running};
 use crate::snapshot::{Leak, Snapshot};
-use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long one command may take. Far more than any needs: it only keeps a test that hangs from hanging for ever.
@@ -21,8 +21,13 @@ pub struct Host {
     /// While this is open, the machine lives.
     life: Option<ChildStdin>,
     pid: u32,
-    baseline: RefCell<Option<Snapshot>>,
-    tolerated: RefCell<Vec<String>>,
+    baseline: Mutex<Option<Snapshot>>,
+    tolerated: Mutex<Vec<String>>,
+}
+
+/// A lock that a failed test on another thread may have poisoned.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Default for Host {
@@ -53,8 +58,7 @@ impl Host {
             let _ = holder.wait();
             panic!("the kernel gives no namespaces (are you root?)");
         };
-        let host =
-            Host { holder, life, pid, baseline: RefCell::new(None), tolerated: RefCell::new(Vec::new()) };
+        let host = Host { holder, life, pid, baseline: Mutex::new(None), tolerated: Mutex::new(Vec::new()) };
         host.note_baseline();
         host
     }
@@ -132,7 +136,8 @@ impl Host {
     /// From now on this is what the machine has to look like at its end.
     #[track_caller]
     pub fn note_baseline(&self) {
-        self.baseline.replace(Some(Snapshot::take(self)));
+        let now = Snapshot::take(self);
+        *lock(&self.baseline) = Some(now);
     }
 
     /// What the machine looks like now.
@@ -143,17 +148,16 @@ impl Host {
 
     /// Lines of a leak report that contain `text` are no leak on this machine; say why where it is called.
     pub fn tolerate(&self, text: &str) {
-        self.tolerated.borrow_mut().push(text.to_owned());
+        lock(&self.tolerated).push(text.to_owned());
     }
 
     /// What is there now and was not at first, or the other way round, once things have settled.
     #[track_caller]
     pub fn leak(&self) -> Option<Leak> {
-        let baseline = self.baseline.borrow();
-        let baseline = baseline.as_ref()?;
+        let baseline = lock(&self.baseline).clone()?;
         let start = Instant::now();
         loop {
-            let leak = baseline.compare(&self.snapshot(), &self.tolerated.borrow());
+            let leak = baseline.compare(&self.snapshot(), &lock(&self.tolerated));
             if leak.is_none() || start.elapsed() > SETTLE {
                 return leak;
             }

@@ -30,11 +30,10 @@ impl Host {
 }
 
 impl<'h> Weft<'h> {
-    /// A command of the runtime whose environment can still be changed. Words are separated by single blanks, and
-    /// `\u{a0}` (a hard blank) stands for a blank inside a word.
+    /// A command of the runtime whose environment can still be changed. Words are separated by white space; what is
+    /// between single quotes is kept together.
     pub fn command(&self, line: &str) -> Command {
-        let words: Vec<String> =
-            line.split_whitespace_ascii().map(|word| word.replace('\u{a0}', " ")).collect();
+        let words = words(line);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut command = self.host.command(crate::dist().join("bin/runtime"), &words);
         command.env("CNI_PATH", crate::weft_cni());
@@ -83,14 +82,32 @@ pub(crate) fn traffic_volume() -> String {
     format!("-v {}:/traffic:ro", dir.display())
 }
 
-trait SplitAscii {
-    fn split_whitespace_ascii(&self) -> impl Iterator<Item = &str>;
-}
-
-impl SplitAscii for str {
-    fn split_whitespace_ascii(&self) -> impl Iterator<Item = &str> {
-        self.split([' ', '\n']).filter(|word| !word.is_empty())
+/// Splits a line into words as a shell does that knows single quotes alone.
+fn words(line: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let (mut in_word, mut quoted) = (false, false);
+    for c in line.chars() {
+        match c {
+            '\'' => {
+                quoted = !quoted;
+                if !in_word {
+                    words.push(String::new());
+                    in_word = true;
+                }
+            }
+            c if c.is_whitespace() && !quoted => in_word = false,
+            c => {
+                if !in_word {
+                    words.push(String::new());
+                    in_word = true;
+                }
+                if let Some(word) = words.last_mut() {
+                    word.push(c);
+                }
+            }
+        }
     }
+    words
 }
 
 impl Container<'_> {
@@ -166,5 +183,15 @@ impl Container<'_> {
         let pid = about["State"]["Pid"].as_u64().unwrap_or(0);
         assert!(pid > 0, "a running container has a PID: {}", about["State"]);
         pid as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn quotes_keep_words_together() {
+        assert_eq!(words("run  sh -c 'echo a; echo b' ''"), ["run", "sh", "-c", "echo a; echo b", ""]);
     }
 }

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         ["hold"] => hold::outer(),
         ["hold-init"] => hold::init(),
         ["tcp-serve", addr, name] => tcp::serve(addr, name),
-        ["tcp", addr] => tcp::ask(addr, 2000),
+        ["tcp", addr] => tcp::ask(addr, 5000),
         ["tcp", addr, ms] => ms.parse().map_err(Into::into).and_then(|ms| tcp::ask(addr, ms)),
         ["udp-serve", addr, name] => udp::serve(addr, name),
         ["udp", addr] => udp::ask(addr, 2000, 0),

@@ -1,0 +1,75 @@
+//! Bad input to the runtime: an error, the right exit code, and nothing changed.
+
+use tests::Host;
+
+/// Each of these must fail with this code, say something, and change nothing.
+fn refused(code: i32, lines: &[&str]) {
+    let host = Host::new();
+    let weft = host.weft();
+    weft.run("network create --subnet 192.168.10.1/24 testbridge").ok();
+    host.note_baseline();
+    for line in lines {
+        let out = weft.run(line).code(code);
+        assert!(out.stdout.is_empty() && !out.stderr.trim().is_empty(), "{out}");
+        assert!(!out.stderr.contains("panicked"), "{out}");
+    }
+    host.assert_as_before();
+}
+
+#[test]
+fn run_refuses_bad_options() {
+    refused(
+        125,
+        &[
+            "run --rm --network testbridge -p 70000:80 true",
+            "run --rm --network testbridge -p 80:0 true",
+            "run --rm --network testbridge -p 8000-8005:80-81 true",
+            "run --rm --network testbridge -p a:b true",
+            "run --rm --network testbridge -p 80:80/icmp true",
+            "run --rm --network testbridge --ip 192.168.99.1 true",
+            "run --rm --network testbridge --ip 192.168.10.1 true",
+            "run --rm --network testbridge --ip not-an-address true",
+            "run --rm --network testbridge --mac-address zz:zz true",
+            "run --rm --network nowhere true",
+            "run --rm --name a/b --network none true",
+            "run --rm --name -x --network none true",
+            "run --rm --network none -p 80:80 -v relative:/x:bad true",
+        ],
+    );
+}
+
+#[test]
+fn network_create_refuses_bad_options() {
+    refused(
+        1,
+        &[
+            "network create a/b",
+            "network create .a",
+            "network create --subnet 10.0.0.0/99 a",
+            "network create --subnet nonsense a",
+            "network create --subnet 10.0.0.0/31 a",
+            "network create --driver no-such-driver a",
+            "network create --subnet 10.66.0.0/24 --gateway 10.67.0.1 a",
+            "network create --subnet 10.66.0.0/24 --ip-range 10.67.0.0/28 a",
+            "network create testbridge",
+            "network rm no-such-network",
+            "network inspect no-such-network",
+        ],
+    );
+}
+
+#[test]
+fn commands_on_containers_that_are_not_there_fail() {
+    refused(
+        1,
+        &[
+            "stop nobody",
+            "kill nobody",
+            "logs nobody",
+            "port nobody",
+            "wait nobody",
+            "inspect nobody",
+            "exec nobody true",
+        ],
+    );
+}
