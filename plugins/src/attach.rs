@@ -1,0 +1,169 @@
+//! A container's interface: a veth pair in one exchange with the kernel, then everything inside the container in another.
+
+use crate::errors::{Coded, EXISTS};
+use cni::Error;
+use cni::types::{Interface, Route as RouteConf};
+use ipnetwork::IpNetwork;
+use net::{
+    Batch, Family, Link, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth, dead, mac_text, sysctl,
+};
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+/// A random hardware address, locally administered. Links get theirs with their creation: one that the kernel chose would
+/// be replaced behind our back by udev's MACAddressPolicy, and a bridge's would change with its ports.
+pub fn random_mac() -> [u8; 6] {
+    // Seeded by getrandom(2).
+    let [a, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
+    [(a & 0xfc) | 0x02, b, c, d, e, f]
+}
+
+/// What the pair is to be.
+pub struct Wanted<'a> {
+    /// Who it is for.
+    pub owner: &'a Owner,
+    /// The container's namespace.
+    pub netns: &'a Netns,
+    /// Its path, as results name it.
+    pub sandbox: Option<String>,
+    /// The container's hardware address; `None`: a random one.
+    pub mac: Option<[u8; 6]>,
+    /// MTU of both ends in bytes; `None`: the kernel's choice.
+    pub mtu: Option<u32>,
+    /// The bridge that the host's end is a port of.
+    pub master: u32,
+    /// How it is a port.
+    pub port: PortSet,
+}
+
+/// A pair that was made.
+pub struct Pair {
+    /// The host's end.
+    pub host: Link,
+    /// Both ends as results have them.
+    pub interfaces: [Interface; 2],
+}
+
+/// The kernel's socket in the container, opened before anything is changed.
+///
+/// # Errors
+/// Code 103 when the interface exists already.
+pub fn open_container(netns: &Netns, ifname: &str) -> Result<Netlink, Error> {
+    let mut netlink = Netlink::open_in(netns).coded()?;
+    if netlink.link(ifname).coded()?.is_some() {
+        return Err(Error::new(EXISTS, format!("the container has an interface {ifname} already")));
+    }
+    Ok(netlink)
+}
+
+/// Makes the pair: the host's end up and in its bridge, the container's end down.
+pub fn make_pair(netlink: &mut Netlink, wanted: &Wanted<'_>) -> Result<Pair, Error> {
+    let name = wanted.owner.host_veth();
+    let alias = wanted.owner.alias();
+    let (mac, peer_mac) = (random_mac(), wanted.mac.unwrap_or_else(random_mac));
+    let veth = Veth {
+        mac: Some(mac),
+        peer_mac: Some(peer_mac),
+        mtu: wanted.mtu,
+        master: Some(wanted.master),
+        alias: Some(&alias),
+        port: wanted.port,
+        ..Veth::new(&name, &wanted.owner.ifname, wanted.netns)
+    };
+    let host = match netlink.create_veth(&veth) {
+        // The container has no such interface, so what has our name is left of an attachment that died half-way.
+        Err(error) if error.is_existing() => {
+            dead::detach(netlink, &name, None, "").coded()?;
+            netlink.create_veth(&veth)
+        }
+        made => made,
+    };
+    let host = host.coded()?;
+    // As the reference plugins leave it. Without IPv6 there is no such setting.
+    sysctl::set_if_there(&sysctl::conf(Family::V6, &name, "accept_ra"), "0").coded()?;
+    let interface = |name: &str, mac, sandbox| Interface {
+        name: name.to_owned(),
+        mac: Some(mac_text(mac)),
+        sandbox,
+        ..Interface::default()
+    };
+    let container = interface(&wanted.owner.ifname, peer_mac, wanted.sandbox.clone());
+    Ok(Pair { interfaces: [interface(&name, mac, None), container], host })
+}
+
+/// What the container's interface gets.
+#[derive(Default)]
+pub struct Settings<'a> {
+    /// Its addresses.
+    pub addresses: &'a [IpNetwork],
+    /// The container's routes, each with its next hop.
+    pub routes: &'a [RouteConf],
+    /// Whether duplicate addresses are looked for.
+    pub dad: bool,
+}
+
+/// Brings the container's interface up and gives it addresses and routes: everything in one exchange.
+pub fn configure(
+    netns: &Netns,
+    netlink: &mut Netlink,
+    ifname: &str,
+    index: u32,
+    settings: &Settings<'_>,
+) -> Result<(), Error> {
+    netns.run(|| prepare(ifname, settings)).coded()??;
+    let mut batch = Batch::new();
+    for &net in settings.addresses {
+        // With IPv6 an address without NODAD cannot be used for a second or two.
+        batch.addr_add(index, &NewAddr { nodad: !settings.dad, ..NewAddr::new(net) });
+    }
+    batch.set(index, &LinkSet { up: Some(true), arp_notify: Some(true), ..LinkSet::default() });
+    for route in settings.routes {
+        // The route to an address's own subnet comes with the address; asking for it again is no error.
+        batch.route_add(&kernel_route(index, route)).or_existing();
+    }
+    netlink.run(batch).coded()?;
+    Ok(())
+}
+
+/// The settings that the kernel takes only through /proc; this thread is in the container.
+fn prepare(ifname: &str, settings: &Settings<'_>) -> Result<(), Error> {
+    let set = |name: &str, key: &str, value: &str| {
+        sysctl::set_if_there(&sysctl::conf(Family::V6, name, key), value).coded().map(drop)
+    };
+    if settings.addresses.iter().any(IpNetwork::is_ipv6) {
+        set("lo", "disable_ipv6", "0")?;
+        set(ifname, "disable_ipv6", "0")?;
+        set(ifname, "keep_addr_on_down", "1")?;
+    }
+    if settings.dad {
+        set(ifname, "enhanced_dad", "1")?;
+    }
+    set(ifname, "accept_dad", if settings.dad { "1" } else { "0" })
+}
+
+/// A route as the kernel gets it.
+pub fn kernel_route(index: u32, route: &RouteConf) -> Route {
+    Route {
+        oif: Some(index),
+        gw: route.gw,
+        mtu: route.mtu,
+        advmss: route.advmss,
+        priority: route.priority,
+        // 0 is "unspecified", which the kernel takes for the main table.
+        table: route.table,
+        scope: route.scope,
+        ..Route::to(route.dst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_hardware_addresses_are_local_and_unicast() {
+        for _ in 0..100 {
+            assert_eq!(random_mac()[0] & 3, 2);
+        }
+        assert_ne!(random_mac(), random_mac());
+    }
+}

@@ -1,0 +1,142 @@
+//! ADD: everything is opened and checked; then lease, bridge, link, firewall, each undone when a later one fails.
+
+use super::conf::Conf;
+use super::{link, vlan};
+use super::lock::BridgeLock;
+use super::result::{complete, kernel_routes};
+use crate::attach::{self, Settings, Wanted};
+use crate::errors::Coded;
+use crate::firewall::owner;
+use crate::ipam_client::{self, Ipam};
+use crate::netns;
+use crate::rollback::Rollback;
+use cni::Error;
+use cni::request::Request;
+use cni::types::{AddResult, Interface};
+use ipnetwork::IpNetwork;
+use std::time::Duration;
+use net::{Link, Netlink, Netns, Owner, PortSet, dead, sysctl};
+
+/// How long duplicate address detection may take; the kernel needs one to two seconds.
+const DAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves an ADD.
+pub fn add(request: &Request) -> Result<AddResult, Error> {
+    let conf = Conf::of(request)?;
+    let ipam = Ipam::of(request)?;
+    if !ipam.is_some() {
+        AddResult::default().check_version(request.conf.version)?;
+    }
+    if conf.mac_spoof_check {
+        return Err(Error::unsupported_field("macspoofchk", "true"));
+    }
+    let netns = netns::open(request)?;
+    let owner = owner(request);
+    let mut host = Netlink::open().coded()?;
+    let mut container = attach::open_container(&netns, &request.ifname)?;
+    link::inspect(&mut host, &conf)?;
+    let mut firewall = conf.masquerade.map(|backend| backend.open()).transpose()?;
+
+    let mut rollback = Rollback::new();
+    rollback.on_failure("the addresses", || ipam_client::del(request));
+    let mut result = match ipam.add(request) {
+        Ok(result) => result,
+        Err(error) => {
+            // Nothing was given, and a second ADD of a container must not take the first one's address away.
+            rollback.keep();
+            return Err(error);
+        }
+    };
+    let gateways = if ipam.is_some() { complete(&mut result, &conf)? } else { Vec::new() };
+    result.check_version(request.conf.version)?;
+    let addresses: Vec<IpNetwork> = result.ips.iter().map(|ip| ip.address).collect();
+
+    let lock = BridgeLock::shared()?;
+    let (bridge, made) = link::ensure(&mut host, &conf)?;
+    if made {
+        rollback.on_failure("the bridge", || remove_bridge(&conf));
+    }
+    let gateway_link = vlan::gateway_link(&mut host, &conf, &bridge)?;
+    link::ensure_addresses(&mut host, &gateway_link, &gateways, conf.force_address)?;
+    forwarding(&gateways)?;
+
+    rollback.on_failure("the link", || remove_link(&owner, &netns));
+    let wanted = Wanted {
+        owner: &owner,
+        netns: &netns,
+        sandbox: netns::sandbox(request),
+        mac: conf.mac,
+        mtu: conf.mtu,
+        master: bridge.index,
+        port: PortSet {
+            hairpin: conf.hairpin.then_some(true),
+            isolated: conf.port_isolation.then_some(true),
+            ..PortSet::default()
+        },
+    };
+    let pair = attach::make_pair(&mut host, &wanted)?;
+    vlan::set_port(&mut host, &conf, pair.host.index)?;
+    if !conf.disable_container_interface {
+        let index = pair.host.peer_index.unwrap_or_default();
+        let routes = kernel_routes(&result);
+        let settings = Settings { addresses: &addresses, routes: &routes, dad: conf.dad };
+        attach::configure(&netns, &mut container, &request.ifname, index, &settings)?;
+        // The kernel acts on the new carrier in the background; asked for the link, it does so first. Then the port
+        // forwards, and the container's first packet is not lost.
+        host.link_at(pair.host.index).coded()?;
+        if conf.dad {
+            container.wait_for_dad(index, DAD_PATIENCE).coded()?;
+        }
+    }
+    drop(lock);
+
+    if let Some(firewall) = &mut firewall {
+        rollback.on_failure("the masquerading", || {
+            conf.masquerade.map_or(Ok(()), |backend| backend.open()?.unmasquerade(&owner, &[]).coded())
+        });
+        firewall.masquerade(&owner, &addresses).coded()?;
+    }
+    if conf.same_bridge {
+        crate::firewall::Backend::Nftables.open()?.guard(&conf.bridge).coded()?;
+    }
+    let interface = |link: &Link| Interface {
+        name: link.name.clone(),
+        mac: link.mac_text(),
+        ..Interface::default()
+    };
+    result.interfaces = vec![interface(&bridge)];
+    result.interfaces.extend(pair.interfaces);
+    if gateway_link.index != bridge.index && !gateways.is_empty() {
+        result.interfaces.push(interface(&gateway_link));
+    }
+    if !request.conf.dns.is_empty() {
+        result.dns = request.conf.dns.clone();
+    }
+    rollback.keep();
+    Ok(result)
+}
+
+/// The host forwards packets of the families for which it is the gateway.
+fn forwarding(gateways: &[IpNetwork]) -> Result<(), Error> {
+    if gateways.iter().any(IpNetwork::is_ipv4) {
+        sysctl::set("net/ipv4/ip_forward", "1").coded()?;
+    }
+    if gateways.iter().any(IpNetwork::is_ipv6) {
+        sysctl::set("net/ipv6/conf/all/forwarding", "1").coded()?;
+    }
+    Ok(())
+}
+
+/// Takes the veth out of service, if it exists.
+fn remove_link(owner: &Owner, netns: &Netns) -> Result<(), Error> {
+    let mut netlink = Netlink::open().coded()?;
+    if dead::detach(&mut netlink, &owner.host_veth(), Some(netns), &owner.ifname).coded()? {
+        dead::reap_soon(crate::firewall::tidy_quietly).coded()?;
+    }
+    Ok(())
+}
+
+/// Takes back a bridge that only this ADD wanted.
+fn remove_bridge(conf: &Conf) -> Result<(), Error> {
+    link::remove_if_unused(&mut Netlink::open().coded()?, conf).map(drop)
+}

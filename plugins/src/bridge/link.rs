@@ -1,0 +1,172 @@
+//! The bridge itself: made on demand, kept by name, given the gateways' addresses, removed when nobody needs it.
+
+use super::conf::Conf;
+use super::lock::BridgeLock;
+use crate::attach::random_mac;
+use crate::errors::{Coded, EXISTS};
+use cni::Error;
+use cni::code::INVALID_CONFIG;
+use ipnetwork::IpNetwork;
+use net::names::BRIDGE_ALIAS;
+use net::{Batch, Bridge, Family, Link, LinkSet, Netlink, NewAddr, sysctl};
+
+/// Whether the bridge can be used or made: what can be known before anything is changed.
+///
+/// # Errors
+/// Code 7 when the name is another device's, code 2 when this kernel's bridges know no VLANs.
+pub fn inspect(netlink: &mut Netlink, conf: &Conf) -> Result<Option<Link>, Error> {
+    let found = netlink.link(&conf.bridge).coded()?;
+    if let Some(link) = &found {
+        let Some(bridging) = link.bridge else {
+            let kind = link.kind.as_deref().unwrap_or("physical");
+            let msg = format!("the interface {:?} is no bridge but a {kind} device", conf.bridge);
+            return Err(Error::new(INVALID_CONFIG, msg));
+        };
+        if conf.needs_vlans() && bridging.vlan_filtering.is_none() {
+            return Err(no_vlans(conf));
+        }
+    } else if conf.needs_vlans() && !net::probe::bridge_vlan_filtering().coded()? {
+        return Err(no_vlans(conf));
+    }
+    Ok(found)
+}
+
+fn no_vlans(conf: &Conf) -> Error {
+    let error = match conf.vlan {
+        Some(vlan) => Error::unsupported_field("vlan", vlan),
+        None => Error::unsupported_field("vlanTrunk", format!("{:?}", conf.trunk)),
+    };
+    error.details("this kernel has no bridge VLAN filtering")
+}
+
+/// The bridge as the configuration wants it, and whether it was made now. Several ADDs at once make one bridge.
+pub fn ensure(netlink: &mut Netlink, conf: &Conf) -> Result<(Link, bool), Error> {
+    let wanted = Bridge {
+        name: &conf.bridge,
+        mac: Some(random_mac()),
+        mtu: conf.mtu,
+        vlan_filtering: conf.needs_vlans(),
+        default_pvid: None,
+        alias: Some(BRIDGE_ALIAS),
+        up: true,
+    };
+    let (link, made) = match inspect(netlink, conf)? {
+        Some(link) => (link, false),
+        None => match netlink.create_bridge(&wanted) {
+            Ok(link) => (link, true),
+            // Another ADD was quicker.
+            Err(error) if error.is_existing() => {
+                let vanished = || Error::try_again(format!("bridge {} came and went", conf.bridge));
+                (inspect(netlink, conf)?.ok_or_else(vanished)?, false)
+            }
+            Err(error) => return Err(crate::errors::from_net(&error)),
+        },
+    };
+    let mut batch = Batch::new();
+    if !link.up || (conf.promisc && !link.promisc) {
+        let promisc = conf.promisc.then_some(true);
+        batch.set(link.index, &LinkSet { up: Some(true), promisc, ..LinkSet::default() });
+    }
+    if conf.needs_vlans() && link.bridge.is_some_and(|bridge| bridge.vlan_filtering == Some(false)) {
+        batch.bridge_vlan_filtering(link.index, true);
+    }
+    if !batch.is_empty() {
+        netlink.run(batch).coded()?;
+    }
+    // A container must not tell the host its routes. Without IPv6 there is no such setting.
+    let accept_ra = sysctl::conf(Family::V6, &conf.bridge, "accept_ra");
+    sysctl::set_if_there(&accept_ra, "0").coded()?;
+    Ok((link, made))
+}
+
+/// What must change so that a link has these addresses: (to remove, to add).
+fn plan(name: &str, has: &[IpNetwork], wanted: &[IpNetwork], force: bool) -> Result<(Vec<IpNetwork>, Vec<IpNetwork>), Error> {
+    let mut remove = Vec::new();
+    let missing: Vec<IpNetwork> = wanted.iter().filter(|address| !has.contains(address)).copied().collect();
+    for address in &missing {
+        // IPv6 has room for several subnets; a bridge has one IPv4 address.
+        let in_the_way = |other: &&IpNetwork| {
+            other.is_ipv4() == address.is_ipv4()
+                && !wanted.contains(other)
+                && (address.is_ipv4() || other.contains(address.ip()) || address.contains(other.ip()))
+        };
+        for other in has.iter().filter(in_the_way) {
+            if !force {
+                let msg = format!("bridge {name} has the address {other}, not {address}");
+                let details = "another network uses this bridge; forceAddress replaces the address";
+                return Err(Error::new(EXISTS, msg).details(details));
+            }
+            if !remove.contains(other) {
+                remove.push(*other);
+            }
+        }
+    }
+    Ok((remove, missing))
+}
+
+/// Gives a link the gateways' addresses.
+pub fn ensure_addresses(netlink: &mut Netlink, link: &Link, wanted: &[IpNetwork], force: bool) -> Result<(), Error> {
+    let has: Vec<IpNetwork> = netlink.addrs(Some(link.index)).coded()?.iter().map(|addr| addr.net).collect();
+    let (remove, add) = plan(&link.name, &has, wanted, force)?;
+    let mut batch = Batch::new();
+    for address in remove {
+        batch.addr_del(link.index, address).or_missing();
+    }
+    for address in add {
+        // Nobody else has it, and the first packet of a container must not wait for the kernel to find that out.
+        batch.addr_add(link.index, &NewAddr::new(address)).or_existing();
+    }
+    if !batch.is_empty() {
+        netlink.run(batch).coded()?;
+    }
+    Ok(())
+}
+
+/// Removes the bridge if Weft made it and it has no port. Returns whether it did.
+pub fn remove_if_unused(netlink: &mut Netlink, conf: &Conf) -> Result<bool, Error> {
+    let Some(_lock) = BridgeLock::exclusive()? else { return Ok(false) };
+    let Some(link) = netlink.link(&conf.bridge).coded()? else { return Ok(false) };
+    let ours = |link: &Link| link.alias.as_deref() == Some(BRIDGE_ALIAS);
+    let ports = netlink.links_of_master(link.index).coded()?;
+    if !ours(&link) || !ports.iter().all(ours) {
+        return Ok(false);
+    }
+    // Ports of ours are the host's legs in VLANs.
+    for port in ports {
+        netlink.delete(port.index).coded()?;
+    }
+    netlink.delete(link.index).coded()?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(list: &[&str]) -> Vec<IpNetwork> {
+        list.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_bridge_has_one_ipv4_address_unless_it_is_forced() {
+        let (has, wanted) = (nets(&["10.1.0.1/16"]), nets(&["10.2.0.1/16"]));
+        assert_eq!(plan("b", &has, &has, false).unwrap(), (vec![], vec![]));
+        let error = plan("b", &has, &wanted, false).unwrap_err();
+        assert!(error.code == EXISTS && error.msg.contains("10.1.0.1/16"), "{error}");
+        assert_eq!(plan("b", &has, &wanted, true).unwrap(), (has, wanted));
+    }
+
+    #[test]
+    fn ipv6_subnets_live_side_by_side_unless_they_overlap() {
+        let has = nets(&["fe80::1/64", "fd00:1::1/64"]);
+        let wanted = nets(&["fd00:2::1/64"]);
+        assert_eq!(plan("b", &has, &wanted, false).unwrap(), (vec![], wanted));
+        assert!(plan("b", &has, &nets(&["fd00:1::2/48"]), false).is_err());
+    }
+
+    #[test]
+    fn addresses_of_one_network_do_not_stand_in_each_others_way() {
+        let wanted = nets(&["10.1.0.1/24", "10.2.0.1/24"]);
+        assert_eq!(plan("b", &wanted[..1], &wanted, false).unwrap(), (vec![], nets(&["10.2.0.1/24"])));
+    }
+}

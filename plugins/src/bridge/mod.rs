@@ -1,0 +1,135 @@
+//! bridge: the container's interface is one end of a veth pair whose other end is a port of a bridge of the host.
+
+mod add;
+mod check;
+mod conf;
+mod link;
+mod lock;
+mod result;
+mod vlan;
+
+use crate::errors::{Coded, Failures};
+use crate::firewall::{self, owner};
+use crate::ipam_client::{self, Ipam};
+use crate::netns;
+use cni::Error;
+use cni::plugin::Plugin;
+use cni::request::Request;
+use cni::types::AddResult;
+use conf::Conf;
+use net::firewall::{Firewall, What, nft::Nftables};
+use net::names::clip_network;
+use net::{DEAD_GROUP, Netlink, Netns, Owner, dead};
+
+/// The plugin.
+pub struct Bridge;
+
+impl Plugin for Bridge {
+    fn name(&self) -> &'static str {
+        "bridge"
+    }
+
+    fn about(&self) -> String {
+        crate::about("bridge")
+    }
+
+    fn add(&self, request: &Request) -> Result<AddResult, Error> {
+        add::add(request)
+    }
+
+    /// Every step is taken, whatever becomes of the others, and none needs what ADD returned.
+    fn del(&self, request: &Request) -> Result<(), Error> {
+        let owner = owner(request);
+        let netns = netns::open_for_del(request);
+        let mut failures = Failures::default();
+        failures.note(detach(&owner, netns.as_ref()));
+        failures.note(ipam_client::del(request));
+        match Conf::of(request) {
+            Ok(Conf { masquerade: Some(backend), .. }) => {
+                let addresses: Vec<_> = request.conf.prev_result.iter().flat_map(|result| &result.ips).collect();
+                let addresses: Vec<_> = addresses.iter().map(|ip| ip.address).collect();
+                let removed = backend.open().and_then(|mut firewall| firewall.unmasquerade(&owner, &addresses).coded());
+                failures.note(removed);
+            }
+            Ok(_) => {}
+            Err(error) => eprintln!("bridge: DEL goes on without reading the whole configuration: {error}"),
+        }
+        failures.note(dead::reap_soon(firewall::tidy_quietly).coded().map(drop));
+        failures.outcome()
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        check::check(request)
+    }
+
+    fn gc(&self, request: &Request) -> Result<(), Error> {
+        gc(request)
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        let conf = Conf::of(request)?;
+        let unusable = |error: Error| Error { code: cni::code::NOT_AVAILABLE, ..error };
+        link::inspect(&mut Netlink::open().coded()?, &conf).map_err(unusable)?;
+        if let Some(backend) = conf.masquerade {
+            backend.open().map_err(unusable)?;
+        }
+        Ipam::of(request)?.status(request)
+    }
+}
+
+/// Takes the container's link out of service.
+fn detach(owner: &Owner, netns: Option<&Netns>) -> Result<(), Error> {
+    let mut host = Netlink::open().coded()?;
+    if dead::detach(&mut host, &owner.host_veth(), netns, &owner.ifname).coded()? {
+        return Ok(());
+    }
+    // The reference plugins give the host's end a random name. What they made is found from its other end.
+    let Some(netns) = netns else { return Ok(()) };
+    let mut container = Netlink::open_in(netns).coded()?;
+    match container.link(&owner.ifname).coded()? {
+        Some(link) if link.kind.as_deref() == Some("veth") => container.delete(link.index).coded(),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what stale attachments of the network left: links, addresses, masquerading; and with no valid attachment at
+/// all the bridge that Weft made, when nobody else has a port in it.
+fn gc(request: &Request) -> Result<(), Error> {
+    let conf = Conf::of(request)?;
+    let mut failures = Failures::default();
+    let mut host = Netlink::open().coded()?;
+    failures.note(sweep_links(&mut host, request));
+    failures.note(dead::reap(&mut host).coded());
+    failures.note(ipam_client::gc(request));
+    if let Some(backend) = conf.masquerade {
+        failures.note(firewall::gc(request, backend, What::Masquerade));
+    }
+    if request.conf.valid_attachments.as_ref().is_some_and(Vec::is_empty) {
+        let removed = failures.value(link::remove_if_unused(&mut host, &conf));
+        if removed == Some(true) {
+            eprintln!("network {}: bridge {} removed, nobody uses it", request.conf.name, conf.bridge);
+            if conf.same_bridge {
+                let unguarded = Nftables::open().and_then(|mut nft| nft.unguard(&conf.bridge)).coded();
+                failures.note(unguarded);
+            }
+        }
+        if let Ok(mut nft) = Nftables::open() {
+            failures.note(nft.tidy().coded());
+        }
+    }
+    failures.outcome()
+}
+
+fn sweep_links(host: &mut Netlink, request: &Request) -> Result<(), Error> {
+    let network = clip_network(&request.conf.name);
+    let valid = firewall::valid(request);
+    let mut failures = Failures::default();
+    for link in host.links().coded()? {
+        let Some(owner) = link.alias.as_deref().and_then(Owner::parse_alias) else { continue };
+        if link.group != DEAD_GROUP && owner.network == network && !valid(&owner.container, &owner.ifname) {
+            eprintln!("network {}: link {} of {} removed", request.conf.name, link.name, owner.tag());
+            failures.note(dead::detach(host, &link.name, None, &owner.ifname).coded().map(drop));
+        }
+    }
+    failures.outcome()
+}

@@ -1,0 +1,64 @@
+//! VLANs of the bridge: those of the container's port, and the host's own leg where the gateway of a VLAN is.
+
+use super::conf::Conf;
+use crate::attach::random_mac;
+use crate::errors::Coded;
+use cni::Error;
+use net::names::BRIDGE_ALIAS;
+use net::{Batch, Family, Link, LinkSet, Netlink, Netns, Owner, Veth, Vlans, sysctl};
+
+/// The VLAN that the kernel gives new ports.
+const DEFAULT: u16 = 1;
+
+/// Gives a port the configured VLANs.
+pub fn set_port(netlink: &mut Netlink, conf: &Conf, index: u32) -> Result<(), Error> {
+    if !conf.needs_vlans() {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    if !conf.preserve_default_vlan {
+        batch.vlan_del(index, &Vlans::access(DEFAULT), false).coded()?.or_missing();
+    }
+    if let Some(vlan) = conf.vlan {
+        batch.vlan_add(index, &Vlans::access(vlan), false).coded()?;
+    }
+    for &(first, last) in &conf.trunk {
+        batch.vlan_add(index, &Vlans::tagged(first, last), false).coded()?;
+    }
+    netlink.run(batch).coded().map(drop)
+}
+
+/// The link that has the gateways' addresses: the bridge, or in a VLAN a veth `<bridge>.<vlan>` whose other end is a port
+/// of that VLAN.
+pub fn gateway_link(netlink: &mut Netlink, conf: &Conf, bridge: &Link) -> Result<Link, Error> {
+    let Some(vlan) = conf.vlan.filter(|_| conf.is_gateway) else { return Ok(bridge.clone()) };
+    let name = leg(&conf.bridge, vlan);
+    if let Some(link) = netlink.link(&name).coded()? {
+        return Ok(link);
+    }
+    let here = Netns::current().coded()?;
+    let port = Owner::new("bridge", &*conf.bridge, vlan.to_string()).host_veth();
+    let veth = Veth {
+        mac: Some(random_mac()),
+        peer_mac: Some(random_mac()),
+        mtu: bridge.mtu,
+        master: Some(bridge.index),
+        alias: Some(BRIDGE_ALIAS),
+        ..Veth::new(&port, &name, &here)
+    };
+    match netlink.create_veth(&veth) {
+        Ok(made) => set_port(netlink, &Conf { trunk: Vec::new(), ..conf.clone() }, made.index)?,
+        // Another ADD was quicker.
+        Err(error) if error.is_existing() => {}
+        Err(error) => return Err(crate::errors::from_net(&error)),
+    }
+    let link = netlink.need_link(&name).coded()?;
+    netlink.set(link.index, &LinkSet { up: Some(true), ..LinkSet::default() }).coded()?;
+    sysctl::set_if_there(&sysctl::conf(Family::V6, &name, "accept_ra"), "0").coded()?;
+    Ok(link)
+}
+
+/// The name of the host's leg in a VLAN.
+pub fn leg(bridge: &str, vlan: u16) -> String {
+    format!("{bridge}.{vlan}")
+}

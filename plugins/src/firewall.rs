@@ -1,0 +1,69 @@
+//! Which firewall a configuration means, and what every plugin that uses one does alike.
+
+use crate::errors::Coded;
+use cni::Error;
+use cni::request::Request;
+use net::Owner;
+use net::firewall::{Firewall, What, ipt::Iptables, nft::Nftables};
+use net::names::clip_container;
+
+/// Who writes the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// nftables, by netlink.
+    Nftables,
+    /// The iptables program.
+    Iptables,
+    /// nftables where the kernel has it, else iptables.
+    Auto,
+}
+
+impl Backend {
+    /// Opens the firewall of the thread's network namespace.
+    ///
+    /// # Errors
+    /// When this host does not have it.
+    pub fn open(self) -> Result<Box<dyn Firewall>, Error> {
+        let nftables = || Nftables::open().map(|nft| Box::new(nft) as Box<dyn Firewall>);
+        let iptables = || Iptables::new().map(|ipt| Box::new(ipt) as Box<dyn Firewall>);
+        match self {
+            Backend::Nftables => nftables(),
+            Backend::Iptables => iptables(),
+            Backend::Auto => match nftables() {
+                Err(net::Error::Unsupported(_)) => iptables(),
+                opened => opened,
+            },
+        }
+        .coded()
+    }
+}
+
+/// Who owns what a request puts into the kernel.
+pub fn owner(request: &Request) -> Owner {
+    Owner::new(&*request.conf.name, &*request.container_id, &*request.ifname)
+}
+
+/// The test whether an attachment is still valid, for GC. Containers are asked about as they stand in tags, long IDs
+/// clipped.
+pub fn valid(request: &Request) -> impl Fn(&str, &str) -> bool {
+    let listed = request.conf.valid_attachments.iter().flatten();
+    let listed: Vec<_> = listed.map(|each| (clip_container(&each.container_id), each.ifname.clone())).collect();
+    move |container, ifname| listed.iter().any(|(id, name)| id == container && name == ifname)
+}
+
+/// Removes what stale attachments of the network left in the firewall, and the empty frame.
+pub fn gc(request: &Request, backend: Backend, what: What) -> Result<(), Error> {
+    let mut firewall = backend.open()?;
+    let removed = firewall.gc(&request.conf.name, what, &valid(request)).coded()?;
+    if removed > 0 {
+        eprintln!("network {}: {removed} stale entries removed from the firewall", request.conf.name);
+    }
+    firewall.tidy().coded()
+}
+
+/// Drops the empty frame. For the child that outlives a DEL: nobody is left to hear of an error.
+pub fn tidy_quietly() {
+    if let Ok(mut nft) = Nftables::open() {
+        let _ = nft.tidy();
+    }
+}

@@ -1,0 +1,116 @@
+//! A plugin's IPAM: Weft's own in process, any other by executing it as the specification says (section 4).
+
+use crate::{hostlocal, static_ipam};
+use cni::request::Request;
+use cni::types::AddResult;
+use cni::{Error, delegate};
+
+/// The arguments that Weft's IPAM plugins know, and those of the plugins that call them.
+const KNOWN_ARGS: [&str; 3] = ["IP", "GATEWAY", "MAC"];
+
+/// The IPAM that a configuration asks for, its part of the configuration checked.
+pub enum Ipam<'r> {
+    /// None: layer 2 alone.
+    None,
+    /// host-local, in process.
+    HostLocal(Box<hostlocal::Conf>),
+    /// static, in process.
+    Static(static_ipam::Conf),
+    /// Another plugin, by its type.
+    Foreign(&'r str),
+}
+
+/// The request as a delegate gets it: without our own argument, which it would refuse.
+fn forwarded(request: &Request) -> Request {
+    let mut forwarded = request.clone();
+    if !request.args.ignore_unknown() {
+        forwarded.args = request.args.without(&["MAC"]);
+    }
+    forwarded
+}
+
+impl<'r> Ipam<'r> {
+    /// Reads the configuration for ADD, CHECK and STATUS; nothing is changed.
+    ///
+    /// # Errors
+    /// Codes 4 and 7 for what is wrong in the arguments and in the configuration.
+    pub fn of(request: &'r Request) -> Result<Ipam<'r>, Error> {
+        let Some(kind) = request.conf.ipam_kind() else {
+            request.args.only(&["MAC"])?;
+            return Ok(Ipam::None);
+        };
+        Ok(match kind {
+            "host-local" => {
+                request.args.only(&KNOWN_ARGS)?;
+                Ipam::HostLocal(Box::new(hostlocal::Conf::of(request)?))
+            }
+            "static" => {
+                request.args.only(&KNOWN_ARGS)?;
+                Ipam::Static(static_ipam::Conf::of(request)?)
+            }
+            kind => {
+                cni::validate::kind(kind)?;
+                Ipam::Foreign(kind)
+            }
+        })
+    }
+
+    /// Whether there is any.
+    pub fn is_some(&self) -> bool {
+        !matches!(self, Ipam::None)
+    }
+
+    /// Asks for addresses. When a foreign plugin fails, its DEL is called before this returns.
+    pub fn add(&self, request: &Request) -> Result<AddResult, Error> {
+        match self {
+            Ipam::None => Ok(AddResult::default()),
+            Ipam::HostLocal(conf) => hostlocal::add(request, conf),
+            Ipam::Static(conf) => Ok(conf.result()),
+            Ipam::Foreign(kind) => {
+                let request = forwarded(request);
+                delegate::add(&request, kind).inspect_err(|_| {
+                    if let Err(error) = delegate::del(&request, kind) {
+                        eprintln!("{kind} DEL after its failed ADD: {error}");
+                    }
+                })
+            }
+        }
+    }
+
+    /// Are the addresses still held?
+    pub fn check(&self, request: &Request) -> Result<(), Error> {
+        match self {
+            Ipam::None => Ok(()),
+            Ipam::HostLocal(conf) => hostlocal::check(request, conf),
+            Ipam::Static(conf) => conf.check(request),
+            Ipam::Foreign(kind) => delegate::check(&forwarded(request), kind),
+        }
+    }
+
+    /// Could addresses be given?
+    pub fn status(&self, request: &Request) -> Result<(), Error> {
+        match self {
+            Ipam::HostLocal(conf) => hostlocal::status(request, conf),
+            Ipam::Foreign(kind) => delegate::status(&forwarded(request), kind),
+            Ipam::None | Ipam::Static(_) => Ok(()),
+        }
+    }
+}
+
+/// Gives the addresses back. It reads no more of the configuration than it must.
+pub fn del(request: &Request) -> Result<(), Error> {
+    match request.conf.ipam_kind() {
+        None | Some("static") => Ok(()),
+        Some("host-local") => hostlocal::del(request),
+        Some(kind) => delegate::del(&forwarded(request), kind),
+    }
+}
+
+/// Gives back what belongs to no valid attachment.
+pub fn gc(request: &Request) -> Result<(), Error> {
+    match request.conf.ipam_kind() {
+        None | Some("static") => Ok(()),
+        Some("host-local") => hostlocal::gc(request),
+        Some(kind) => delegate::gc(request, kind),
+    }
+}

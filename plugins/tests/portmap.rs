@@ -1,0 +1,255 @@
+//! portmap after a bridge: published ports answer from everywhere they should, and go without a trace.
+
+mod common;
+
+use common::{Host, address, bridge, with};
+use serde_json::{Value, json};
+
+/// A server that answers each connection on a TCP port with the client's address.
+const SERVER: &str = "import socket,sys
+s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind((sys.argv[1], int(sys.argv[2])))
+s.listen()
+while True:
+    c, a = s.accept()
+    c.sendall(a[0].encode())
+    c.close()
+";
+
+/// Connects and prints what the server said.
+const CLIENT: &str = "import socket,sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)
+print(s.recv(100).decode())
+";
+
+struct Published {
+    host: Host,
+    /// The bridge's configuration.
+    web: Value,
+    /// portmap's, with the result of the bridge's ADD.
+    map: Value,
+    result: Value,
+    servers: Vec<std::process::Child>,
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
+
+fn portmap(ports: Value) -> Value {
+    json!({"cniVersion": "1.1.0", "name": "web", "type": "portmap", "runtimeConfig": {"portMappings": ports}})
+}
+
+/// A host with a link to a second machine (192.0.2.2), and container c1 with a server on port 80 behind port 8080.
+fn published(ports: Value, keys: Value) -> Published {
+    let host = Host::new();
+    host.netns("c1");
+    host.netns("far");
+    host.sh(
+        "ip link add up type veth peer name up netns far && ip addr add 192.0.2.1/24 dev up && ip link set up up && \
+         ip -n far addr add 192.0.2.2/24 dev up && ip -n far link set up up && ip -n far route add default via 192.0.2.1",
+    );
+    let mut web = with(&bridge("web", "10.5.0.0/24"), json!({"ipMasq": true}));
+    web["ipam"]["ranges"] = json!([[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd00:5::/64"}]]);
+    let result = host.about("ADD", &web, "c1").run().ok();
+    let map = with(&with(&portmap(ports), keys), json!({"prevResult": result}));
+    let mut published = Published { host, web, map, result, servers: Vec::new() };
+    for address in ["0.0.0.0", "::"] {
+        published.serve("c1", address, 80);
+    }
+    let passed_on = published.host.about("ADD", &published.map, "c1").run().ok();
+    assert_eq!(passed_on, published.result);
+    published
+}
+
+impl Published {
+    fn serve(&mut self, id: &str, address: &str, port: u16) {
+        let mut command = self.host.command("ip");
+        let port = port.to_string();
+        command.args(["netns", "exec", id, "python3", "-c", SERVER, address, &port]);
+        self.servers.push(command.spawn().unwrap());
+        self.host.eventually(&format!("ip netns exec {id} ss -ltn | grep -qF '{address}:{port}' || ip netns exec {id} ss -ltn | grep -qF '[::]:{port}'"));
+    }
+
+    /// Connects from a namespace, or with "" from the host; the address that the server saw.
+    fn get(&self, from: &str, to: &str, port: u16) -> Option<String> {
+        let enter = if from.is_empty() { String::new() } else { format!("ip netns exec {from} ") };
+        let (success, text) = self.host.try_sh(&format!("{enter}python3 -c '{CLIENT}' {to} {port}"));
+        success.then_some(text)
+    }
+}
+
+fn tcp(host: u16, container: u16) -> Value {
+    json!([{"hostPort": host, "containerPort": container, "protocol": "tcp"}])
+}
+
+#[test]
+fn a_published_port_answers_from_everywhere() {
+    let mut published = published(tcp(8080, 80), json!({}));
+    published.host.netns("c2");
+    published.host.about("ADD", &published.web, "c2").run().ok();
+    let own = address(&published.result, 0);
+    for (from, to) in [("", "127.0.0.1"), ("", "192.0.2.1"), ("far", "192.0.2.1"), ("c2", "192.0.2.1"), ("c1", "192.0.2.1")] {
+        let seen = published.get(from, to, 8080);
+        assert!(seen.is_some(), "{from} to {to}: {}", published.host.sh("nft list ruleset; ip addr"));
+        if from == "far" {
+            // The container sees who it is that comes from afar.
+            assert_eq!(seen.as_deref(), Some("192.0.2.2"));
+        }
+    }
+    assert_eq!(published.get("", "fd00:5::1", 8080).as_deref().map(|seen| seen.contains(':')), Some(true));
+    // A port of another machine that has the same number is not taken.
+    published.serve("far", "0.0.0.0", 8080);
+    assert_eq!(published.get("c1", "192.0.2.2", 8080).as_deref(), Some("192.0.2.1"), "masqueraded, not redirected");
+    let check = with(&published.map, json!({"prevResult": published.result}));
+    published.host.about("CHECK", &check, "c1").run().ok();
+    assert_ne!(own, "");
+}
+
+#[test]
+fn del_leaves_nothing_also_without_the_ports_and_the_result() {
+    for keys in [json!({}), json!({"runtimeConfig": null}), json!({"prevResult": null, "runtimeConfig": {}})] {
+        let published = published(tcp(8080, 80), json!({}));
+        let host = &published.host;
+        let map = with(&published.map, keys);
+        for _ in 0..2 {
+            host.about("DEL", &map, "c1").run().ok();
+        }
+        assert_eq!(published.get("far", "192.0.2.1", 8080), None);
+        host.about("DEL", &published.web, "c1").run().ok();
+        host.eventually("test -z \"$(nft list ruleset)\"");
+    }
+}
+
+#[test]
+fn a_taken_port_is_refused_by_name_and_one_of_a_dead_container_is_not() {
+    let published = published(tcp(8080, 80), json!({}));
+    let host = &published.host;
+    host.netns("c2");
+    let result = host.about("ADD", &published.web, "c2").run().ok();
+    let before = host.sh("nft list ruleset");
+    let map = with(&published.map, json!({"prevResult": result}));
+    let refused = host.about("ADD", &map, "c2").run();
+    assert_eq!(refused.code(), 104);
+    assert!(refused.text().contains("8080") && refused.text().contains("web/c1/eth0"), "{}", refused.text());
+    assert_eq!(host.sh("nft list ruleset"), before);
+    host.sh("ip netns del c1");
+    host.eventually("test $(ip -o link show master br0 | wc -l) = 1");
+    host.about("ADD", &map, "c2").run().ok();
+    assert!(host.sh("nft list ruleset").contains("web/c2/eth0"));
+}
+
+#[test]
+fn a_port_of_one_address_is_not_reached_by_another() {
+    let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"}]);
+    let published = published(ports, json!({}));
+    assert!(published.get("", "127.0.0.1", 8080).is_some());
+    assert_eq!(published.get("far", "192.0.2.1", 8080), None);
+    // Neither by a route to the host's loopback.
+    published.host.sh("ip netns exec far sh -c 'ip route add 127.0.0.0/8 via 192.0.2.1 table 7 && \
+        echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet && ip rule add to 127.0.0.1 pref 0 table 7 && ip rule del pref 0 lookup local; true'");
+    assert_eq!(published.get("far", "127.0.0.1", 8080), None);
+}
+
+#[test]
+fn iptables_does_the_same() {
+    let published = published(tcp(8080, 80), json!({"backend": "iptables"}));
+    assert!(published.host.sh("iptables-save -t nat").contains("8080"));
+    for (from, to) in [("", "127.0.0.1"), ("", "192.0.2.1"), ("far", "192.0.2.1"), ("c1", "192.0.2.1")] {
+        assert!(published.get(from, to, 8080).is_some(), "{from} to {to}");
+    }
+    published.host.about("DEL", &published.map, "c1").run().ok();
+    assert_eq!(published.get("far", "192.0.2.1", 8080), None);
+    assert!(!published.host.sh("iptables-save -t nat").contains("8080"));
+}
+
+#[test]
+fn conditions_choose_iptables_by_themselves() {
+    let conditions = json!({"conditionsV4": ["!", "-s", "192.0.2.2"], "conditionsV6": []});
+    let published = published(tcp(8080, 80), conditions);
+    assert_eq!(published.get("far", "192.0.2.1", 8080), None);
+    assert!(published.get("", "192.0.2.1", 8080).is_some());
+    let contradiction = with(&published.map, json!({"backend": "nftables"}));
+    assert_eq!(published.host.about("ADD", &contradiction, "c1").run().code(), 7);
+}
+
+/// Sends a datagram every 20 ms from one socket, so that the kernel never forgets the connection; prints what comes back.
+const UDP_CLIENT: &str = "import socket,sys,time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(0.02)
+s.bind((\"192.0.2.2\", 5555))
+end = time.time() + float(sys.argv[1])
+seen = []
+while time.time() < end:
+    s.sendto(b\"?\", (\"192.0.2.1\", 5353))
+    try:
+        word = s.recvfrom(100)[0].decode()
+        if word not in seen:
+            seen.append(word)
+            print(word, flush=True)
+    except OSError:
+        time.sleep(0.02)
+";
+
+const UDP_SERVER: &str = "import socket,sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((\"0.0.0.0\", 53))
+while True:
+    a = s.recvfrom(100)[1]
+    s.sendto(sys.argv[1].encode(), a)
+";
+
+#[test]
+fn udp_that_flows_already_reaches_the_new_container() {
+    let ports = json!([{"hostPort": 5353, "containerPort": 53, "protocol": "udp"}]);
+    let mut published = published(ports, json!({}));
+    published.host.netns("c2");
+    let second = published.host.about("ADD", &published.web, "c2").run().ok();
+    for id in ["c1", "c2"] {
+        let mut command = published.host.command("ip");
+        published.servers.push(command.args(["netns", "exec", id, "python3", "-c", UDP_SERVER, id]).spawn().unwrap());
+    }
+    let mut client = published.host.command("ip");
+    client.args(["netns", "exec", "far", "python3", "-c", UDP_CLIENT, "2.5"]).stdout(std::process::Stdio::piped());
+    let client = client.spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    published.host.about("DEL", &published.map, "c1").run().ok();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let map = with(&published.map, json!({"prevResult": second}));
+    published.host.about("ADD", &map, "c2").run().ok();
+    let output = client.wait_with_output().unwrap();
+    let seen = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["c1", "c2"]);
+}
+
+#[test]
+fn without_ports_the_result_is_passed_on_and_nothing_is_made() {
+    let host = Host::new();
+    let result = json!({"cniVersion": "1.1.0", "ips": [{"address": "10.5.0.2/24"}]});
+    let conf = with(&portmap(json!([])), json!({"prevResult": result}));
+    assert_eq!(host.about("ADD", &conf, "c1").run().ok(), result);
+    assert_eq!(host.sh("nft list ruleset"), "");
+    assert_eq!(host.about("ADD", &portmap(json!([])), "c1").run().code(), 7);
+}
+
+#[test]
+fn gc_takes_back_the_ports_of_stale_containers() {
+    let published = published(tcp(8080, 80), json!({}));
+    let valid = |list: Value| with(&published.map, json!({"cni.dev/valid-attachments": list}));
+    published.host.call("GC", &valid(json!([{"containerID": "c1", "ifname": "eth0"}]))).run().ok();
+    assert!(published.get("far", "192.0.2.1", 8080).is_some());
+    published.host.call("GC", &valid(json!([]))).run().ok();
+    assert_eq!(published.get("far", "192.0.2.1", 8080), None);
+}
+
+#[test]
+fn status_says_whether_there_is_a_firewall() {
+    let host = Host::new();
+    host.call("STATUS", &portmap(json!([]))).run().ok();
+}
