@@ -7,6 +7,8 @@
 mod addr;
 mod batch;
 mod change;
+pub mod conntrack;
+pub mod dead;
 mod error;
 pub mod firewall;
 mod link;
@@ -14,6 +16,7 @@ pub mod names;
 mod neigh;
 mod netlink;
 pub mod ns;
+pub mod probe;
 pub mod route;
 pub mod socket;
 pub mod sysctl;

@@ -151,6 +151,20 @@ impl Netns {
     }
 }
 
+/// Runs `f` on a thread in a network namespace of its own, which is gone afterwards: to try things out.
+pub fn in_scratch<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
+    let failed = |error: io::Error| Error::io("make a network namespace to try things out", error);
+    thread::scope(|scope| {
+        let run = || -> io::Result<T> {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Ok(f())
+        };
+        let thread = thread::Builder::new().name("scratch".into()).spawn_scoped(scope, run)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+    .map_err(failed)
+}
+
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

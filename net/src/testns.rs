@@ -7,19 +7,20 @@ use std::thread;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::ns::Netns;
+use crate::ns::{self, Netns};
 
 /// Runs `f` on a new thread in a fresh network namespace, its loopback interface up. A panic of `f` is passed on.
 ///
 /// # Panics
 /// When the namespace cannot be made: it needs root.
 pub fn in_fresh<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    on_thread(CloneFlags::CLONE_NEWNET, || {
+    let run = || {
         crate::Netlink::open()
             .and_then(|mut netlink| netlink.loopback_up())
             .unwrap_or_else(|error| panic!("{error}"));
         f()
-    })
+    };
+    ns::in_scratch(run).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A further namespace, empty, its loopback interface down; it is gone when the handle is dropped.
@@ -27,7 +28,7 @@ pub fn in_fresh<T: Send>(f: impl FnOnce() -> T + Send) -> T {
 /// # Panics
 /// When the namespace cannot be made: it needs root.
 pub fn another() -> Netns {
-    on_thread(CloneFlags::CLONE_NEWNET, Netns::current).unwrap_or_else(|error| panic!("{error}"))
+    ns::in_scratch(Netns::current).and_then(|netns| netns).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Runs `f` on a new thread in a mount namespace of its own, from which no mount spreads.
@@ -35,17 +36,11 @@ pub fn another() -> Netns {
 /// # Panics
 /// When the namespace cannot be made: it needs root.
 pub fn private_mounts<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    on_thread(CloneFlags::CLONE_NEWNS, || {
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .unwrap_or_else(|error| panic!("{error}"));
-        f()
-    })
-}
-
-fn on_thread<T: Send>(flags: CloneFlags, f: impl FnOnce() -> T + Send) -> T {
     let run = || {
-        unshare(flags).unwrap_or_else(|error| panic!("unshare({flags:?}): {error}; these tests need root"));
+        let none = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
+            .unwrap_or_else(|error| panic!("make a mount namespace: {error}"));
         f()
     };
     thread::scope(|scope| scope.spawn(run).join().unwrap_or_else(|panic| resume_unwind(panic)))

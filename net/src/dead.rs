@@ -1,0 +1,180 @@
+//! Deletion without the wait. The kernel takes some 20 ms to delete a veth, whatever was done to it before: it waits until
+//! no other CPU can still be using it (RCU). A DEL does not have to: [`detach`] takes the pair out of service in a
+//! fraction of a millisecond (out of its bridge, down, renamed, without addresses), after which its names, its addresses
+//! and its namespace are free for others. The dead links of a namespace are in one device group, [`DEAD_GROUP`], and
+//! [`reap`] deletes them all at once, for the price of one. [`reap_soon`] has a short-lived child process do that.
+//!
+//! Nothing is lost when that child dies: the next [`reap_soon`], or a garbage collection, finds the group.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt};
+use nix::unistd::{ForkResult, fork};
+
+use crate::batch::Batch;
+use crate::change::LinkSet;
+use crate::error::Result;
+use crate::link::Link;
+use crate::names::DEAD_GROUP;
+use crate::netlink::Netlink;
+use crate::ns::Netns;
+
+/// The abstract Unix socket by whose name a reaper tells, within its network namespace, that it is there.
+const LOCK: &[u8] = b"weft-reaper";
+/// For how long the reaper gathers the dead of others.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Takes a container's interface out of service: the host's end `host_link` (in the namespace of `host`), if it is there,
+/// and in the container's namespace, if that is known and still there, the interface `ifname`. Both are left down, in
+/// [`DEAD_GROUP`] and renamed, the host's end out of its bridge, the container's without addresses. What is missing is no
+/// error. Returns true when there is something for [`reap`] to delete.
+///
+/// An interface `ifname` that is not the other end of `host_link` is left alone: somebody may have made a new one.
+pub fn detach(host: &mut Netlink, host_link: &str, container: Option<&Netns>, ifname: &str) -> Result<bool> {
+    let near = host.link(host_link)?;
+    if let (Some(netns), Some(near)) = (container, &near) {
+        detach_far_end(netns, ifname, near)?;
+    }
+    let Some(near) = near else { return Ok(false) };
+    let mut batch = Batch::new();
+    kill(&mut batch, near.index, near.master.map(|_| 0));
+    host.run(batch)?;
+    Ok(true)
+}
+
+/// Makes a link dead.
+fn kill(batch: &mut Batch, index: u32, master: Option<u32>) {
+    // Two messages: the kernel renames first and takes down last, and before Linux 6.2 would not rename what is up.
+    batch.set(index, &LinkSet { up: Some(false), master, ..LinkSet::default() }).or_missing();
+    let name = format!("dead{index}");
+    let dead = LinkSet { name: Some(&name), alias: Some(""), group: Some(DEAD_GROUP), ..LinkSet::default() };
+    batch.set(index, &dead).or_missing();
+}
+
+fn detach_far_end(netns: &Netns, ifname: &str, near: &Link) -> Result<()> {
+    let mut netlink = Netlink::open_in(netns)?;
+    let Some(far) = netlink.link(ifname)? else { return Ok(()) };
+    if near.peer_index != Some(far.index) || far.peer_index != Some(near.index) {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    // Down first: with that the routes go, and taking the addresses away has less to do.
+    kill(&mut batch, far.index, None);
+    for addr in netlink.addrs(Some(far.index))? {
+        batch.addr_del(far.index, addr.net).or_missing();
+    }
+    netlink.run(batch).map(|_| ())
+}
+
+/// Deletes the dead links of the namespace of `netlink`, all by one request, and waits for the kernel to do so.
+pub fn reap(netlink: &mut Netlink) -> Result<()> {
+    let mut batch = Batch::new();
+    batch.link_del_group(DEAD_GROUP).or_missing();
+    netlink.run(batch).map(|_| ())
+}
+
+/// Sees to it that the dead links of this thread's namespace are deleted soon, and does not wait for it: a child process
+/// gathers for some 20 ms what other DELs leave, deletes it at once, calls `housekeeping` and ends. While a child is
+/// gathering, no second one is started: mark first ([`detach`]), then call this. The child has none of the caller's files
+/// open, is in no session with it and does not live on if it hangs: its housekeeping must be short.
+///
+/// The child inherits this thread alone and no open file: `housekeeping` opens what it needs. A caller that lives on should reap the
+/// child (`waitpid`): its process ID is returned, None when another's child does the work.
+/// Where no process can be made the dead are deleted on the spot.
+pub fn reap_soon(housekeeping: impl FnOnce()) -> Result<Option<u32>> {
+    let lock = match lock() {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return Ok(None),
+        // Somebody else sits on the name: no reason to leave the dead lying about.
+        Err(_) => return reap(&mut Netlink::open()?).map(|()| None),
+    };
+    // SAFETY: the child has this thread alone. It runs Rust code with the allocator, which the C libraries that Weft is
+    // built with (glibc, musl) keep usable after a fork, takes no lock that another thread may have held, and leaves by
+    // _exit, without running the parent's exit handlers or flushing its buffers.
+    match unsafe { fork() } {
+        Ok(ForkResult::Parent { child }) => Ok(Some(child.as_raw() as u32)),
+        Ok(ForkResult::Child) => {
+            // A panic must not run into the parent's frames.
+            let work = std::panic::AssertUnwindSafe(|| reaper(lock, housekeeping));
+            let code = if std::panic::catch_unwind(work).is_ok() { 0 } else { 1 };
+            // SAFETY: _exit takes a number and does not return.
+            unsafe { libc::_exit(code) }
+        }
+        Err(_) => {
+            drop(lock);
+            reap(&mut Netlink::open()?).map(|()| None)
+        }
+    }
+}
+
+/// The life of the child.
+fn reaper(lock: UnixListener, housekeeping: impl FnOnce()) {
+    let lock_fd = lock.as_raw_fd() as libc::c_uint;
+    // Whoever reads the parent's output waits for its end of file, and its session's end must not end the child.
+    // SAFETY: these calls take numbers; the descriptors that they close are not used again, but for `lock`, which is spared.
+    unsafe {
+        libc::setsid();
+        if lock_fd > 0 {
+            close_range(0, lock_fd - 1);
+        }
+        close_range(lock_fd + 1, libc::c_uint::MAX);
+        // A namespace or file system must not be kept by the working directory. It may fail: then it is.
+        libc::chdir(c"/".as_ptr());
+        // Should the kernel hang, the child does not.
+        libc::signal(libc::SIGALRM, libc::SIG_DFL);
+        libc::alarm(10);
+    }
+    sleep(GATHER);
+    // Who marks from now on starts a child of its own; who marked before is seen below.
+    drop(lock);
+    let _ = Netlink::open().and_then(|mut netlink| reap(&mut netlink));
+    housekeeping();
+}
+
+/// # Safety
+/// No file with a descriptor in the range may be used afterwards.
+unsafe fn close_range(first: libc::c_uint, last: libc::c_uint) {
+    // SAFETY: the call takes numbers; the caller vouches for the descriptors.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == 0 {
+        return;
+    }
+    // Linux before 5.9.
+    for fd in first..=last.min(1023) {
+        // SAFETY: as above.
+        unsafe { libc::close(fd as libc::c_int) };
+    }
+}
+
+/// Takes the lock of this namespace; None when a reaper of ours has it.
+///
+/// # Errors
+/// When the name cannot be had, though no reaper has it: any user may bind it.
+fn lock() -> io::Result<Option<UnixListener>> {
+    let address = SocketAddr::from_abstract_name(LOCK)?;
+    match UnixListener::bind_addr(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+        result => return result.map(Some),
+    }
+    // Not blocking: whoever sits on the name may let nobody in.
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(stream.as_raw_fd(), &UnixAddr::new_abstract(LOCK)?) {
+        Ok(()) => {}
+        // Released just now. It may have looked for the dead before there was ours.
+        Err(Errno::ECONNREFUSED) => return UnixListener::bind_addr(&address).map(Some),
+        Err(error) => return Err(error.into()),
+    }
+    let owner = getsockopt(&stream, sockopt::PeerCredentials)?.uid();
+    if owner == nix::unistd::geteuid().as_raw() {
+        Ok(None)
+    } else {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+}
