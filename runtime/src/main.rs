@@ -2,12 +2,18 @@
 
 #![deny(unsafe_code)]
 
+mod cli;
 mod engine;
 mod format;
+mod ipam_cmd;
 mod network;
 mod paths;
 mod ports;
 mod spec;
 mod state;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

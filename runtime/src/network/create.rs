@@ -1,0 +1,320 @@
+//! `network create`.
+
+use super::meta::{Meta, Subnet};
+use super::options::Options;
+use super::pools::{self, Asked, Taken};
+use super::{DEFAULT, Network, conflist, host, lock};
+use crate::paths::Paths;
+use crate::state;
+use anyhow::{Context, Result, bail};
+use ipnetwork::IpNetwork;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::net::IpAddr;
+
+/// The longest name: the names of cached results hold it beside a container's ID and an interface.
+const LONGEST_NAME: usize = 128;
+/// Names that mean something else where a network is named.
+const RESERVED: [&str; 5] = ["none", "host", "container", "default", "loopback"];
+
+/// What `network create` was asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The name.
+    pub name: String,
+    /// `--driver`; empty for bridge.
+    pub driver: String,
+    /// `--subnet`.
+    pub subnets: Vec<String>,
+    /// `--gateway`.
+    pub gateways: Vec<IpAddr>,
+    /// `--ip-range`.
+    pub ip_ranges: Vec<IpNetwork>,
+    /// `--aux-address`.
+    pub aux_addresses: Vec<(String, IpAddr)>,
+    /// `--ipv6`.
+    pub ipv6: bool,
+    /// `--internal`.
+    pub internal: bool,
+    /// `--label`.
+    pub labels: BTreeMap<String, String>,
+    /// `--opt`.
+    pub options: BTreeMap<String, String>,
+}
+
+/// Makes a network: writes its conflist. The kernel sees nothing of it before the first container.
+///
+/// # Errors
+/// Anything that was asked for and cannot be; names the flag, the value and what is allowed. Nothing is written then.
+pub fn create(paths: &Paths, request: &Request) -> Result<Network> {
+    check_name(&request.name)?;
+    check_driver(&request.driver)?;
+    let options = Options::parse(&request.options)?;
+    let asked = request.subnets.iter().map(|text| pools::parse_subnet(text)).collect::<Result<Vec<_>>>()?;
+    let _lock = lock::create(paths)?;
+    let made = create_locked(paths, request, &options, &asked);
+    if made.is_err() {
+        // Only when it is empty: then this call may have made it.
+        let _ = fs::remove_dir(&paths.config_dir);
+    }
+    made
+}
+
+fn create_locked(paths: &Paths, request: &Request, options: &Options, asked: &[Asked]) -> Result<Network> {
+    let networks = super::all(paths);
+    let name = &request.name;
+    let path = paths.config_dir.join(format!("{name}.conflist"));
+    if networks.iter().any(|network| network.name() == name) || path.exists() {
+        bail!("network with name {name} already exists");
+    }
+    let id = random_id()?;
+    let host = host::View::read()?;
+    let mut taken: Vec<Taken> = networks.iter().flat_map(network_subnets).collect();
+    taken.extend(host.taken.iter().cloned());
+    let subnets = subnets(request, asked, &taken, &id)?;
+    let bridge = match &options.bridge {
+        Some(bridge) => {
+            if let Some(other) = networks.iter().find(|network| network.bridge() == Some(bridge)) {
+                bail!("bridge name {bridge} is used by network {} already", other.name());
+            }
+            bridge.clone()
+        }
+        None => format!("br-{}", &id[..12]),
+    };
+    let mtu = match options.mtu {
+        Some(0) => host.default_mtu,
+        other => other,
+    };
+    let meta = Meta {
+        id,
+        created: state::now(),
+        driver: "bridge".into(),
+        internal: request.internal,
+        ipv6: request.ipv6,
+        labels: request.labels.clone(),
+        options: request.options.clone(),
+        subnets,
+    };
+    let list = conflist::build(name, &meta, options, &bridge, mtu);
+    let text = format!("{list:#}\n");
+    // Read before it is written, as every reader of the file will.
+    let list = cni::config::ConfList::from_slice(text.as_bytes())?;
+    write_new(&path, text.as_bytes())?;
+    Network::new(path, list)
+}
+
+/// The default network, made when there is none yet.
+///
+/// # Errors
+/// As [`create`].
+pub fn ensure_default(paths: &Paths) -> Result<Network> {
+    if let Some(network) = super::lookup(paths, DEFAULT)? {
+        return Ok(network);
+    }
+    match create(paths, &Request { name: DEFAULT.into(), ..Request::default() }) {
+        Ok(network) => Ok(network),
+        // Somebody else was first.
+        Err(error) => super::lookup(paths, DEFAULT)?.ok_or(error),
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    cni::validate::network_name(name)
+        .map_err(|error| anyhow::anyhow!("invalid network name {name:?}: {}", error.msg))?;
+    if name.len() > LONGEST_NAME {
+        bail!("invalid network name {name:?}: {} bytes; the longest has {LONGEST_NAME}", name.len());
+    }
+    if RESERVED.contains(&name) {
+        bail!("invalid network name {name:?}: it has a meaning of its own where networks are named");
+    }
+    Ok(())
+}
+
+fn check_driver(driver: &str) -> Result<()> {
+    match driver {
+        "" | "bridge" => Ok(()),
+        "host" | "none" | "null" => {
+            bail!("--driver {driver}: there is one such network and it always exists: `run --network {driver}`")
+        }
+        "overlay" => bail!("--driver overlay: this build connects containers on one host only; allowed is bridge"),
+        _ => bail!("--driver {driver}: unknown; allowed is bridge. Networks of other CNI plugins are made by putting \
+                    their conflist into the configuration directory"),
+    }
+}
+
+fn network_subnets(network: &Network) -> Vec<Taken> {
+    let by = format!("network {}", network.name());
+    network.subnets().into_iter().map(|net| Taken { net, by: by.clone() }).collect()
+}
+
+/// The subnets of a new network: those that were asked for, checked, and those that it gets by itself.
+fn subnets(request: &Request, asked: &[Asked], taken: &[Taken], id: &str) -> Result<Vec<Subnet>> {
+    let mut asked = asked.to_vec();
+    for (at, one) in asked.iter().enumerate() {
+        if let Some(other) = pools::overlapped(one.subnet, taken) {
+            bail!("--subnet {} overlaps {} ({})", one.subnet, other.by, other.net);
+        }
+        if let Some(other) = asked[..at].iter().find(|other| pools::overlap(other.subnet, one.subnet)) {
+            bail!("--subnet {} overlaps --subnet {}", one.subnet, other.subnet);
+        }
+    }
+    if !asked.iter().any(|one| one.subnet.is_ipv4()) && (asked.is_empty() || request.ipv6) {
+        asked.insert(0, Asked { subnet: pools::free(taken)?, address: None });
+    }
+    if request.ipv6 && !asked.iter().any(|one| one.subnet.is_ipv6()) {
+        let subnet = pools::unique_local(id);
+        if let Some(other) = pools::overlapped(subnet, taken) {
+            bail!("the IPv6 subnet {subnet} overlaps {} ({}); give one with --subnet", other.by, other.net);
+        }
+        asked.push(Asked { subnet, address: None });
+    }
+    for family in [true, false] {
+        if asked.iter().filter(|one| one.subnet.is_ipv4() == family).count() > 1 {
+            bail!("--subnet: a bridge network has one subnet of each family");
+        }
+    }
+    let mut gateways = request.gateways.clone();
+    let mut ranges = request.ip_ranges.clone();
+    let mut aux = request.aux_addresses.clone();
+    let mut subnets = Vec::with_capacity(asked.len());
+    for Asked { subnet, address } in asked {
+        let gateway = take(&mut gateways, |ip| subnet.contains(*ip), "--gateway", subnet)?;
+        let gateway = gateway.or(address).unwrap_or_else(|| pools::first_host(subnet));
+        if !pools::is_host(subnet, gateway) {
+            bail!("--gateway {gateway}: it is the network's or the broadcast address of {subnet}");
+        }
+        let part = |range: &IpNetwork| pools::overlap(subnet, *range) && range.prefix() >= subnet.prefix();
+        let ip_range = take(&mut ranges, part, "--ip-range", subnet)?.map(pools::network_of);
+        let inside: Vec<(String, IpAddr)>;
+        (inside, aux) = aux.into_iter().partition(|(_, ip)| subnet.contains(*ip));
+        let mut aux_addresses = BTreeMap::new();
+        for (name, ip) in inside {
+            if ip == gateway || !pools::is_host(subnet, ip) {
+                bail!("--aux-address {name}={ip}: it is the gateway's, the network's or the broadcast address");
+            }
+            aux_addresses.insert(name, ip);
+        }
+        subnets.push(Subnet { subnet, gateway, ip_range, aux_addresses });
+    }
+    let all = || subnets.iter().map(|one| one.subnet.to_string()).collect::<Vec<_>>().join(", ");
+    if let Some(ip) = gateways.first() {
+        bail!("--gateway {ip} is in no subnet of the network ({})", all());
+    }
+    if let Some(range) = ranges.first() {
+        bail!("--ip-range {range} is in no subnet of the network ({})", all());
+    }
+    if let Some((name, ip)) = aux.first() {
+        bail!("--aux-address {name}={ip} is in no subnet of the network ({})", all());
+    }
+    Ok(subnets)
+}
+
+/// Takes the one value that belongs to a subnet.
+fn take<T: Copy + std::fmt::Display>(
+    values: &mut Vec<T>,
+    belongs: impl Fn(&T) -> bool,
+    flag: &str,
+    subnet: IpNetwork,
+) -> Result<Option<T>> {
+    let Some(at) = values.iter().position(&belongs) else { return Ok(None) };
+    let value = values.remove(at);
+    match values.iter().find(|other| belongs(other)) {
+        Some(other) => bail!("{flag} is given twice for subnet {subnet}: {value} and {other}"),
+        None => Ok(Some(value)),
+    }
+}
+
+fn random_id() -> Result<String> {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("cannot read /dev/urandom")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Writes a file that did not exist, all of it or nothing.
+fn write_new(path: &std::path::Path, text: &[u8]) -> Result<()> {
+    let temporary = path.with_extension(format!("new{}", std::process::id()));
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        fs::hard_link(&temporary, path)
+    };
+    let written: std::io::Result<()> = write();
+    let _ = fs::remove_file(&temporary);
+    match written {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!("{} already exists", path.display()),
+        other => other.with_context(|| format!("cannot write {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(request: &Request, taken: &[Taken]) -> Result<Vec<Subnet>> {
+        let asked = request.subnets.iter().map(|text| pools::parse_subnet(text)).collect::<Result<Vec<_>>>()?;
+        subnets(request, &asked, taken, &"ab".repeat(32))
+    }
+
+    fn request(subnets: &[&str]) -> Request {
+        Request { subnets: subnets.iter().map(|text| (*text).into()).collect(), ..Request::default() }
+    }
+
+    fn shown(subnets: &[Subnet]) -> Vec<String> {
+        subnets.iter().map(|one| format!("{} {}", one.subnet, one.gateway)).collect()
+    }
+
+    #[test]
+    fn gateways_come_from_the_flag_then_the_host_bits_then_the_first_host() {
+        let with_flag = Request { gateways: vec!["10.1.0.254".parse().unwrap()], ..request(&["10.1.0.7/24"]) };
+        assert_eq!(shown(&build(&with_flag, &[]).unwrap()), ["10.1.0.0/24 10.1.0.254"]);
+        assert_eq!(shown(&build(&request(&["10.1.0.7/24"]), &[]).unwrap()), ["10.1.0.0/24 10.1.0.7"]);
+        assert_eq!(shown(&build(&request(&["10.1.0.0/24"]), &[]).unwrap()), ["10.1.0.0/24 10.1.0.1"]);
+        assert_eq!(shown(&build(&request(&[]), &[]).unwrap()), ["172.17.0.0/16 172.17.0.1"]);
+    }
+
+    #[test]
+    fn with_ipv6_a_network_has_both_families() {
+        let request = Request { ipv6: true, ..request(&[]) };
+        let made = shown(&build(&request, &[]).unwrap());
+        assert_eq!(made, ["172.17.0.0/16 172.17.0.1", "fdab:abab:abab::/64 fdab:abab:abab::1"]);
+    }
+
+    #[test]
+    fn an_overlap_names_what_it_overlaps() {
+        let taken = [Taken { net: "10.0.0.0/8".parse().unwrap(), by: "route of eth0".into() }];
+        let error = build(&request(&["10.1.0.0/16"]), &taken).unwrap_err().to_string();
+        assert_eq!(error, "--subnet 10.1.0.0/16 overlaps route of eth0 (10.0.0.0/8)");
+    }
+
+    #[test]
+    fn what_is_in_no_subnet_is_refused() {
+        let base = request(&["10.1.0.0/24"]);
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for wrong in [
+            Request { gateways: vec![ip("10.2.0.1")], ..base.clone() },
+            Request { gateways: vec![ip("10.1.0.255")], ..base.clone() },
+            Request { gateways: vec![ip("10.1.0.1"), ip("10.1.0.2")], ..base.clone() },
+            Request { ip_ranges: vec!["10.2.0.0/25".parse().unwrap()], ..base.clone() },
+            Request { ip_ranges: vec!["10.1.0.0/16".parse().unwrap()], ..base.clone() },
+            Request { aux_addresses: vec![("a".into(), ip("10.2.0.1"))], ..base.clone() },
+            Request { aux_addresses: vec![("a".into(), ip("10.1.0.1"))], ..base.clone() },
+            request(&["10.1.0.0/24", "10.2.0.0/24"]),
+            request(&["10.1.0.0/24", "10.1.0.0/25"]),
+        ] {
+            assert!(build(&wrong, &[]).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn names_and_drivers_that_cannot_be_are_refused() {
+        for name in ["", "a/b", ".a", "host", "none", &"a".repeat(129), "a b"] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+        assert!(check_name("web_1.x-y").is_ok());
+        for driver in ["host", "none", "overlay", "macvlan"] {
+            assert!(check_driver(driver).unwrap_err().to_string().contains(driver));
+        }
+    }
+}

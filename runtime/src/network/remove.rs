@@ -1,0 +1,92 @@
+//! `network rm` and `network prune`.
+
+use super::{DEFAULT, Network, attach, find, lock, usage};
+use crate::paths::Paths;
+use crate::state::Container;
+use anyhow::{Context, Result, anyhow, bail};
+use ipam::Store;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// Removes a network, and from the kernel and the lease store all that it left there.
+///
+/// # Errors
+/// A container is on it; it does not exist; what could not be removed. In that last case the network is gone.
+pub fn remove(paths: &Paths, what: &str) -> Result<Network> {
+    let lock = lock::exclusive(paths)?;
+    let network = find(paths, what)?;
+    let active = usage::active(paths, &network)?;
+    if !active.is_empty() {
+        let names: Vec<String> =
+            active.iter().map(|each| format!("{} ({})", each.spec.name, each.spec.short_id())).collect();
+        bail!("network {} has active endpoints: {}", network.name(), names.join(", "));
+    }
+    let done = take_down(paths, &network);
+    drop(lock);
+    done.map(|()| network)
+}
+
+fn take_down(paths: &Paths, network: &Network) -> Result<()> {
+    // First what the plugins keep: as long as the file is there, the command can be repeated.
+    let collected = match attach::invoker(paths).gc(&network.list, &[]) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(anyhow!("{error}").context(format!("cleaning up network {}", network.name()))),
+    };
+    let forgotten = forget(&paths.root.join("ipam"), network.name());
+    match fs::remove_file(&network.path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", network.path.display()));
+        }
+        _ => {}
+    }
+    tidy(paths);
+    collected.and(forgotten)
+}
+
+/// Takes a network out of the lease store, and the store away when nothing is left in it.
+fn forget(store: &Path, network: &str) -> Result<()> {
+    let named = || format!("cleaning up the leases in {}", store.display());
+    if let Some(opened) = Store::open_existing(store, &crate::ipam_cmd::boot_id()?).with_context(named)? {
+        opened.store.forget_network(network).with_context(named)?;
+    }
+    if store.is_dir() {
+        Store::remove_if_empty(store).with_context(named)?;
+    }
+    Ok(())
+}
+
+/// Removes directories that are empty, so that the host is as before the first network.
+fn tidy(paths: &Paths) {
+    let mut dirs = vec![
+        paths.results(),
+        paths.shared(),
+        paths.containers(),
+        paths.root.clone(),
+        paths.run.join("containers"),
+        paths.run.join("netns"),
+        paths.run.clone(),
+        paths.config_dir.clone(),
+    ];
+    // /etc/weft, with /etc/weft/net.d.
+    dirs.extend(paths.config_dir.parent().filter(|dir| dir.ends_with("weft")).map(Path::to_owned));
+    for dir in dirs {
+        let _ = fs::remove_dir(dir);
+    }
+}
+
+/// Removes the networks that no container names, but the default one and those that Weft did not create. `wanted` says
+/// which of them.
+///
+/// # Errors
+/// The first that could not be removed; those before it are gone, and `removed` was told of them.
+pub fn prune(paths: &Paths, wanted: impl Fn(&Network) -> bool, mut removed: impl FnMut(&Network)) -> Result<()> {
+    let containers = Container::every(paths)?;
+    for network in super::all(paths) {
+        let named = containers.iter().any(|each| usage::names(each, &network));
+        if network.meta.is_some() && network.name() != DEFAULT && !named && wanted(&network) {
+            removed(&remove(paths, network.id())?);
+        }
+    }
+    Ok(())
+}
