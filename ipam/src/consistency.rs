@@ -15,7 +15,7 @@ impl Store {
     /// # Errors
     /// [`Error::Damaged`] with the first thing that does not fit.
     pub fn check(&self) -> Result<()> {
-        self.read(|view| check(view))
+        self.read(check)
     }
 }
 

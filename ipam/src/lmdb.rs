@@ -200,3 +200,63 @@ impl Tx<'_, '_> {
         Ok(self.db.delete(self.txn, key)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const DIR: &str = "IPAM_TEST_GROW";
+
+    fn fill(lmdb: &Lmdb, from: u32, count: u32) {
+        let all =
+            |tx: &mut Tx<'_, '_>| (from..from + count).try_for_each(|i| tx.put(&i.to_be_bytes(), &[7; 900]));
+        lmdb.write(all).unwrap();
+    }
+
+    /// Not a test of its own: the other process of the test below.
+    #[test]
+    fn grow_it() {
+        let Ok(dir) = std::env::var(DIR) else { return };
+        fill(&Lmdb::open(Path::new(&dir), 1 << 16).unwrap(), 1000, 1000);
+    }
+
+    #[test]
+    fn the_map_grows_when_it_is_full_and_when_another_process_made_it_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let lmdb = Lmdb::open(dir.path(), 1 << 16).unwrap();
+        fill(&lmdb, 0, 1000);
+        let name = "lmdb::tests::grow_it";
+        let mut other = Command::new(std::env::current_exe().unwrap());
+        let status = other.args(["--exact", name]).env(DIR, dir.path()).status().unwrap();
+        assert!(status.success());
+        assert_eq!(lmdb.read(|view| view.len()).unwrap(), 2000);
+        fill(&lmdb, 2000, 2000);
+        assert_eq!(lmdb.read(|view| view.len()).unwrap(), 4000);
+        drop(lmdb);
+        let file = std::fs::File::open(dir.path().join("data.mdb")).unwrap();
+        crate::check::walk(&file).unwrap();
+    }
+
+    #[test]
+    fn a_failed_transaction_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let lmdb = Lmdb::open(dir.path(), MAP_SIZE).unwrap();
+        let failed = lmdb.write(|tx| tx.put(b"a", b"b").and(Err::<(), _>(Error::EmptySet)));
+        assert!(matches!(failed, Err(Error::EmptySet)));
+        assert_eq!(lmdb.read(|view| view.len()).unwrap(), 0);
+    }
+
+    #[test]
+    fn values_longer_than_a_page_pass_the_examination() {
+        let dir = tempfile::tempdir().unwrap();
+        let lmdb = Lmdb::open(dir.path(), MAP_SIZE).unwrap();
+        for round in 0..40_u8 {
+            let put = |tx: &mut Tx<'_, '_>| tx.put(&[round % 7], &vec![round; usize::from(round) * 500]);
+            lmdb.write(put).unwrap();
+            let file = std::fs::File::open(dir.path().join("data.mdb")).unwrap();
+            crate::check::walk(&file).unwrap();
+        }
+    }
+}

@@ -2,7 +2,9 @@
 //!
 //! Every opener holds a shared lock (`flock`) on the directory itself as long as it uses the store; whoever repairs or
 //! removes files holds it alone. The symbolic link `boot` in the directory names the boot during which the file was
-//! last examined from end to end: an unsynced file is trusted only until the host restarts.
+//! last examined from end to end: an unsynced file is trusted only until the host restarts. Behind the boot's name
+//! stands ` rebuild` from before a damaged file is set aside until [`Store::rebuild`] was told what is in use, so that
+//! no process killed in between makes the others believe that every address is free.
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -24,6 +26,10 @@ use crate::store::{Inner, Store};
 const DATA: &str = "data.mdb";
 const LOCK: &str = "lock.mdb";
 const BOOT: &str = "boot";
+const BOOT_NEW: &str = "boot.new";
+
+/// What the link `boot` ends with when the store lacks leases of its damaged predecessor.
+const REBUILD: &str = " rebuild";
 
 /// How long a repair waits for other processes to let go of the store.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,7 +44,7 @@ pub struct Opened {
     pub store: Store,
     /// What was repaired, in sentences for the log; usually nothing.
     pub notes: Vec<String>,
-    /// True when a damaged store was set aside: [`Store::rebuild`] should be told what else is known to be in use.
+    /// True when a damaged store was set aside, by whomever, and [`Store::rebuild`] was not yet told what is in use.
     pub rebuild: bool,
 }
 
@@ -68,7 +74,7 @@ impl Store {
 
     /// Removes the store's files, and `dir` when nothing else is in it, so that the host is as before. Returns false,
     /// and removes nothing, when there is something in the store ([`Store::is_empty`]), when it is open anywhere, or
-    /// when it needs repair.
+    /// when it needs repair or [`Store::rebuild`].
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Lmdb`].
@@ -76,18 +82,17 @@ impl Store {
         let _openers = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(file) = open_dir(dir)? else { return Ok(true) };
         let Some(_lock) = lock(dir, file, true, None)? else { return Ok(false) };
-        if let Some(file) = data(dir)? {
-            if file.metadata().map_err(|e| Error::io("look at", dir.join(DATA), e))?.len() > 0 {
-                if check::quick(&file).is_err() {
-                    return Ok(false);
-                }
-                let lmdb = Lmdb::open(dir, MAP_SIZE)?;
-                if !lmdb.read(|view| view.is_empty())? {
-                    return Ok(false);
-                }
+        if Link::read(dir).rebuild {
+            return Ok(false);
+        }
+        let written = |f: &File| f.metadata().is_ok_and(|m| m.len() > 0);
+        if let Some(file) = data(dir)?.filter(written) {
+            // The order matters: what does not pass the examination is not opened.
+            if check::quick(&file).is_err() || !Lmdb::open(dir, MAP_SIZE)?.read(|view| view.is_empty())? {
+                return Ok(false);
             }
         }
-        for name in [DATA, LOCK, BOOT] {
+        for name in [DATA, LOCK, BOOT, BOOT_NEW] {
             remove(&dir.join(name))?;
         }
         match fs::remove_dir(dir) {
@@ -99,16 +104,58 @@ impl Store {
     }
 }
 
+/// What the link `boot` says.
+#[derive(Default)]
+struct Link {
+    /// The boot during which the file was examined; empty when that is not known.
+    boot: String,
+    rebuild: bool,
+}
+
+impl Link {
+    fn read(dir: &Path) -> Link {
+        let target = fs::read_link(dir.join(BOOT)).ok().and_then(|t| t.into_os_string().into_string().ok());
+        let target = target.unwrap_or_default();
+        match target.strip_suffix(REBUILD) {
+            Some(boot) => Link { boot: boot.to_owned(), rebuild: true },
+            None => Link { boot: target, rebuild: false },
+        }
+    }
+
+    /// Replaces the link in one step.
+    fn write(&self, dir: &Path) -> Result<()> {
+        let target = format!("{}{}", self.boot, if self.rebuild { REBUILD } else { "" });
+        if target.is_empty() {
+            return remove(&dir.join(BOOT));
+        }
+        let new = dir.join(BOOT_NEW);
+        remove(&new)?;
+        let made = std::os::unix::fs::symlink(target, &new).and_then(|()| fs::rename(&new, dir.join(BOOT)));
+        made.map_err(|e| Error::io("make", dir.join(BOOT), e))
+    }
+
+    /// True when the file was examined during this boot. Without a boot ID it is at every opening.
+    fn vouches(&self, boot: &str) -> bool {
+        !boot.is_empty() && self.boot == boot
+    }
+}
+
 /// Forgets that the file was examined, so that the next opener does so.
 pub(crate) fn distrust(dir: &Path) {
-    // When it cannot be removed, the failure that led here will be met again.
-    let _ = fs::remove_file(dir.join(BOOT));
+    // When it cannot be written, the failure that led here will be met again.
+    let _ = Link { boot: String::new(), rebuild: Link::read(dir).rebuild }.write(dir);
+}
+
+/// Notes that the leases of a damaged predecessor were put in again.
+pub(crate) fn rebuilt(dir: &Path) -> Result<()> {
+    let link = Link::read(dir);
+    if link.rebuild { Link { rebuild: false, ..link }.write(dir) } else { Ok(()) }
 }
 
 fn open(dir: &Path, boot: &str, create: bool) -> Result<Option<Opened>> {
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     open.retain(|(.., inner)| inner.strong_count() > 0);
-    let (mut notes, mut rebuild, mut examined) = (Vec::new(), false, false);
+    let (mut notes, mut examined) = (Vec::new(), false);
     let since = Instant::now();
     while since.elapsed() < PATIENCE {
         let Some(file) = open_dir(dir)? else {
@@ -121,12 +168,14 @@ fn open(dir: &Path, boot: &str, create: bool) -> Result<Option<Opened>> {
         let Some(lock) = lock(dir, file, false, None)? else { continue };
         let meta = lock.metadata().map_err(|e| Error::io("look at", dir, e))?;
         let place = (meta.dev(), meta.ino());
+        let link = Link::read(dir);
+        let opened = |inner, notes| {
+            let store = Store { inner, boot: boot.to_owned() };
+            Ok(Some(Opened { store, notes, rebuild: link.rebuild }))
+        };
         if let Some(at) = open.iter().position(|o| (o.0, o.1) == place) {
             match open[at].2.upgrade() {
-                Some(inner) if !inner.is_broken() => {
-                    let store = Store { inner, boot: boot.to_owned() };
-                    return Ok(Some(Opened { store, notes, rebuild }));
-                }
+                Some(inner) if !inner.is_broken() => return opened(inner, notes),
                 Some(_) => return Err(Error::Busy { dir: dir.to_owned() }),
                 None => drop(open.remove(at)),
             }
@@ -135,10 +184,12 @@ fn open(dir: &Path, boot: &str, create: bool) -> Result<Option<Opened>> {
         if data.is_none() && !create {
             return Ok(None);
         }
-        let trusted = examined || trusted(dir, boot);
-        if let Some(file) = data.filter(|_| trusted)
+        if let Some(file) = data.filter(|_| examined || link.vouches(boot))
             && check::quick(&file).is_ok()
         {
+            // One opens at a time. The first of all makes LMDB's lock file anew; were it killed in the midst of that,
+            // LMDB would let another that waits for it go on with mutexes and a transaction number that are half made.
+            let opening = flock(dir, file, FlockArg::LockExclusive, None)?;
             let lmdb = match Lmdb::open(dir, MAP_SIZE) {
                 // Another thread is just closing it.
                 Err(Error::Lmdb { source: heed::Error::EnvAlreadyOpened, .. }) => {
@@ -147,15 +198,13 @@ fn open(dir: &Path, boot: &str, create: bool) -> Result<Option<Opened>> {
                 }
                 other => other?,
             };
+            drop(opening);
             let inner = Arc::new(Inner::new(lmdb, dir, lock));
             open.push((place.0, place.1, Arc::downgrade(&inner)));
-            return Ok(Some(Opened { store: Store { inner, boot: boot.to_owned() }, notes, rebuild }));
+            return opened(inner, notes);
         }
         drop(lock);
-        if let Some(note) = examine(dir, boot)? {
-            notes.push(note);
-            rebuild = true;
-        }
+        notes.extend(examine(dir, boot)?);
         examined = true;
     }
     Err(Error::Busy { dir: dir.to_owned() })
@@ -167,35 +216,27 @@ fn examine(dir: &Path, boot: &str) -> Result<Option<String>> {
     let Some(file) = open_dir(dir)? else { return Ok(None) };
     let Some(_lock) = lock(dir, file, true, Some(PATIENCE))? else { return Ok(None) };
     // Others may have done it while this one waited.
-    if let Some(file) = data(dir)?
-        && trusted(dir, boot)
-        && check::quick(&file).is_ok()
-    {
+    let mut link = Link::read(dir);
+    let file = data(dir)?;
+    if file.as_ref().is_some_and(|f| link.vouches(boot) && check::quick(f).is_ok()) {
         return Ok(None);
     }
     let mut note = None;
-    // An empty file that was never examined is what a process left that was killed as it made the store.
-    if let Some(file) = data(dir)?
-        && file.metadata().is_ok_and(|m| m.len() == 0)
-        && dir.join(BOOT).symlink_metadata().is_err()
-    {
-        remove(&dir.join(DATA))?;
-    }
-    if let Some(file) = data(dir)?
-        && let Err(fault) = sound(dir, &file)?
-    {
-        note = Some(set_aside(dir, &fault)?);
+    if let Some(file) = file {
+        // An empty file that was never examined is what a process left that was killed as it made the store.
+        if link.boot.is_empty() && file.metadata().is_ok_and(|m| m.len() == 0) {
+            remove(&dir.join(DATA))?;
+        } else if let Err(fault) = sound(dir, &file)? {
+            link = Link { boot: String::new(), rebuild: true };
+            link.write(dir)?;
+            note = Some(set_aside(dir, &fault)?);
+        }
     }
     if data(dir)?.is_none() {
         remove(&dir.join(LOCK))?;
         Lmdb::open(dir, MAP_SIZE)?.write(|tx| tx.put(keys::META, &Meta::default().encode()))?;
     }
-    remove(&dir.join(BOOT))?;
-    // Without a boot ID the file is examined at every opening.
-    if !boot.is_empty() {
-        let link = dir.join(BOOT);
-        std::os::unix::fs::symlink(boot, &link).map_err(|e| Error::io("make", link, e))?;
-    }
+    Link { boot: boot.to_owned(), ..link }.write(dir)?;
     Ok(note)
 }
 
@@ -233,10 +274,6 @@ fn aside_name(now: u64, count: u32) -> String {
     if count == 0 { format!("damaged-{now}") } else { format!("damaged-{now}-{count}") }
 }
 
-fn trusted(dir: &Path, boot: &str) -> bool {
-    !boot.is_empty() && fs::read_link(dir.join(BOOT)).is_ok_and(|link| link == Path::new(boot))
-}
-
 fn data(dir: &Path) -> Result<Option<File>> {
     let path = dir.join(DATA);
     match File::options().read(true).write(true).open(&path) {
@@ -269,12 +306,19 @@ fn make_dir(dir: &Path) -> Result<()> {
 
 /// Takes the directory's lock, shared or `alone`. None when it was removed meanwhile, or, for one that is wanted alone
 /// without patience, when others hold it.
-fn lock(dir: &Path, mut file: File, alone: bool, patience: Option<Duration>) -> Result<Option<DirLock>> {
+fn lock(dir: &Path, file: File, alone: bool, patience: Option<Duration>) -> Result<Option<DirLock>> {
     let how = if alone { FlockArg::LockExclusiveNonblock } else { FlockArg::LockShared };
+    let Some(lock) = flock(dir, file, how, patience)? else { return Ok(None) };
+    let links = lock.metadata().map_err(|e| Error::io("look at", dir, e))?.nlink();
+    Ok((links > 0).then_some(lock))
+}
+
+/// Locks a file. None when others hold the lock and `how` is not to wait, unless there is patience to try again.
+fn flock(dir: &Path, mut file: File, how: FlockArg, patience: Option<Duration>) -> Result<Option<DirLock>> {
     let since = Instant::now();
-    let lock = loop {
+    loop {
         file = match Flock::lock(file, how) {
-            Ok(lock) => break lock,
+            Ok(lock) => return Ok(Some(lock)),
             Err((file, Errno::EINTR)) => file,
             Err((file, Errno::EWOULDBLOCK)) => match patience {
                 None => return Ok(None),
@@ -288,9 +332,7 @@ fn lock(dir: &Path, mut file: File, alone: bool, patience: Option<Duration>) -> 
             },
             Err((_, e)) => return Err(Error::io("lock", dir, e)),
         }
-    };
-    let links = lock.metadata().map_err(|e| Error::io("look at", dir, e))?.nlink();
-    Ok((links > 0).then_some(lock))
+    }
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -47,6 +47,7 @@ impl Store {
     }
 
     /// True when every set has an address to give, or holds leases of an earlier boot, whose containers are gone.
+    /// Reserved addresses count: they can be requested.
     ///
     /// # Errors
     /// Only what befalls the store itself.

@@ -168,3 +168,71 @@ pub fn check_disjoint(sets: &[RangeSet]) -> Result<()> {
 pub(crate) fn list(sets: &[RangeSet]) -> String {
     sets.iter().map(RangeSet::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(subnet: &str, start: &str, end: &str, gateway: &str) -> Result<Range> {
+        let address = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());
+        Range::new(subnet.parse().unwrap(), address(start), address(end), address(gateway))
+    }
+
+    fn error(subnet: &str, start: &str, end: &str, gateway: &str) -> String {
+        range(subnet, start, end, gateway).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_left_out_is_filled_in_as_host_local_does() {
+        let v4 = range("10.1.2.0/24", "", "", "").unwrap();
+        assert_eq!(
+            (v4.to_string().as_str(), v4.gateway.to_string().as_str()),
+            ("10.1.2.1-10.1.2.254", "10.1.2.1")
+        );
+        let v6 = range("fd00::/126", "", "", "").unwrap();
+        assert_eq!(
+            (v6.to_string().as_str(), v6.gateway.to_string().as_str()),
+            ("fd00::1-fd00::3", "fd00::1")
+        );
+        let all = range("10.1.2.0/24", "10.1.2.9", "10.1.2.9", "192.0.2.1").unwrap();
+        assert!(all.contains("10.1.2.9".parse().unwrap()));
+        assert!(!all.contains("10.1.2.10".parse().unwrap()));
+        assert_eq!(range("10.1.2.0/24", "::ffff:10.1.2.3", "", "").unwrap().start.to_string(), "10.1.2.3");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_the_reason() {
+        let small = "is too small to give addresses from: the smallest is";
+        assert_eq!(error("10.1.2.0/31", "", "", ""), format!("subnet 10.1.2.0/31 {small} /30"));
+        assert_eq!(error("fd00::/127", "", "", ""), format!("subnet fd00::/127 {small} /126"));
+        assert_eq!(
+            error("10.1.2.3/24", "", "", ""),
+            "subnet 10.1.2.3/24 has host bits set: the network address is 10.1.2.0/24"
+        );
+        assert_eq!(
+            error("10.1.2.0/24", "10.1.3.1", "", ""),
+            "rangeStart 10.1.3.1 is not in subnet 10.1.2.0/24"
+        );
+        assert_eq!(error("10.1.2.0/24", "", "fd00::1", ""), "rangeEnd fd00::1 is not in subnet 10.1.2.0/24");
+        assert_eq!(error("10.1.2.0/24", "", "", "fd00::1"), "gateway fd00::1 is not in subnet 10.1.2.0/24");
+        assert_eq!(
+            error("10.1.2.0/24", "10.1.2.9", "10.1.2.8", ""),
+            "range of 10.1.2.0/24 ends at 10.1.2.8, before its start 10.1.2.9"
+        );
+    }
+
+    #[test]
+    fn sets_are_of_one_family_and_share_no_address() {
+        let a = range("10.1.2.0/24", "10.1.2.1", "10.1.2.20", "").unwrap();
+        let b = range("10.1.2.0/24", "10.1.2.20", "10.1.2.30", "").unwrap();
+        let six = range("fd00::/64", "", "", "").unwrap();
+        let message = |r: Vec<Range>| RangeSet::new(r).unwrap_err().to_string();
+        let overlap = "ranges 10.1.2.1-10.1.2.20 and 10.1.2.20-10.1.2.30 overlap";
+        assert_eq!(message(vec![a.clone(), b.clone()]), overlap);
+        assert!(message(vec![a.clone(), six.clone()]).ends_with("of one set are of different families"));
+        assert_eq!(message(Vec::new()), "a range set needs at least one range");
+        let set = |r: &Range| RangeSet::new(vec![r.clone()]).unwrap();
+        check_disjoint(&[set(&a), set(&six)]).unwrap();
+        assert_eq!(check_disjoint(&[set(&a), set(&six), set(&b)]).unwrap_err().to_string(), overlap);
+    }
+}

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::keys::{self, Net};
 use crate::lease::{Attachment, Lease};
 use crate::lmdb::Tx;
+use crate::open;
 use crate::query::leases;
 use crate::record::Held;
 use crate::store::{Store, check_attachment, check_network};
@@ -16,10 +17,8 @@ impl Store {
     /// # Errors
     /// Only what befalls the store itself.
     pub fn release(&self, network: &str, attachment: &Attachment) -> Result<Vec<Lease>> {
-        // Looked up first: a second DEL then waits for no writer.
-        if self.find(network, attachment)?.is_empty() {
-            return Ok(Vec::new());
-        }
+        // Not looked up by reading first: LMDB shows a reader the commit of a writer that was killed just behind it only
+        // after the next writer has come. A transaction that changes nothing writes nothing.
         self.end(network, |tx, net| tx.view().held_by(net, network, attachment))
     }
 
@@ -94,14 +93,16 @@ impl Store {
             check_network(&lease.network)?;
             check_attachment(&lease.attachment)?;
         }
-        self.write(|tx| {
+        let count = self.write(|tx| {
             let mut count = 0;
             for lease in &leases {
                 let net = tx.net_of(&lease.network)?;
                 count += usize::from(tx.adopt(net, lease)?);
             }
             Ok(count)
-        })
+        })?;
+        open::rebuilt(self.dir())?;
+        Ok(count)
     }
 }
 

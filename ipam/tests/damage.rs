@@ -1,4 +1,5 @@
 //! Files that a power cut, a full disk or a clumsy hand has damaged: never trusted, never fatal, set aside with a note.
+#![allow(clippy::unwrap_used)] // a failed unwrap is the report of the failed test
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -82,7 +83,11 @@ fn a_damaged_file_is_set_aside_and_the_store_begins_anew() {
             drop(opened);
             let again = Store::open(dir.path(), "boot-1").unwrap();
             assert_eq!(again.notes, Vec::<String>::new());
+            assert!(again.rebuild, "nobody has told it yet what is in use");
             assert_eq!(again.store.leases(None).unwrap().len(), 1);
+            assert_eq!(again.store.rebuild([]).unwrap(), 0);
+            drop(again);
+            assert!(!Store::open(dir.path(), "boot-1").unwrap().rebuild);
         }
     }
 }

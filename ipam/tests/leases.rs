@@ -1,4 +1,5 @@
 //! What the store promises about leases, one handle at a time.
+#![allow(clippy::unwrap_used)] // a failed unwrap is the report of the failed test
 use std::net::IpAddr;
 
 use ipam::{Ask, Attachment, Error, Lease, Range, RangeSet, Store};
