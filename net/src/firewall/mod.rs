@@ -4,7 +4,10 @@
 //! Both find what they made by the owner's tag ([`Owner::tag`]), which every element and rule carries as its comment; no
 //! state is kept elsewhere. Both work in the network namespace that the calling thread is in: open and use them there.
 
+pub mod ipt;
 pub mod nft;
+#[cfg(test)]
+mod tests;
 
 use crate::{Error, Result, names::Owner};
 use ipnetwork::IpNetwork;
@@ -137,7 +140,9 @@ pub trait Firewall {
 
     /// Publishes ports of the container: they lead to the first IPv4 and the first IPv6 address of `addrs`. Reachable from
     /// other hosts, on the host's own addresses, on 127.0.0.1 (when the caller has set route_localnet on the bridge), from
-    /// containers of the same subnet and from the container itself. All are published, or none.
+    /// containers of the same subnet and from the container itself (where the host runs br_netfilter, its bridge port must
+    /// be a hairpin for that). [::1] is left to programs of the host: the kernel does not route it. All are published, or
+    /// none.
     ///
     /// A port that another owner holds is an error ([`Error::PortTaken`]) when that is alive, that is when its host link
     /// ([`Owner::host_veth`]) exists in this namespace; what a dead one left is replaced.

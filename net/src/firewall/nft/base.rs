@@ -40,6 +40,11 @@ fn loopback4() -> IpNetwork {
     network(Ipv4Addr::new(127, 0, 0, 0).into(), 8)
 }
 
+/// ::1
+fn loopback6() -> IpNetwork {
+    network(Ipv6Addr::LOCALHOST.into(), 128)
+}
+
 /// A network of constants here: always valid ones.
 fn network(addr: IpAddr, prefix: u8) -> IpNetwork {
     match addr {
@@ -61,14 +66,16 @@ fn chains() -> Vec<Chain> {
             hook("filter", 0, -300),
             vec![Rule::new().not_from_loopback().address(Side::Destination, loopback4()).then(Drop)],
         ),
-        chain("prerouting", hook("nat", 0, -100), vec![Rule::new().to_this_host().then(Jump("publish"))]),
-        chain("output", hook("nat", 3, -100), vec![Rule::new().to_this_host().then(Jump("publish"))]),
+        chain("prerouting", hook("nat", 0, -100), vec![Rule::new().for_this_host().then(Jump("publish"))]),
+        chain("output", hook("nat", 3, -100), vec![Rule::new().for_this_host().then(Jump("publish"))]),
         chain(
             "publish",
             None,
             vec![
                 Rule::new().dnat(false, true, Map::Ports4At),
                 Rule::new().dnat(false, false, Map::Ports4),
+                // What comes from ::1 cannot leave by another link: that address is left to programs.
+                Rule::new().address(Side::Destination, loopback6()).then(Verdict::Return),
                 Rule::new().dnat(true, true, Map::Ports6At),
                 Rule::new().dnat(true, false, Map::Ports6),
             ],
@@ -138,7 +145,8 @@ impl Target {
         match name {
             HAIRPIN_ALL => None,
             _ if name.starts_with("masq-") => Some(3),
-            _ if name.starts_with("hairpin-") => Some(2),
+            // IPv6 (a name with `_`) has none for the loopback.
+            _ if name.starts_with("hairpin-") => Some(if name.contains('_') { 1 } else { 2 }),
             _ => None,
         }
     }
@@ -158,14 +166,11 @@ impl Target {
                 ]
             }
             Target::Hairpin(net) => {
-                let loopback = match net {
-                    IpNetwork::V4(_) => loopback4(),
-                    IpNetwork::V6(_) => network(Ipv6Addr::LOCALHOST.into(), 128),
-                };
-                vec![
-                    Rule::new().address(Side::Source, subnet(net)).masquerade(),
-                    Rule::new().address(Side::Source, loopback).masquerade(),
-                ]
+                let mut rules = vec![Rule::new().address(Side::Source, subnet(net)).masquerade()];
+                if net.is_ipv4() {
+                    rules.push(Rule::new().address(Side::Source, loopback4()).masquerade());
+                }
+                rules
             }
         };
         Some(Chain { name: self.name(), hook: None, rules })

@@ -134,7 +134,7 @@ impl Rule {
     }
 
     /// `fib daddr type local`
-    pub fn to_this_host(mut self) -> Self {
+    pub fn for_this_host(mut self) -> Self {
         self.expr("fib", |w| {
             w.u32(1, REG1);
             w.u32(2, 3);

@@ -1,8 +1,8 @@
 //! Adding to the table: blindly first, and when that is refused, after a look at what stands in the way.
 
 use super::base::{self, TABLE, Target};
-use super::element::{Element, Key, head, key_element, list_of_key};
-use super::socket::{generation_of, refused};
+use super::element::{Element, Key, Map, head, key_element, list_of_key};
+use super::socket::{Question, generation_of, refused};
 use super::wire::{Batch, Writer, flag, msg};
 use super::{Nftables, Wanted};
 use crate::firewall::{is_alive, taken};
@@ -11,6 +11,10 @@ use crate::{Error, Result};
 /// How often a change that others' changes got in the way of is tried. Each try takes 0.1 ms, and of those that
 /// compete, one succeeds each time.
 pub const TRIES: usize = 200;
+/// How often in a row something may be missing although it was seen, or is made in the same batch.
+const VAIN: usize = 20;
+const BROKEN: &str = "table inet weft is there, but is not as Weft makes it: remove it (`nft delete table inet weft`) \
+                      and attach again";
 /// Bytes of elements in one message: an attribute's length has 16 bits.
 const LIST: usize = 60_000;
 /// Questions in one sendmsg; the receive buffer (net.core.rmem_default, 208 KiB) holds the answers of so many for certain.
@@ -29,12 +33,6 @@ struct Plan {
     done: Vec<usize>,
     /// The generation that this was seen in, when something will be deleted because of what was seen.
     generation: Option<u32>,
-}
-
-impl Plan {
-    fn is_blind(&self) -> bool {
-        !self.table && self.chains.is_empty() && self.dead.is_empty() && self.done.is_empty()
-    }
 }
 
 /// Adds messages about elements to a batch: as many of one map in a message as fit. They come sorted by map.
@@ -75,7 +73,7 @@ impl Nftables {
             return Ok(());
         }
         let mut plan = Plan::default();
-        let mut nothing_amiss = 0;
+        let mut in_vain = 0;
         for _ in 0..TRIES {
             let batch = self.compose(&wanted, &plan);
             let Err(errors) = self.socket.commit(batch)? else { return Ok(()) };
@@ -84,17 +82,15 @@ impl Nftables {
             if let Some((errno, what)) = errors.iter().find(|(errno, _)| !transient(*errno)) {
                 return Err(refused(what, *errno));
             }
+            // With table and chains there, or made in the same batch, only a map can be missing; or others undid them.
+            let only_missing = errors.iter().all(|(errno, _)| *errno == libc::ENOENT);
+            in_vain = if only_missing { in_vain + 1 } else { 0 };
+            if in_vain > VAIN {
+                return Err(Error::Mismatch(BROKEN.into()));
+            }
             plan = self.inspect(&wanted)?;
             if plan.done.len() == wanted.elements.len() {
                 return Ok(());
-            }
-            nothing_amiss = if plan.is_blind() { nothing_amiss + 1 } else { 0 };
-            if nothing_amiss > 8 {
-                return Err(Error::Mismatch(
-                    "table inet weft is there, but is not as Weft makes it: remove it (`nft delete table inet weft`) and \
-                     attach again"
-                        .into(),
-                ));
             }
         }
         Err(refused("add to table inet weft, which others change all the time", libc::EBUSY))
@@ -123,8 +119,7 @@ impl Nftables {
     fn inspect(&mut self, wanted: &Wanted) -> Result<Plan> {
         let mut plan = Plan::default();
         let (mut generation, mut table) = (0, false);
-        let questions: [(u16, &dyn Fn(&mut Writer)); 2] =
-            [(msg::GETGEN, &|_| {}), (msg::GETTABLE, &|w| w.str(1, TABLE))];
+        let questions: [Question<'_>; 2] = [(msg::GETGEN, &|_| {}), (msg::GETTABLE, &|w| w.str(1, TABLE))];
         self.socket.ask(&questions, |index, answer| match index {
             0 => generation = generation_of(answer),
             _ => table = answer.is_ok(),
@@ -136,6 +131,7 @@ impl Nftables {
         }
         plan.chains = self.missing_chains(&wanted.chains)?;
         let keys: Vec<&Key> = wanted.elements.iter().map(|e| &e.key).collect();
+        let mut hairpins: Vec<(Key, String)> = Vec::new();
         for (index, found) in self.find(&keys)?.into_iter().enumerate() {
             let (Some(found), want) = (found, &wanted.elements[index]) else { continue };
             if found == *want {
@@ -143,13 +139,25 @@ impl Nftables {
                 continue;
             }
             // The same owner's is brought up to date; an address has the owner whom the address store gave it to.
-            if found.tag != want.tag && found.key.map.is_ports() && is_alive(&found.tag) {
-                if let Some((protocol, port)) = found.key.parts() {
-                    return Err(taken(protocol, port, &found.tag));
-                }
+            if found.tag != want.tag
+                && let Some((protocol, port)) = found.key.parts().filter(|_| found.key.map.is_ports())
+                && is_alive(&found.tag)
+            {
+                return Err(taken(protocol, port, &found.tag));
+            }
+            if let Some(addr) = found.value.address().filter(|_| found.tag != want.tag) {
+                hairpins.push((Key::address(Map::Hairpin4, Map::Hairpin6, addr), found.tag));
             }
             plan.dead.push(found.key);
         }
+        // With its port goes the hairpin of the dead, which nothing would lead to any more; but not under a wanted key.
+        hairpins.retain(|(key, _)| !keys.contains(&key));
+        let found = self.find(&hairpins.iter().map(|(key, _)| key).collect::<Vec<_>>())?;
+        let of_dead =
+            found.into_iter().zip(&hairpins).filter_map(|(e, (_, tag))| e.filter(|e| e.tag == *tag));
+        plan.dead.extend(of_dead.map(|e| e.key));
+        plan.dead.sort();
+        plan.dead.dedup();
         if !plan.dead.is_empty() {
             plan.generation = Some(generation);
         }
@@ -162,7 +170,7 @@ impl Nftables {
         for some in chains.chunks(QUESTIONS) {
             let fills: Vec<_> =
                 some.iter().map(|target| move |w: &mut Writer| base::chain_key(w, &target.name())).collect();
-            let questions: Vec<(u16, &dyn Fn(&mut Writer))> =
+            let questions: Vec<Question<'_>> =
                 fills.iter().map(|fill| (msg::GETCHAIN, fill as &dyn Fn(&mut Writer))).collect();
             self.socket.ask(&questions, |index, answer| {
                 if answer.is_err() {
@@ -178,7 +186,7 @@ impl Nftables {
         let mut found = vec![None; keys.len()];
         for (start, some) in keys.chunks(QUESTIONS).enumerate() {
             let fills: Vec<_> = some.iter().map(|key| move |w: &mut Writer| list_of_key(w, key)).collect();
-            let questions: Vec<(u16, &dyn Fn(&mut Writer))> =
+            let questions: Vec<Question<'_>> =
                 fills.iter().map(|fill| (msg::GETSETELEM, fill as &dyn Fn(&mut Writer))).collect();
             self.socket.ask(&questions, |index, answer| {
                 if let Ok(m) = answer {

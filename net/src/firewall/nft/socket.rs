@@ -19,6 +19,9 @@ const DUMPS: usize = 16;
 /// How a batch ended: `Err` has the errno of each refused message and what that was to do.
 pub type Verdict = std::result::Result<(), Vec<(i32, &'static str)>>;
 
+/// A question to the kernel: the message's type, and what fills it.
+pub type Question<'a> = (u16, &'a dyn Fn(&mut Writer));
+
 /// A socket of the network namespace in which it was opened.
 pub struct Socket {
     raw: Raw,
@@ -130,9 +133,9 @@ impl Socket {
 
     /// Asks several questions in one sendmsg; `answer` gets the index of the question and its answer, an Err being the
     /// errno. At most 16 questions: the receive buffer holds no more answers for certain.
-    pub fn ask<'q>(
+    pub fn ask(
         &mut self,
-        questions: &[(u16, &'q dyn Fn(&mut Writer))],
+        questions: &[Question<'_>],
         mut answer: impl FnMut(usize, std::result::Result<&Message<'_>, i32>),
     ) -> Result<()> {
         let first = self.seq;

@@ -1,0 +1,162 @@
+//! What `nft list ruleset` shows of the table, and that nft can read it back.
+
+use super::*;
+use crate::testns;
+
+const FULL: &str = r#"table inet weft {
+	comment "Weft container networking"
+	map ports4 {
+		type inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { tcp . 8080 comment "web/abc/eth0" : 10.1.0.3 . 80 }
+	}
+
+	map ports4_at {
+		type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { 127.0.0.1 . udp . 53 comment "web/abc/eth0" : 10.1.0.3 . 5353 }
+	}
+
+	map ports6 {
+		type inet_proto . inet_service : ipv6_addr . inet_service
+		elements = { tcp . 8080 comment "web/abc/eth0" : fd00::3 . 80 }
+	}
+
+	map ports6_at {
+		type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service
+		elements = { 2001:db8::1 . 132 . 9000 comment "web/abc/eth0" : fd00::3 . 9001 }
+	}
+
+	map masq4 {
+		type ipv4_addr : verdict
+		elements = { 10.1.0.3 comment "web/abc/eth0" : goto masq-10.1.0.0/16 }
+	}
+
+	map masq6 {
+		type ipv6_addr : verdict
+		elements = { fd00::3 comment "web/abc/eth0" : goto masq-fd00__/64 }
+	}
+
+	map hairpin4 {
+		type ipv4_addr : verdict
+		elements = { 10.1.0.3 comment "web/abc/eth0" : jump hairpin-10.1.0.0/16 }
+	}
+
+	map hairpin6 {
+		type ipv6_addr : verdict
+		elements = { fd00::3 comment "web/abc/eth0" : jump hairpin-fd00__/64 }
+	}
+
+	set guarded {
+		type ifname
+		elements = { "br0" }
+	}
+
+	set guarded_pairs {
+		type ifname . ifname
+		elements = { "br0" . "br0" }
+	}
+
+	chain raw {
+		type filter hook prerouting priority raw; policy accept;
+		iif != "lo" ip daddr 127.0.0.0/8 drop
+	}
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local jump publish
+	}
+
+	chain output {
+		type nat hook output priority -100; policy accept;
+		fib daddr type local jump publish
+	}
+
+	chain publish {
+		dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
+		meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4
+		ip6 daddr ::1 return
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
+		meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6
+	}
+
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+		ct status dnat ip daddr vmap @hairpin4
+		ct status dnat ip6 daddr vmap @hairpin6
+		ip saddr vmap @masq4
+		ip6 saddr vmap @masq6
+	}
+
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		oifname @guarded jump guard
+	}
+
+	chain guard {
+		ct state established,related accept
+		ct status dnat accept
+		iifname . oifname @guarded_pairs accept
+		drop
+	}
+
+	chain hairpin-all {
+		masquerade
+	}
+
+	chain masq-10.1.0.0/16 {
+		ip daddr 10.1.0.0/16 return
+		ip daddr 224.0.0.0/4 return
+		masquerade
+	}
+
+	chain masq-fd00__/64 {
+		ip6 daddr fd00::/64 return
+		ip6 daddr ff00::/8 return
+		masquerade
+	}
+
+	chain hairpin-10.1.0.0/16 {
+		ip saddr 10.1.0.0/16 masquerade
+		ip saddr 127.0.0.0/8 masquerade
+	}
+
+	chain hairpin-fd00__/64 {
+		ip6 saddr fd00::/64 masquerade
+	}
+}
+"#;
+
+/// Some `nft` versions name what others give as numbers.
+fn canonical(text: &str) -> String {
+    text.replace(" . sctp . ", " . 132 . ").replace("priority filter - 300", "priority raw")
+}
+
+#[test]
+fn the_table_reads_well_and_can_be_loaded_again() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let mut fw = Nftables::open().unwrap();
+        fw.probe().unwrap();
+        let sctp = PortMapping { protocol: Protocol::Sctp, ..tcp(Some("2001:db8::1"), 9000, 9001) };
+        let ports = [tcp(None, 8080, 80), udp(Some("127.0.0.1"), 53, 5353), sctp];
+        fw.attach(&owner("abc"), &addrs(3), &ports, &plain()).unwrap();
+        fw.guard("br0").unwrap();
+        let text = ruleset();
+        assert_eq!(canonical(&text), canonical(FULL));
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        run("nft flush ruleset");
+        run(&format!("nft -f {}", file.path().display()));
+        assert_eq!(canonical(&ruleset()), canonical(FULL));
+        // What nft has loaded is as good as what we made.
+        fw.check_masquerade(&owner("abc"), &addrs(3)).unwrap();
+        fw.check_publish(&owner("abc"), &addrs(3), &ports, &plain()).unwrap();
+        fw.unpublish(&owner("abc"), &ports).unwrap();
+        fw.unmasquerade(&owner("abc"), &[]).unwrap();
+        // There is no bridge br0 here, so nothing remains.
+        fw.tidy().unwrap();
+        assert_eq!(ruleset(), "");
+    });
+}

@@ -1,0 +1,158 @@
+//! What is in the table when: repeated and missing things, garbage collection, tidying, others' tables.
+
+use super::*;
+use crate::testns;
+
+fn lines_with(what: &str) -> usize {
+    ruleset().lines().filter(|line| line.contains(what)).count()
+}
+
+#[test]
+fn everything_can_be_repeated_and_removed_without_being_there() {
+    testns::in_fresh(|| {
+        let mut fw = Nftables::open().unwrap();
+        let ports = [tcp(None, 8080, 80), udp(None, 8080, 80)];
+        for _ in 0..2 {
+            fw.unmasquerade(&owner("a"), &addrs(3)).unwrap();
+            fw.unpublish(&owner("a"), &ports).unwrap();
+            fw.unpublish(&owner("a"), &[]).unwrap();
+            fw.unguard("br0").unwrap();
+            assert_eq!(fw.gc("web", What::Ports, &|_, _| false).unwrap(), 0);
+            fw.tidy().unwrap();
+            assert_eq!(ruleset(), "", "nothing is made by what removes");
+        }
+        for _ in 0..3 {
+            fw.masquerade(&owner("a"), &addrs(3)).unwrap();
+            fw.publish(&owner("a"), &addrs(3), &ports, &plain()).unwrap();
+        }
+        let before = ruleset();
+        fw.attach(&owner("a"), &addrs(3), &ports, &plain()).unwrap();
+        assert_eq!(ruleset(), before);
+        // Other ports of the same owner come in their place when they are published under the same key.
+        fw.publish(&owner("a"), &addrs(3), &[tcp(None, 8080, 81)], &plain()).unwrap();
+        assert_eq!(lines_with("tcp . 8080 comment \"web/a/eth0\" : 10.1.0.3 . 81"), 1, "{}", ruleset());
+        // Nothing to do is nothing done.
+        fw.publish(&owner("a"), &addrs(3), &[], &plain()).unwrap();
+        fw.masquerade(&owner("a"), &[]).unwrap();
+    });
+}
+
+#[test]
+fn two_networks_of_a_container_do_not_touch_each_other() {
+    testns::in_fresh(|| {
+        let mut fw = Nftables::open().unwrap();
+        let (web, db) = (owner("a"), Owner::new("db", "a", "eth1"));
+        let others: Vec<IpNetwork> = vec!["10.2.0.3/24".parse().unwrap()];
+        fw.attach(&web, &addrs(3), &[tcp(None, 8080, 80)], &plain()).unwrap();
+        let alone = ruleset();
+        fw.attach(&db, &others, &[tcp(None, 5432, 5432)], &plain()).unwrap();
+        fw.unpublish(&db, &[tcp(None, 5432, 5432)]).unwrap();
+        fw.unmasquerade(&db, &others).unwrap();
+        // By a hint that names another's, nothing is taken.
+        fw.unpublish(&db, &[tcp(None, 8080, 80)]).unwrap();
+        fw.unmasquerade(&db, &addrs(3)).unwrap();
+        assert!(lines_with("10.2.0") > 0, "chains of the subnet wait for tidy");
+        fw.tidy().unwrap();
+        assert_eq!(ruleset(), alone);
+        fw.unpublish(&web, &[]).unwrap();
+        fw.unmasquerade(&web, &[]).unwrap();
+        fw.tidy().unwrap();
+        assert_eq!(ruleset(), "");
+    });
+}
+
+#[test]
+fn check_tells_what_is_missing() {
+    testns::in_fresh(|| {
+        let mut fw = Nftables::open().unwrap();
+        let ports = [tcp(None, 8080, 80)];
+        let message = |result: Result<()>| result.unwrap_err().to_string();
+        let text = message(fw.check_publish(&owner("a"), &addrs(3), &ports, &plain()));
+        assert!(text.contains("has 0 of its 1 rules"), "{text}");
+        fw.attach(&owner("a"), &addrs(3), &ports, &plain()).unwrap();
+        fw.check_masquerade(&owner("a"), &addrs(3)).unwrap();
+        let text = message(fw.check_masquerade(&owner("a"), &addrs(4)));
+        assert!(text.contains("masq4") && text.contains("no element of web/a/eth0"), "{text}");
+        let text = message(fw.check_publish(&owner("b"), &addrs(3), &ports, &plain()));
+        assert!(text.contains("belongs to web/a/eth0"), "{text}");
+        let text = message(fw.check_publish(&owner("a"), &addrs(3), &[tcp(None, 8080, 81)], &plain()));
+        assert!(text.contains("ports4"), "{text}");
+        run("nft flush chain inet weft postrouting");
+        let text = message(fw.check_masquerade(&owner("a"), &addrs(3)));
+        assert!(text.contains("postrouting") && text.contains("0 of its 4 rules"), "{text}");
+    });
+}
+
+#[test]
+fn garbage_collection_takes_the_stale_of_one_network_only() {
+    testns::in_fresh(|| {
+        let mut fw = Nftables::open().unwrap();
+        let long = "n".repeat(60);
+        for (network, container, n) in [
+            ("web", "live", 3),
+            ("web", "dead", 4),
+            ("db", "dead", 5),
+            (&long, "dead", 6),
+            (&long, "live", 7),
+        ] {
+            let owner = Owner::new(network, container, "eth0");
+            fw.attach(&owner, &addrs(n), &[tcp(None, 8000 + n, 80)], &plain()).unwrap();
+        }
+        run("nft add element inet weft masq4 { 10.9.9.9 : goto masq-10.1.0.0/16 }");
+        let valid = |container: &str, ifname: &str| container == "live" && ifname == "eth0";
+        assert_eq!(fw.gc("web", What::Masquerade, &valid).unwrap(), 2);
+        assert_eq!(lines_with("web/dead/eth0"), 4, "ports and hairpins are left");
+        assert_eq!(fw.gc("web", What::Ports, &valid).unwrap(), 4);
+        assert_eq!(lines_with("web/dead/eth0"), 0);
+        assert_eq!(fw.gc(&long, What::Ports, &valid).unwrap(), 4);
+        assert_eq!(fw.gc(&long, What::Ports, &valid).unwrap(), 0);
+        let text = ruleset();
+        for left in
+            ["web/live/eth0", "db/dead/eth0", "10.9.9.9", &format!("{}/live", names::clip_network(&long))]
+        {
+            assert!(text.contains(left), "{left}: {text}");
+        }
+        use crate::names;
+    });
+}
+
+#[test]
+fn tidy_removes_chains_and_table_only_when_unused_and_nothing_foreign() {
+    testns::in_fresh(|| {
+        run("nft add table inet other");
+        run("nft add chain inet other c { type nat hook prerouting priority -100; }");
+        run("nft add rule inet other c tcp dport 1 dnat ip to 10.0.0.1");
+        run("nft add table ip weft");
+        run("nft add chain ip weft masq-10.1.0.0/16");
+        let foreign = ruleset();
+        let mut fw = Nftables::open().unwrap();
+        fw.masquerade(&owner("a"), &addrs(3)).unwrap();
+        let one = ruleset();
+        fw.masquerade(&owner("b"), &["10.77.0.3/24".parse().unwrap()]).unwrap();
+        fw.tidy().unwrap();
+        assert!(ruleset().contains("masq-10.77.0.0/24"));
+        fw.unmasquerade(&owner("b"), &[]).unwrap();
+        fw.tidy().unwrap();
+        assert_eq!(ruleset(), one);
+        fw.unmasquerade(&owner("a"), &addrs(3)).unwrap();
+        // A guard of a bridge that is there holds the table; that of one which is gone does not.
+        run("ip link add br7 type bridge");
+        fw.guard("br7").unwrap();
+        fw.guard("br8").unwrap();
+        fw.tidy().unwrap();
+        assert_eq!((lines_with("\"br7\""), lines_with("\"br8\"")), (2, 0));
+        run("ip link del br7");
+        fw.tidy().unwrap();
+        assert_eq!(ruleset(), foreign);
+    });
+}
+
+#[test]
+fn a_broken_table_is_reported() {
+    testns::in_fresh(|| {
+        run("nft add table inet weft");
+        let mut fw = Nftables::open().unwrap();
+        let error = fw.masquerade(&owner("a"), &addrs(3)).unwrap_err().to_string();
+        assert!(error.contains("nft delete table inet weft"), "{error}");
+    });
+}
