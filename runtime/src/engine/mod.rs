@@ -1,17 +1,26 @@
 //! Containers as running things: a supervisor process each, their launch, and what is done to them afterwards.
 //!
-//! What the command line uses: [`Container::start`], [`Container::run`], [`Container::attach`], [`Container::stop`],
-//! [`Container::kill`], [`Container::restart`], [`Container::remove`], [`Container::wait`], [`Container::exec`],
-//! [`Container::logs`], [`recover`], and [`supervisor::main`] for the hidden subcommand `supervise ID`.
+//! What the command line uses: `start`, `run`, `attach`, `stop`, `kill`, `restart`, `remove`, `wait`, `exec` and `logs` of
+//! [`Container`](crate::state::Container), [`recover`], and [`supervisor::main`] for the hidden subcommand `supervise ID`.
+//! `run`, `attach` and `exec` must be called from a process that has one thread.
 
-use std::time::Duration;
-
-use anyhow::{Result, bail};
-
-use crate::paths::Paths;
-use crate::state::Container;
-
+mod cgroup;
+mod client;
+mod etc;
+mod exec;
+mod launch;
+mod lifecycle;
+mod logs;
+mod process;
+mod release;
+mod starter;
 pub mod supervisor;
+mod sys;
+mod tty;
+mod volumes;
+mod wire;
+
+pub use lifecycle::recover;
 
 /// An error that has its own exit code (126: not executable, 127: not found); every other error of the runtime is 125.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -71,63 +80,4 @@ pub struct LogOptions {
     pub since: Option<time::OffsetDateTime>,
     /// Only lines before this time.
     pub until: Option<time::OffsetDateTime>,
-}
-
-/// Brings every container whose supervisor died into a true state: kills what is left, releases networks, removes those
-/// with `--rm`.
-pub fn recover(_paths: &Paths) -> Result<()> {
-    bail!("not built yet")
-}
-
-impl Container {
-    /// Starts it in the background; returns when its process runs. A [`Failure`] says why it could not be executed.
-    pub fn start(&mut self) -> Result<()> {
-        bail!("not built yet")
-    }
-
-    /// Starts it with this process attached from its first byte; returns its exit code when all of it is taken down.
-    pub fn run(&mut self, _io: Interact) -> Result<i32> {
-        bail!("not built yet")
-    }
-
-    /// Attaches to a running container; returns its exit code.
-    pub fn attach(&self, _io: Interact) -> Result<i32> {
-        bail!("not built yet")
-    }
-
-    /// Ends it: its stop signal, then after `patience` (none: 10 s) SIGKILL. Returns when its network is released.
-    pub fn stop(&mut self, _patience: Option<Duration>) -> Result<()> {
-        bail!("not built yet")
-    }
-
-    /// Sends its process a signal.
-    pub fn kill(&mut self, _signal: i32) -> Result<()> {
-        bail!("not built yet")
-    }
-
-    /// Stops and starts it.
-    pub fn restart(&mut self, patience: Option<Duration>) -> Result<()> {
-        self.stop(patience)?;
-        self.start()
-    }
-
-    /// Removes it and all it left. A running one, or one whose network another shares, only by `force`.
-    pub fn remove(self, _force: bool) -> Result<()> {
-        bail!("not built yet")
-    }
-
-    /// Waits until it ends and gives its exit code.
-    pub fn wait(&mut self) -> Result<i32> {
-        bail!("not built yet")
-    }
-
-    /// Runs one more process in it; gives that process's exit code (0 when detached).
-    pub fn exec(&self, _options: &ExecOptions) -> Result<i32> {
-        bail!("not built yet")
-    }
-
-    /// Prints its log to standard output and standard error.
-    pub fn logs(&self, _options: &LogOptions) -> Result<()> {
-        bail!("not built yet")
-    }
 }

@@ -1,0 +1,280 @@
+//! The container's root directory, built inside its own mount namespace so that the host never sees its mounts.
+//!
+//! It is copy-on-write (overlayfs) over the host's root or a directory; a tar archive is unpacked once and is the
+//! container's own.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::pivot_root;
+
+use super::report::Reporter;
+use crate::spec::Rootfs;
+
+/// File systems of the host that are no files of its own: not part of the view of its root.
+const PSEUDO: [&str; 22] = [
+    "autofs",
+    "binder",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "nsfs",
+    "proc",
+    "pstore",
+    "ramfs",
+    "rpc_pipefs",
+    "securityfs",
+    "sysfs",
+    "tracefs",
+];
+
+/// What the container gets anew, so nothing of the host's below is shown.
+const FRESH: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/tmp"];
+
+/// Where a container's root comes from and is put together.
+pub struct Root<'a> {
+    /// What was asked for.
+    pub from: &'a Rootfs,
+    /// The container's lasting directory: `upper`, `work` and `rootfs` are in it.
+    pub keep: PathBuf,
+    /// An empty directory to mount on.
+    pub at: PathBuf,
+    /// Directories of the host that a view of its root does not show below.
+    pub hidden: Vec<PathBuf>,
+}
+
+impl Root<'_> {
+    /// Before the launch: makes the directories, unpacks the archive. Safe to repeat.
+    pub fn prepare(&self) -> Result<()> {
+        fs::create_dir_all(&self.at).with_context(|| format!("cannot make {}", self.at.display()))?;
+        match self.from {
+            Rootfs::Tar(archive) => {
+                let rootfs = self.keep.join("rootfs");
+                if !rootfs.exists() {
+                    unpack(archive, &rootfs)?;
+                }
+            }
+            Rootfs::Dir(dir) if !dir.is_dir() => bail!("--rootfs {}: no such directory", dir.display()),
+            _ => {
+                for name in ["upper", "work"] {
+                    let dir = self.keep.join(name);
+                    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// In the new mount namespace: mounts the root at its place.
+    pub fn mount(&self, report: &Reporter) -> Result<PathBuf> {
+        mount_(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, "")
+            .context("cannot make the mounts private")?;
+        match self.from {
+            Rootfs::Tar(_) => {
+                bind(&self.keep.join("rootfs"), &self.at)?;
+                Ok(self.at.clone())
+            }
+            Rootfs::Dir(dir) => {
+                let dir = fs::canonicalize(dir).with_context(|| dir.display().to_string())?;
+                match self.view(&dir, report) {
+                    Ok((root, _)) => Ok(root),
+                    Err(error) => {
+                        report.note(&format!(
+                            "{} cannot be used copy-on-write ({error:#}): what the container writes goes there",
+                            dir.display()
+                        ));
+                        bind(&dir, &self.at)?;
+                        Ok(self.at.clone())
+                    }
+                }
+            }
+            Rootfs::Host => {
+                let (root, layers) = self.view(Path::new("/"), report)?;
+                for (at, place) in self.host_mounts() {
+                    let upper = layers.join(format!("upper{at}"));
+                    let work = layers.join(format!("work{at}"));
+                    let target = root.join(place.strip_prefix("/").unwrap_or(&place));
+                    // What cannot be laid over (a file, a mount that is gone) is not essential: it stays empty.
+                    if target.is_dir()
+                        && fs::create_dir_all(&upper).and_then(|()| fs::create_dir_all(&work)).is_ok()
+                    {
+                        let _ = overlay(&place, &upper, &work, &target);
+                    }
+                }
+                Ok(root)
+            }
+        }
+    }
+
+    /// Lays the container's own layer over `lower`, on disk or, where that file system takes no layers, in memory. Gives
+    /// the mounted root and the directory of the layers.
+    fn view(&self, lower: &Path, report: &Reporter) -> Result<(PathBuf, PathBuf)> {
+        let error = match overlay(lower, &self.keep.join("upper"), &self.keep.join("work"), &self.at) {
+            Ok(()) => return Ok((self.at.clone(), self.keep.clone())),
+            Err(error) => error,
+        };
+        mount_(Some("tmpfs"), &self.at, Some("tmpfs"), MsFlags::empty(), "mode=0700")
+            .context("cannot mount a tmpfs")?;
+        let [upper, work, root] = ["upper", "work", "root"].map(|name| self.at.join(name));
+        for dir in [&upper, &work, &root] {
+            fs::create_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        if let Err(second) = overlay(lower, &upper, &work, &root) {
+            let _ = umount2(&self.at, MntFlags::MNT_DETACH);
+            return Err(second);
+        }
+        report.note(&format!(
+            "the file system of {} takes no overlay ({error:#}): what the container writes is kept in memory and gone when it ends",
+            self.keep.display()
+        ));
+        Ok((root, self.at.clone()))
+    }
+
+    /// The host's other file systems that belong to its root, each with the number of its layers.
+    fn host_mounts(&self) -> Vec<(usize, PathBuf)> {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let shown = |place: &PathBuf| {
+            place != Path::new("/")
+                && !FRESH.iter().any(|f| place.starts_with(f))
+                && !self.hidden.iter().any(|h| place.starts_with(h))
+        };
+        let mut places: Vec<PathBuf> = table.lines().filter_map(mounted).filter(shown).collect();
+        // The order of the table is that of mounting: a later one hides an earlier at the same place.
+        places.sort();
+        places.dedup();
+        places.into_iter().enumerate().map(|(at, place)| (at + 1, place)).collect()
+    }
+}
+
+/// Makes `root` the root of this mount namespace and lets go of the old one.
+pub fn enter(root: &Path) -> Result<()> {
+    std::env::set_current_dir(root).with_context(|| root.display().to_string())?;
+    // pivot_root(2), "pivot_root(".", ".")": the old root ends up over the new one and is taken off.
+    pivot_root(".", ".").context("pivot_root")?;
+    umount2(".", MntFlags::MNT_DETACH).context("cannot let go of the host's root")?;
+    std::env::set_current_dir("/").context("/")
+}
+
+/// The place of a line of mountinfo (proc(5)) when it is a file system of files.
+fn mounted(line: &str) -> Option<PathBuf> {
+    let (front, back) = line.split_once(" - ")?;
+    let kind = back.split(' ').next()?;
+    let place = front.split(' ').nth(4)?;
+    (!PSEUDO.contains(&kind)).then(|| PathBuf::from(unescape(place)))
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+fn overlay(lower: &Path, upper: &Path, work: &Path, at: &Path) -> Result<()> {
+    let [lower_, upper_, work_] = [lower, upper, work].map(escape);
+    let options = format!("lowerdir={lower_},upperdir={upper_},workdir={work_}");
+    mount_(Some("overlay"), at, Some("overlay"), MsFlags::empty(), &options)
+        .with_context(|| format!("cannot lay {} over {}", upper.display(), lower.display()))
+}
+
+/// Overlayfs separates options by commas and layers by colons.
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
+}
+
+fn bind(from: &Path, to: &Path) -> Result<()> {
+    mount_(from.to_str(), to, None, MsFlags::MS_BIND | MsFlags::MS_REC, "")
+        .with_context(|| format!("cannot bind {}", from.display()))
+}
+
+fn mount_(
+    source: Option<&str>,
+    at: &Path,
+    kind: Option<&str>,
+    flags: MsFlags,
+    data: &str,
+) -> nix::Result<()> {
+    mount(source, at, kind, flags, (!data.is_empty()).then_some(data))
+}
+
+/// Unpacks an archive, gzipped or not, to `rootfs`, which is there when all of it is.
+fn unpack(archive: &Path, rootfs: &Path) -> Result<()> {
+    let partial = rootfs.with_extension("partial");
+    let unpack = || -> Result<()> {
+        let mut file = File::open(archive)?;
+        let mut magic = [0; 2];
+        let size = file.read(&mut magic)?;
+        file.rewind()?;
+        let reader: Box<dyn Read> = match magic {
+            [0x1f, 0x8b] if size == 2 => Box::new(flate2::read::GzDecoder::new(io::BufReader::new(file))),
+            _ => Box::new(io::BufReader::with_capacity(1 << 18, file)),
+        };
+        if partial.exists() {
+            fs::remove_dir_all(&partial)?;
+        }
+        fs::create_dir_all(&partial)?;
+        let mut tar = tar::Archive::new(reader);
+        tar.set_preserve_permissions(true);
+        tar.set_preserve_ownerships(true);
+        tar.set_overwrite(true);
+        tar.unpack(&partial)?;
+        fs::rename(&partial, rootfs)?;
+        Ok(())
+    };
+    unpack().with_context(|| {
+        format!("--rootfs {}: cannot unpack it (a tar archive, gzipped or not)", archive.display())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_mountinfo_gives_the_places_of_files() {
+        let home = r"36 35 98:0 / /my\040home rw,noatime master:1 - ext3 /dev/root rw";
+        assert_eq!(mounted(home), Some("/my home".into()));
+        assert_eq!(mounted("22 27 0:21 / /proc rw - proc proc rw"), None);
+        assert_eq!(mounted("nonsense"), None);
+    }
+
+    #[test]
+    fn separators_in_paths_are_escaped() {
+        assert_eq!(escape(Path::new("/a:b,c")), r"/a\:b\,c");
+    }
+
+    #[test]
+    fn an_archive_is_unpacked_gzipped_or_not_and_something_else_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(2);
+        header.set_mode(0o755);
+        header.set_cksum();
+        builder.append_data(&mut header, "bin/x", &b"hi"[..]).unwrap();
+        let plain = builder.into_inner().unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut gz, &plain).unwrap();
+        for (name, bytes) in [("a.tar", plain.clone()), ("a.tgz", gz.finish().unwrap())] {
+            fs::write(dir.path().join(name), bytes).unwrap();
+            let to = dir.path().join(format!("root-{name}"));
+            unpack(&dir.path().join(name), &to).unwrap();
+            assert_eq!(fs::read(to.join("bin/x")).unwrap(), b"hi");
+        }
+        fs::write(dir.path().join("bad"), "x".repeat(2000)).unwrap();
+        assert!(unpack(&dir.path().join("bad"), &dir.path().join("r")).is_err());
+        assert!(!dir.path().join("r").exists());
+    }
+}

@@ -1,0 +1,249 @@
+//! Taking down what a container holds: network, cgroup, run directory, and with `--rm` all of it. The supervisor does so at
+//! the end; when it was killed, whoever looks at the container next. Every step may be repeated.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use cni::share::Share;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use super::{cgroup, process};
+use crate::network;
+use crate::spec::NetMode;
+use crate::state::{Container, Status, now, same_file};
+
+/// The exclusive right to a container's running state, which its supervisor has for all its life: a lock of the open file
+/// (fcntl(2), F_OFD_SETLK), which ends with the process and can be asked about without being taken.
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes it; none when a supervisor has it.
+    pub fn take(container: &Container) -> Result<Option<Self>> {
+        let dir = container.run_dir();
+        let path = dir.join("lock");
+        loop {
+            fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            let file = match File::options().create(true).append(true).open(&path) {
+                // A supervisor has just removed the directory.
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                other => other.with_context(|| format!("cannot open {}", path.display()))?,
+            };
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole())) {
+                Ok(_) if same_file(&file, &path) => return Ok(Some(Self { _file: file })),
+                Ok(_) => continue,
+                Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
+                Err(e) => return Err(e).with_context(|| format!("cannot lock {}", path.display())),
+            }
+        }
+    }
+
+    /// Whether somebody has it. Takes and makes nothing.
+    pub fn is_taken(container: &Container) -> bool {
+        let Ok(file) = File::open(container.run_dir().join("lock")) else { return false };
+        let mut lock = whole();
+        let asked = fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock));
+        asked.is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+    }
+}
+
+/// A lock for writing on the whole of a file.
+fn whole() -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+/// The names of the containers that share this one's network namespace.
+pub fn joiners(container: &Container) -> Vec<String> {
+    let joiners = Share::new(container.paths.shared()).joiners(container.id()).unwrap_or_default();
+    let mut names: Vec<String> = Vec::new();
+    for (id, _) in joiners {
+        let name = match Container::by_id(&container.paths, &id) {
+            Ok(Some(joiner)) => joiner.spec.name,
+            _ => id.get(..12).unwrap_or(&id).to_owned(),
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// Gives everything back that belongs to a run of the container, and with `--rm`, or when it was removed by force, the
+/// container itself. The caller has the lock. What cannot be taken down makes the container dead, and is tried again later.
+pub fn release(container: &mut Container) -> Result<()> {
+    let spec = with_ports(container);
+    let netns = netns_path(container);
+    let mut detached = network::detach(&container.paths, &spec, netns.as_deref());
+    if detached.is_ok() && owns_netns(container) {
+        detached = net::ns::Netns::delete(container.paths.netns(container.id())).map_err(|e| anyhow!("{e}"));
+    }
+    cgroup::remove(container.id());
+    if let Err(error) = detached {
+        container.state.status = Status::Dead;
+        container.state.error = format!("{error:#}");
+        container.save_state()?;
+        return Err(error);
+    }
+    let goes = container.spec.auto_remove || container.is_removed();
+    let state = &mut container.state;
+    let before = state.clone();
+    state.netns = None;
+    state.attachments.clear();
+    state.supervisor_pid = 0;
+    if state.status == Status::Dead {
+        state.status = Status::Exited;
+        state.error.clear();
+    }
+    if !goes && *state != before {
+        container.save_state()?;
+    }
+    if goes {
+        // Should this be cut off, whoever comes next sees that it is to be removed.
+        fs::write(container.removed_mark(), "").context("cannot mark the container as removed")?;
+    }
+    remove_tree(&container.run_dir())?;
+    remove_if_empty(&[
+        &container.paths.run.join("containers"),
+        &container.paths.run.join("netns"),
+        &container.paths.run,
+    ]);
+    if goes { erase(container) } else { Ok(()) }
+}
+
+/// Removes the container's lasting state; its spec and the mark that it is removed go last.
+pub fn erase(container: &Container) -> Result<()> {
+    let dir = container.dir();
+    let last = [dir.join("spec.json"), container.removed_mark()];
+    match fs::read_dir(&dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => {
+            for entry in entries.with_context(|| format!("cannot read {}", dir.display()))? {
+                let path = entry?.path();
+                if !last.contains(&path) {
+                    remove_tree(&path)?;
+                }
+            }
+        }
+    }
+    remove_tree(&dir)?;
+    let paths = &container.paths;
+    remove_if_empty(&[&paths.containers(), &paths.results(), &paths.shared(), &paths.volumes(), &paths.root]);
+    Ok(())
+}
+
+/// Brings a container whose supervisor died into a true state. Does nothing when its supervisor lives, or when all of it is
+/// in order already.
+pub fn recover(container: &mut Container) -> Result<()> {
+    if !needs_recovery(container) {
+        return Ok(());
+    }
+    let Some(lock) = Lock::take(container)? else { return Ok(()) };
+    if !container.refresh()? {
+        // Another process has just removed it, but the lock's directory is new.
+        remove_tree(&container.run_dir())?;
+        remove_if_empty(&[&container.paths.run.join("containers"), &container.paths.run]);
+        return Ok(());
+    }
+    let ended = container.state.status == Status::Running;
+    if let Some(pidfd) = process::find(&container.state) {
+        process::kill(&pidfd);
+    }
+    if ended {
+        // As when its process is killed: nobody was there to see how it ended.
+        container.state.status = Status::Exited;
+        container.state.exit_code = 128 + libc::SIGKILL;
+        container.state.finished = Some(now());
+        container.state.pid = 0;
+        container.state.error = "its supervisor was killed".into();
+    }
+    container.state.supervisor_pid = 0;
+    container.save_state()?;
+    if !joiners(container).is_empty() {
+        // The last of them does the rest.
+        return Ok(());
+    }
+    let result = release(container);
+    drop(lock);
+    release_joined(container);
+    result
+}
+
+/// When this container shared another one's network, and that one has ended and has no supervisor any more, releases it.
+pub fn release_joined(container: &Container) {
+    let NetMode::Container(id) = &container.spec.network else { return };
+    if let Ok(Some(mut other)) = Container::by_id(&container.paths, id) {
+        // It is in order, or it will be tried again when somebody looks at it.
+        let _ = recover(&mut other);
+    }
+}
+
+/// The container as it is now, brought into a true state first.
+pub fn current(container: &Container) -> Result<Container> {
+    let mut current = container.clone();
+    recover(&mut current)?;
+    if !current.refresh()? {
+        bail!("No such container: {}", container.spec.name);
+    }
+    Ok(current)
+}
+
+fn needs_recovery(container: &Container) -> bool {
+    let left = container.run_dir().exists()
+        || matches!(container.state.status, Status::Running | Status::Dead)
+        || container.is_removed();
+    left && !Lock::is_taken(container)
+}
+
+/// The spec with the host ports that were chosen at the start.
+pub fn with_ports(container: &Container) -> crate::spec::Spec {
+    let mut spec = container.spec.clone();
+    if !container.state.ports.is_empty() {
+        spec.ports.clone_from(&container.state.ports);
+    }
+    spec
+}
+
+/// Whether the container has a network namespace of its own.
+pub fn owns_netns(container: &Container) -> bool {
+    matches!(container.spec.network, NetMode::None | NetMode::Networks(_))
+}
+
+/// Where the container's network namespace is.
+pub fn netns_path(container: &Container) -> Option<PathBuf> {
+    match &container.spec.network {
+        NetMode::Host => Some("/proc/self/ns/net".into()),
+        NetMode::Container(id) => Some(container.paths.netns(id)),
+        _ => Some(container.paths.netns(container.id())),
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes directories that hold nothing any more; the others stay.
+fn remove_if_empty(dirs: &[&Path]) {
+    for dir in dirs {
+        let _ = fs::remove_dir(dir);
+    }
+}

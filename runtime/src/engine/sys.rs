@@ -1,0 +1,234 @@
+//! The system calls that neither the standard library nor nix offers safely: making a process in new namespaces, detached
+//! mounts, pidfds, terminals. The only unsafe code of the runtime; it decides nothing.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use libc::{c_int, c_long, c_uint};
+
+/// Which side of [`clone`] this is.
+pub enum Cloned {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's PID and pidfd (close-on-exec).
+    Parent(i32, OwnedFd),
+}
+
+/// Makes a child process in new namespaces (`CLONE_NEW*` flags), as fork does: a copy of this process, and when it ends
+/// SIGCHLD. With a cgroup directory (v2) it begins its life there, which costs none of the waiting that moving a process
+/// does (kernel/cgroup/cgroup.c: cgroup_css_set_fork).
+///
+/// Refuses in a process of several threads: the child would have the locks of the other ones without their holders.
+pub fn clone(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("a process can be launched from a single-threaded process alone"));
+    }
+    let mut pidfd: c_int = -1;
+    // SAFETY: clone_args is a plain struct of integers, of which zero is the neutral value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags as u64 | libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM the child has a copy of the address space and goes on from here on its own copy of the
+    // stack, as after fork; this process has one thread (checked above), so no lock is held by anybody else. `args` and
+    // `pidfd` outlive the call.
+    let mut pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    if pid == -1 && cgroup.is_none() && last_errno() == libc::ENOSYS {
+        let flags = flags | libc::CLONE_PIDFD | libc::SIGCHLD;
+        // SAFETY: as above; a null stack means that the child goes on on its copy of this one. With CLONE_PIDFD the
+        // third argument is where the pidfd is stored, on every architecture.
+        pid = unsafe {
+            libc::syscall(
+                libc::SYS_clone,
+                c_long::from(flags),
+                0 as c_long,
+                &raw mut pidfd,
+                0 as c_long,
+                0 as c_long,
+            )
+        };
+    }
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Cloned::Child),
+        // SAFETY: the kernel has just stored a new descriptor there, which nobody else owns.
+        pid => Ok(Cloned::Parent(pid as i32, unsafe { OwnedFd::from_raw_fd(pidfd) })),
+    }
+}
+
+/// A detached copy of the mount at `path` (with those below it when `recursive`): it can be mounted elsewhere later, also
+/// when `path` is out of reach by then. Close-on-exec; unmounted when it is closed unused.
+pub fn open_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let path = c_string(path)?;
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as c_uint;
+    }
+    // SAFETY: `path` is a C string that outlives the call.
+    fd(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })
+}
+
+/// Mounts what [`open_tree`] gave at `target`, following symbolic links.
+pub fn move_mount(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+    let target = c_string(target)?;
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_SYMLINKS;
+    // SAFETY: both strings are C strings that outlive the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            flags,
+        )
+    })
+}
+
+/// Sets attributes (`MOUNT_ATTR_*`) of a mount that [`open_tree`] gave.
+pub fn mount_setattr(tree: BorrowedFd<'_>, set: u64, recursive: bool) -> io::Result<()> {
+    setattr(tree.as_raw_fd(), c"", set, libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 })
+}
+
+/// Sets attributes (`MOUNT_ATTR_*`) of the mount at `path`.
+pub fn mount_setattr_at(path: &Path, set: u64) -> io::Result<()> {
+    setattr(libc::AT_FDCWD, &c_string(path)?, set, 0)
+}
+
+fn setattr(dir: RawFd, path: &CStr, set: u64, flags: c_int) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: `path` and `attr` outlive the call, and the size is that of `attr`.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            dir,
+            path.as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+}
+
+/// A descriptor of process `pid`, close-on-exec: readable when the process has ended.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// Sends a signal to the process of a pidfd; `signal` 0 only asks whether it is there.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: takes integers and a null siginfo, which means "as kill does".
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })
+}
+
+/// Marks every descriptor from 3 up close-on-exec.
+pub fn close_on_exec_all() -> io::Result<()> {
+    // SAFETY: takes integers only, and with this flag closes nothing now.
+    check(unsafe {
+        libc::syscall(libc::SYS_close_range, 3 as c_uint, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    })
+}
+
+/// Closes every descriptor from 3 up but `keep`. For a child process on its way to exec: descriptors that Rust values
+/// still own are gone afterwards, so nothing of them may be used or dropped.
+pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
+    let keep = keep.as_raw_fd() as c_uint;
+    for (first, last) in [(3, keep.saturating_sub(1)), (keep + 1, c_uint::MAX)] {
+        if first <= last {
+            // SAFETY: takes integers only. The caller never returns to code that owns the descriptors (see above).
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0 as c_uint) })?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the terminal the controlling one of this session.
+pub fn set_controlling_terminal(tty: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer.
+    check(c_long::from(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSCTTY, 0) }))
+}
+
+/// Sets the window size of a terminal, in characters.
+pub fn set_window_size(tty: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads a winsize, which outlives the call.
+    check(c_long::from(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }))
+}
+
+/// The window size (rows, columns) of a terminal.
+pub fn window_size(tty: BorrowedFd<'_>) -> io::Result<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes a winsize, which outlives the call.
+    check(c_long::from(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) }))?;
+    Ok((size.ws_row, size.ws_col))
+}
+
+/// Gives every signal its default action and lets all through: what a new program expects to find.
+pub fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL is no handler of ours; for SIGKILL, SIGSTOP and the C library's own signals the call fails, and
+        // they have their default action anyway.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+}
+
+/// Receives one message with at most one descriptor (close-on-exec) from a socket; empty at its end.
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let mut parts = [io::IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let mut received = None;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            // SAFETY: the kernel has just made these descriptors for this process, and nobody else owns them.
+            received = fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).next();
+        }
+    }
+    Ok((message.bytes, received))
+}
+
+/// Ends this process at once, running nothing of what Rust or C would at an exit: for a child that shares its parent's
+/// buffers and handlers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns.
+    unsafe { libc::_exit(code) }
+}
+
+fn c_string(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
+}
+
+fn last_errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+fn check(result: c_long) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn fd(result: c_long) -> io::Result<OwnedFd> {
+    check(result)?;
+    // SAFETY: the system call has just made this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+}
