@@ -124,21 +124,21 @@ impl NewAddr {
 impl Batch {
     /// Gives a link an address; refused with EEXIST when it has it already.
     pub fn addr_add(&mut self, index: u32, addr: &NewAddr) -> &mut Batch {
-        let what = format!("add address {} to interface number {index}", addr.net);
+        let what = format!("add address {} to {}", addr.net, self.name_of(index));
         let message = addr.message(index);
         self.push(what, libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, |bytes| emit(bytes, &message))
     }
 
     /// Gives a link an address, or changes the flags of the one that it has.
     pub fn addr_replace(&mut self, index: u32, addr: &NewAddr) -> &mut Batch {
-        let what = format!("set address {} of interface number {index}", addr.net);
+        let what = format!("set address {} of {}", addr.net, self.name_of(index));
         let message = addr.message(index);
         self.push(what, libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, |bytes| emit(bytes, &message))
     }
 
     /// Takes an address from a link.
     pub fn addr_del(&mut self, index: u32, net: IpNetwork) -> &mut Batch {
-        let what = format!("remove address {net} from interface number {index}");
+        let what = format!("remove address {net} from {}", self.name_of(index));
         let mut message = NewAddr { net, nodad: false, noprefixroute: false }.message(index);
         message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
         self.push(what, libc::RTM_DELADDR, 0, |bytes| emit(bytes, &message))

@@ -10,8 +10,10 @@ use crate::socket::{Answers, Outgoing, emit};
 /// Changes to be sent together.
 #[derive(Debug, Default)]
 pub struct Batch {
-    pub(crate) out: Outgoing,
+    out: Outgoing,
     ops: Vec<Op>,
+    /// What errors call the links that are told by index.
+    names: Vec<(u32, String)>,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,20 @@ impl Batch {
     /// How many messages there are.
     pub fn len(&self) -> usize {
         self.ops.len()
+    }
+
+    /// Has errors of later changes call the link with that index by its name.
+    pub fn call(&mut self, index: u32, name: &str) -> &mut Batch {
+        self.names.push((index, name.to_owned()));
+        self
+    }
+
+    /// What errors call the link with that index.
+    pub(crate) fn name_of(&self, index: u32) -> String {
+        match self.names.iter().rev().find(|(known, _)| *known == index) {
+            Some((_, name)) => name.clone(),
+            None => format!("interface number {index}"),
+        }
     }
 
     /// Adds a change.

@@ -1,6 +1,5 @@
 //! Changes to links: veth pairs, bridges, settings of links and of bridge ports, deletion.
 
-use std::fmt;
 use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
@@ -36,15 +35,6 @@ impl From<u32> for On<'_> {
 impl<'a> From<&'a str> for On<'a> {
     fn from(name: &'a str) -> Self {
         On::Name(name)
-    }
-}
-
-impl fmt::Display for On<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            On::Index(index) => write!(f, "interface number {index}"),
-            On::Name(name) => f.write_str(name),
-        }
     }
 }
 
@@ -184,7 +174,10 @@ impl Batch {
             flag(&mut message, LinkFlags::Up, true);
         }
         let what = match veth.master {
-            Some(master) => format!("create veth {} in bridge number {master} with {}", veth.name, veth.peer),
+            Some(master) => {
+                let bridge = self.name_of(master);
+                format!("create veth {} as a port of {bridge}, with {}", veth.name, veth.peer)
+            }
             None => format!("create veth {} with {}", veth.name, veth.peer),
         };
         self.create(what, "veth", &message);
@@ -232,9 +225,12 @@ impl Batch {
             LinkInfo::Kind(InfoKind::Bridge),
             LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(filtering)])),
         ]));
-        self.push(format!("switch VLAN filtering of bridge {on}"), libc::RTM_NEWLINK, 0, |bytes| {
-            emit(bytes, &message)
-        })
+        self.push(
+            format!("switch VLAN filtering of bridge {}", self.told(on)),
+            libc::RTM_NEWLINK,
+            0,
+            |bytes| emit(bytes, &message),
+        )
     }
 
     /// Creates a link of a kind that needs no further settings ("dummy", "ifb").
@@ -251,12 +247,20 @@ impl Batch {
             .of_kind(kind)
     }
 
+    /// What errors call a link.
+    fn told(&self, on: On<'_>) -> String {
+        match on {
+            On::Index(index) => self.name_of(index),
+            On::Name(name) => name.to_owned(),
+        }
+    }
+
     /// Changes settings of a link.
     pub fn set<'a>(&mut self, on: impl Into<On<'a>>, set: &LinkSet<'_>) -> &mut Batch {
         let on = on.into();
         let message = settings(on, set);
         // SETLINK, not NEWLINK: for a name that does not exist, some kernels take NEWLINK's group for a filter.
-        self.push(format!("change {on}"), libc::RTM_SETLINK, 0, |bytes| emit(bytes, &message))
+        self.push(format!("change {}", self.told(on)), libc::RTM_SETLINK, 0, |bytes| emit(bytes, &message))
     }
 
     /// Changes flags of a bridge port.
@@ -269,14 +273,16 @@ impl Batch {
         let on = on.into();
         let mut message = settings(on, set);
         message.attributes.push(info);
-        self.push(format!("change bridge port {on}"), libc::RTM_NEWLINK, 0, |bytes| emit(bytes, &message))
+        self.push(format!("change bridge port {}", self.told(on)), libc::RTM_NEWLINK, 0, |bytes| {
+            emit(bytes, &message)
+        })
     }
 
     /// Deletes a link; of a veth both ends go. The kernel waits some 20 ms for that, see [`crate::dead`].
     pub fn link_del<'a>(&mut self, on: impl Into<On<'a>>) -> &mut Batch {
         let on = on.into();
         let message = start(on);
-        self.push(format!("delete {on}"), libc::RTM_DELLINK, 0, |bytes| emit(bytes, &message))
+        self.push(format!("delete {}", self.told(on)), libc::RTM_DELLINK, 0, |bytes| emit(bytes, &message))
     }
 
     /// Deletes all links of a device group.

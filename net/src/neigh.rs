@@ -64,7 +64,7 @@ impl Batch {
         let mut message = neighbour(family_of(ip), index, Some(mac));
         message.header.state = NeighbourState::Permanent;
         message.attributes.push(NeighbourAttribute::Destination(ip.into()));
-        let what = format!("set neighbour {ip} ({}) on interface number {index}", mac_text(mac));
+        let what = format!("set neighbour {ip} ({}) on {}", mac_text(mac), self.name_of(index));
         self.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, |bytes| emit(bytes, &message))
     }
 
@@ -72,7 +72,7 @@ impl Batch {
     pub fn neigh_del(&mut self, index: u32, ip: IpAddr) -> &mut Batch {
         let mut message = neighbour(family_of(ip), index, None);
         message.attributes.push(NeighbourAttribute::Destination(ip.into()));
-        let what = format!("remove neighbour {ip} from interface number {index}");
+        let what = format!("remove neighbour {ip} from {}", self.name_of(index));
         self.push(what, libc::RTM_DELNEIGH, 0, |bytes| emit(bytes, &message))
     }
 
@@ -80,14 +80,14 @@ impl Batch {
     /// host.
     pub fn fdb_replace(&mut self, index: u32, mac: [u8; 6], dst: Option<IpAddr>) -> &mut Batch {
         let message = forwarding(index, mac, dst);
-        let what = format!("set forwarding of {} on interface number {index}", mac_text(mac));
+        let what = format!("set forwarding of {} on {}", mac_text(mac), self.name_of(index));
         self.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, |bytes| emit(bytes, &message))
     }
 
     /// Takes a hardware address out of the device's own forwarding database.
     pub fn fdb_del(&mut self, index: u32, mac: [u8; 6], dst: Option<IpAddr>) -> &mut Batch {
         let message = forwarding(index, mac, dst);
-        let what = format!("remove forwarding of {} from interface number {index}", mac_text(mac));
+        let what = format!("remove forwarding of {} from {}", mac_text(mac), self.name_of(index));
         self.push(what, libc::RTM_DELNEIGH, 0, |bytes| emit(bytes, &message))
     }
 }

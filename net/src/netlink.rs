@@ -1,8 +1,9 @@
 //! The rtnetlink socket.
 
+use crate::change::LinkSet;
 use crate::error::Result;
 use crate::ns::Netns;
-use crate::socket::{Channel, Outgoing};
+use crate::socket::Channel;
 
 /// One NETLINK_ROUTE socket. It belongs to the namespace in which it was opened, and keeps working there wherever its
 /// thread goes.
@@ -24,14 +25,6 @@ impl Netlink {
 
     /// Brings the loopback interface up.
     pub fn loopback_up(&mut self) -> Result<()> {
-        let mut out = Outgoing::new();
-        out.change(libc::RTM_NEWLINK, 0, |bytes| {
-            let up = (libc::IFF_UP as u32).to_ne_bytes();
-            bytes.extend_from_slice(&[0; 4]);
-            bytes.extend_from_slice(&1u32.to_ne_bytes());
-            bytes.extend_from_slice(&up);
-            bytes.extend_from_slice(&up);
-        });
-        self.channel.exchange(out).map(|_| ())
+        self.set("lo", &LinkSet { up: Some(true), ..LinkSet::default() })
     }
 }

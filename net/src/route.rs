@@ -198,12 +198,6 @@ impl Route {
         }
         message
     }
-
-    fn what(&self, verb: &str) -> String {
-        let gw = self.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
-        let oif = self.oif.map(|oif| format!(" on interface number {oif}")).unwrap_or_default();
-        format!("{verb} route to {}{gw}{oif}", self.dst)
-    }
 }
 
 /// RTAX_* of linux/rtnetlink.h.
@@ -248,7 +242,11 @@ impl Batch {
             // RT_SCOPE_NOWHERE: of any scope.
             message.header.scope = 255.into();
         }
-        self.push(route.what(verb), kind, flags, |bytes| emit(bytes, &message))
+        let gw = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
+        let oif = route.oif.map(|oif| format!(" on {}", self.name_of(oif))).unwrap_or_default();
+        self.push(format!("{verb} route to {}{gw}{oif}", route.dst), kind, flags, |bytes| {
+            emit(bytes, &message)
+        })
     }
 }
 

@@ -100,7 +100,8 @@ impl Batch {
         message.header.interface_family = AddressFamily::Bridge;
         message.header.index = index;
         message.attributes.push(LinkAttribute::AfSpecBridge(spec));
-        let what = format!("{verb} VLAN {}-{} of bridge port number {index}", vlans.first, vlans.last);
+        let what =
+            format!("{verb} VLAN {}-{} of bridge port {}", vlans.first, vlans.last, self.name_of(index));
         Ok(self.push(what, kind, 0, |bytes| emit(bytes, &message)).needing(FEATURE))
     }
 }

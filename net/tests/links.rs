@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a failed unwrap in a helper of a test is the failure report, too
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use net::route::{MAIN_TABLE, UNREACHABLE};
@@ -99,19 +99,49 @@ fn an_attachment_takes_one_send_on_each_side() {
 }
 
 #[test]
+fn what_an_attachment_costs() {
+    testns::in_fresh(|| {
+        let mut host = Netlink::open().unwrap();
+        let br0 = bridge(&mut host);
+        let mut times = Vec::new();
+        let containers: Vec<_> = (0..100).map(|_| testns::another()).collect();
+        for (n, container) in containers.iter().enumerate() {
+            let owner = Owner::new("pods", n.to_string(), "eth0");
+            let start = Instant::now();
+            let (name, alias) = (owner.host_veth(), owner.alias());
+            let mut veth =
+                Veth { master: Some(br0.index), mtu: Some(1450), ..Veth::new(&name, "eth0", container) };
+            veth.alias = Some(&alias);
+            let index = host.create_veth(&veth).unwrap().peer_index.unwrap();
+            let mut batch = Batch::new();
+            batch
+                .set(index, &LinkSet { up: Some(true), arp_notify: Some(true), ..LinkSet::default() })
+                .addr_add(index, &NewAddr::new(net(&format!("10.1.0.{}/16", n + 2))))
+                .route_add(&Route::via(net("0.0.0.0/0"), ip("10.1.0.1"), index));
+            Netlink::open_in(container).unwrap().run(batch).unwrap();
+            times.push(start.elapsed());
+        }
+        times.sort();
+        println!("an attachment, 50 % and 99 %: {:?} {:?}", times[50], times[99]);
+        assert_eq!(host.links_of_master(br0.index).unwrap().len(), 100);
+    });
+}
+
+#[test]
 fn the_first_refusal_is_reported_and_the_rest_is_tried() {
     testns::in_fresh(|| {
         let mut netlink = Netlink::open().unwrap();
         let br0 = bridge(&mut netlink);
         let mut batch = Batch::new();
         batch
+            .call(br0.index, "br0")
             .addr_add(br0.index, &NewAddr::new(net("10.1.0.1/16")))
             .addr_add(br0.index, &NewAddr::new(net("10.1.0.1/16")))
             .route_add(&Route::via(net("10.9.0.0/16"), ip("192.0.2.1"), br0.index))
             .addr_add(br0.index, &NewAddr::new(net("10.2.0.1/16")));
         let error = netlink.run(batch).unwrap_err();
         assert!(error.is_existing(), "{error}");
-        assert!(error.to_string().contains("add address 10.1.0.1/16"), "{error}");
+        assert!(error.to_string().starts_with("add address 10.1.0.1/16 to br0: "), "{error}");
         assert_eq!(
             netlink.addrs(Some(br0.index)).unwrap().iter().filter(|addr| addr.net.is_ipv4()).count(),
             2
