@@ -1,2 +1,115 @@
-//! placeholder
-fn main() {}
+//! `bench`: Weft and Debian's containernetworking-plugins side by side, in one run, and whether the budgets hold.
+//!
+//! Peer and Weft take turns, each on a machine of its own (a network namespace), with a fresh container namespace for
+//! every ADD. A chain is timed from the spawn of its first plugin to the exit of its last, results passed on. Absolute
+//! times depend on the machine and on what else it does; the ratios are what counts.
+#![forbid(unsafe_code)]
+
+mod chain;
+mod footprint;
+mod latency;
+mod report;
+mod run;
+mod scale;
+mod space;
+
+use anyhow::{Context, Result};
+use report::Report;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: bench [--quick] [--json] [--only WORD]
+  --quick      fewer rounds: the figures are rough
+  --json       one JSON document instead of the table
+  --only WORD  only the measurements whose name has WORD: latency, parallel, scale, footprint, run
+The executables under test are those in $WEFT_DIST (default: dist/ of the workspace); runs as root.";
+
+/// What is measured, and how often.
+#[derive(Debug)]
+pub struct Plan {
+    /// The directory of the peer's executables.
+    pub peer: PathBuf,
+    /// The directory of Weft's executables.
+    pub weft: PathBuf,
+    /// The runtime.
+    pub runtime: PathBuf,
+    /// Rounds of the latency rows.
+    pub rounds: usize,
+    only: Option<String>,
+}
+
+impl Plan {
+    fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+}
+
+fn plan(quick: bool, only: Option<String>) -> Result<Plan> {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist");
+    let dist = std::env::var_os("WEFT_DIST").map_or(default, PathBuf::from);
+    let dist = dist.canonicalize().with_context(|| format!("{}: run `make build` first", dist.display()))?;
+    let peer = PathBuf::from("/usr/lib/cni");
+    anyhow::ensure!(
+        peer.join("bridge").exists(),
+        "no {}/bridge: `apt-get install containernetworking-plugins iptables` brings the peer",
+        peer.display()
+    );
+    let rounds = if quick { 20 } else { 120 };
+    Ok(Plan { peer, weft: dist.join("cni"), runtime: dist.join("bin/runtime"), rounds, only })
+}
+
+fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
+    space::enter().context("namespaces of the bench's own (are you root?)")?;
+    if plan.wants("latency") {
+        latency::bridge_and_host_local(plan, report)?;
+        latency::whole_chain(plan, report)?;
+    }
+    if plan.wants("parallel") {
+        latency::in_parallel(plan, report)?;
+    }
+    if plan.wants("footprint") {
+        footprint::processes(plan, report)?;
+        footprint::memory(plan, report)?;
+        footprint::size(plan, report)?;
+    }
+    if plan.wants("scale") {
+        scale::leases(plan, report)?;
+        scale::ports(plan, report)?;
+    }
+    if plan.wants("run") {
+        run::to_running(plan, report)?;
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|word| word == "rss") {
+        return footprint::rss_of_child(&args[1..]);
+    }
+    let (mut quick, mut json, mut only) = (false, false, None);
+    let mut words = args.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--quick" => quick = true,
+            "--json" => json = true,
+            "--only" => only = words.next().cloned(),
+            _ => {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    let mut report = Report::new(!json);
+    let measured = plan(quick, only).and_then(|plan| measure(&plan, &mut report));
+    report.print();
+    match measured {
+        Ok(()) if report.passed() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(1),
+        Err(e) => {
+            eprintln!("bench: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}

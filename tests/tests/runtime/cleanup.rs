@@ -13,7 +13,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 #[test]
 fn rm_f_and_network_rm_leave_nothing() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     www.remove();
     let leases = site.host.weft().run("ipam ls").ok();
@@ -23,7 +23,7 @@ fn rm_f_and_network_rm_leave_nothing() {
 
 #[test]
 fn a_container_killed_with_sigkill_leaves_nothing() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     site.host.run(&format!("kill -9 {}", www.pid())).ok();
     assert_eq!(site.host.weft().run("wait www").ok().text(), "137");
@@ -36,7 +36,7 @@ fn a_container_killed_with_sigkill_leaves_nothing() {
 
 #[test]
 fn a_supervisor_killed_with_sigkill_leaves_nothing() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     let pid = www.pid();
     let parent = site.host.run(&format!("awk '/^PPid/ {{print $2}}' /proc/{pid}/status")).ok();
@@ -49,7 +49,7 @@ fn a_supervisor_killed_with_sigkill_leaves_nothing() {
 
 #[test]
 fn after_its_supervisor_was_killed_a_container_is_not_shown_as_running() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     let parent = site.host.run(&format!("awk '/^PPid/ {{print $2}}' /proc/{}/status", www.pid())).ok();
     site.host.run(&format!("kill -9 {}", parent.text())).ok();
@@ -64,7 +64,7 @@ fn after_its_supervisor_was_killed_a_container_is_not_shown_as_running() {
 
 #[test]
 fn rm_option_removes_the_container_when_it_ends() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     weft.run("run -d --rm --name brief --network testbridge sleep 0.2").ok();
     until("it is gone", || !weft.run("ps -a").ok().stdout.contains("brief"));
@@ -73,7 +73,7 @@ fn rm_option_removes_the_container_when_it_ends() {
 
 #[test]
 fn a_container_that_ends_by_itself_gives_its_address_back() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     weft.run("run --name brief --network testbridge true").ok();
     let leases = weft.run("ipam ls").ok();
@@ -84,7 +84,7 @@ fn a_container_that_ends_by_itself_gives_its_address_back() {
 
 #[test]
 fn a_run_that_fails_after_the_network_was_there_leaves_nothing() {
-    let site = Site::new();
+    let site = Site::set_up();
     site.host.note_baseline();
     site.host.weft().run("run --rm --network testbridge -p 8080:80 /no/such/program").code(127);
     site.host.assert_as_before();
@@ -94,7 +94,7 @@ fn a_run_that_fails_after_the_network_was_there_leaves_nothing() {
 
 #[test]
 fn a_foreground_run_that_is_interrupted_leaves_nothing() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let running = weft.spawn("run --rm --name fg --network testbridge sleep 1000");
     until("it runs", || weft.run("ps").ok().stdout.contains("fg"));

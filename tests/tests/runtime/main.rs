@@ -27,7 +27,7 @@ pub struct Site {
 
 impl Site {
     /// A machine with the network, and nothing else yet.
-    pub fn new() -> Site {
+    pub fn set_up() -> Site {
         let host = Host::new();
         host.link_machine("outside");
         host.weft().run("network create --driver bridge --subnet 192.168.10.1/24 testbridge").ok();

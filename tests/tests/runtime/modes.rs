@@ -27,7 +27,7 @@ fn network_host_sees_the_hosts_interfaces() {
 
 #[test]
 fn network_container_shares_address_and_server() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     let joined = site.host.weft().container("joined", "--network container:www sleep 1000");
     assert_eq!(joined.address(), www.address());
@@ -40,7 +40,7 @@ fn network_container_shares_address_and_server() {
 
 #[test]
 fn the_del_of_a_container_waits_for_those_that_share_its_network() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     let address = www.address();
     let joined = site.host.weft().container("joined", "--network container:www sleep 1000");

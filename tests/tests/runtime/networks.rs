@@ -18,7 +18,7 @@ fn conflist(host: &Host, name: &str) -> Value {
 
 #[test]
 fn host_bits_of_the_subnet_are_the_gateway() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let out = weft.run("run --rm --network testbridge ip -j route show default").ok();
     assert_eq!(out.json()[0]["gateway"], "192.168.10.1");
@@ -60,7 +60,7 @@ fn a_network_without_subnet_takes_the_first_pool_that_is_free() {
 
 #[test]
 fn a_subnet_that_overlaps_is_refused() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let out = weft.run("network create --subnet 192.168.10.128/25 other").code(1);
     assert!(out.stderr.contains("192.168.10."), "{out}");
@@ -71,7 +71,7 @@ fn a_subnet_that_overlaps_is_refused() {
 
 #[test]
 fn ls_and_inspect_show_a_network() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let out = weft.run("network ls").ok();
     assert!(out.stdout.starts_with("NETWORK ID"), "{out}");
@@ -92,7 +92,7 @@ fn ls_and_inspect_show_a_network() {
 
 #[test]
 fn a_network_in_use_is_not_removed() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     let out = site.host.weft().run("network rm testbridge").code(1);
     assert!(out.stderr.contains("www"), "names who uses it: {out}");
@@ -103,7 +103,7 @@ fn a_network_in_use_is_not_removed() {
 
 #[test]
 fn a_network_is_a_conflist_that_the_executables_take() {
-    let site = Site::new();
+    let site = Site::set_up();
     let list = conflist(&site.host, "testbridge");
     let pod = site.host.netns_add("pod1");
     let plugins: Vec<Value> = list["plugins"].as_array().cloned().unwrap_or_default();
@@ -159,7 +159,7 @@ fn a_foreign_conflist_with_the_reference_plugins_works() {
 
 #[test]
 fn networks_are_isolated_from_each_other() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     weft.run("network create --subnet 192.168.20.0/24 second").ok();
     let one = weft.traffic_container("one", "--network testbridge", "tcp-serve [::]:7000 one");
@@ -179,7 +179,7 @@ fn networks_are_isolated_from_each_other() {
 
 #[test]
 fn a_chosen_address_and_one_that_is_taken() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let c = weft.container("c", "--network testbridge --ip 192.168.10.50 sleep 1000");
     assert_eq!(c.address(), "192.168.10.50");
@@ -195,7 +195,7 @@ fn a_chosen_address_and_one_that_is_taken() {
 
 #[test]
 fn leases_are_listed_and_released_by_hand() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let c = weft.container("c", "--network testbridge sleep 1000");
     let out = weft.run("ipam ls").ok();

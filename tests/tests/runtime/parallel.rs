@@ -7,7 +7,7 @@ const MANY: usize = 30;
 
 #[test]
 fn thirty_runs_at_once_get_addresses_of_their_own() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let names: Vec<String> = (0..MANY).map(|n| format!("c{n}")).collect();
     let addresses: BTreeSet<String> = std::thread::scope(|scope| {
@@ -36,7 +36,7 @@ fn thirty_runs_at_once_get_addresses_of_their_own() {
 
 #[test]
 fn of_ten_runs_on_one_port_one_wins() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let codes: Vec<i32> = std::thread::scope(|scope| {
         let run = |n| {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn port_prints_where_it_is_published() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     let weft = site.host.weft();
     assert_eq!(weft.run("port www").ok().text().lines().next(), Some("80/tcp -> 0.0.0.0:8080"));
@@ -18,7 +18,7 @@ fn port_prints_where_it_is_published() {
 
 #[test]
 fn a_second_run_on_a_taken_port_fails_at_once_and_leaves_nothing() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     site.host.note_baseline();
     let start = Instant::now();
@@ -36,7 +36,7 @@ fn a_second_run_on_a_taken_port_fails_at_once_and_leaves_nothing() {
 
 #[test]
 fn a_port_that_another_program_holds_is_refused() {
-    let site = Site::new();
+    let site = Site::set_up();
     let traffic = tests::traffic().display().to_string();
     let mut other = site.host.spawn(&traffic, &["tcp-serve", "0.0.0.0:8080", "other"]);
     other.until("listening");
@@ -52,7 +52,7 @@ fn a_port_that_another_program_holds_is_refused() {
 
 #[test]
 fn a_published_port_is_held_against_other_programs() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     let out =
         site.host.run(&format!("timeout 2 {} tcp-serve 0.0.0.0:8080 other", tests::traffic().display()));
@@ -63,7 +63,7 @@ fn a_published_port_is_held_against_other_programs() {
 
 #[test]
 fn the_same_port_on_two_addresses_and_protocols() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let a =
         weft.traffic_container("a", "--network testbridge -p 127.0.0.1:7000:7000", "tcp-serve [::]:7000 a");
@@ -86,7 +86,7 @@ fn the_same_port_on_two_addresses_and_protocols() {
 
 #[test]
 fn a_port_chosen_by_the_kernel_and_a_range() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let options = "--network testbridge -p 80 -p 8000-8002:90-92";
     let c = weft.traffic_container("c", options, "tcp-serve [::]:80 c");
@@ -106,7 +106,7 @@ fn a_port_chosen_by_the_kernel_and_a_range() {
 
 #[test]
 fn a_port_is_free_again_after_stop() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     site.host.weft().run("stop -t 0 www").ok();
     let again = site.host.weft().container("again", &format!("--network testbridge -p 8080:80 {WWW}"));

@@ -4,7 +4,7 @@ use crate::{HOST, Site, is_page, page};
 
 #[test]
 fn the_page_comes_from_the_hosts_loopback() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     is_page(site.host.run(&page("127.0.0.1:8080")));
     is_page(site.host.run(&page("localhost:8080")));
@@ -14,7 +14,7 @@ fn the_page_comes_from_the_hosts_loopback() {
 
 #[test]
 fn the_page_comes_from_the_hosts_own_address() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     is_page(site.host.run(&page(&format!("{HOST}:8080"))));
     is_page(site.host.run(&page("192.168.10.1:8080")));
@@ -24,7 +24,7 @@ fn the_page_comes_from_the_hosts_own_address() {
 
 #[test]
 fn the_page_comes_from_another_machine() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     is_page(site.outside(&page(&format!("{HOST}:8080"))));
     www.remove();
@@ -33,7 +33,7 @@ fn the_page_comes_from_another_machine() {
 
 #[test]
 fn the_page_comes_from_another_container_through_the_hosts_address() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     let client = site.host.weft().container("client", "--network testbridge sleep 1000");
     is_page(client.sh(&page(&format!("{HOST}:8080"))));
@@ -46,7 +46,7 @@ fn the_page_comes_from_another_container_through_the_hosts_address() {
 
 #[test]
 fn the_page_comes_from_a_container_of_another_network_through_the_hosts_address() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     site.host.weft().run("network create --subnet 192.168.20.0/24 second").ok();
     let client = site.host.weft().container("client", "--network second sleep 1000");
@@ -59,7 +59,7 @@ fn the_page_comes_from_a_container_of_another_network_through_the_hosts_address(
 
 #[test]
 fn the_page_comes_from_the_container_itself_through_the_host() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site.www();
     is_page(www.sh(&page(&format!("{HOST}:8080"))));
     is_page(www.sh(&page("127.0.0.1:80")));
@@ -69,7 +69,7 @@ fn the_page_comes_from_the_container_itself_through_the_host() {
 
 #[test]
 fn the_container_sees_the_other_machines_address() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let echo =
         weft.traffic_container("echo", "--network testbridge -p 7000:7000", "tcp-serve [::]:7000 echo");
@@ -82,7 +82,7 @@ fn the_container_sees_the_other_machines_address() {
 
 #[test]
 fn a_port_published_on_loopback_is_not_reachable_from_another_machine() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www = site
         .host
         .weft()
@@ -104,7 +104,7 @@ fn a_port_published_on_loopback_is_not_reachable_from_another_machine() {
 
 #[test]
 fn a_port_on_one_address_of_the_host_answers_there_alone() {
-    let site = Site::new();
+    let site = Site::set_up();
     let www =
         site.host.weft().container("www", &format!("--network testbridge -p {HOST}:8080:80 {}", crate::WWW));
     www.until_listening(80);
@@ -117,7 +117,7 @@ fn a_port_on_one_address_of_the_host_answers_there_alone() {
 
 #[test]
 fn an_unpublished_port_is_not_reachable_from_another_machine() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let echo =
         weft.traffic_container("echo", "--network testbridge -p 7000:7000", "tcp-serve [::]:7001 echo");
@@ -135,7 +135,7 @@ fn an_unpublished_port_is_not_reachable_from_another_machine() {
 
 #[test]
 fn a_container_reaches_another_machine_as_the_host() {
-    let site = Site::new();
+    let site = Site::set_up();
     let server = site.host.spawn(
         "ip",
         &[

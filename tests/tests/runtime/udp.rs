@@ -25,7 +25,7 @@ fn until_answers(flow: &Running, name: &str) {
 
 #[test]
 fn a_udp_port_answers_from_everywhere() {
-    let site = Site::new();
+    let site = Site::set_up();
     let c = site.host.weft().traffic_container(
         "c",
         "--network testbridge -p 5353:53/udp",
@@ -45,7 +45,7 @@ fn a_udp_port_answers_from_everywhere() {
 
 #[test]
 fn a_flow_that_was_there_before_the_port_is_published_reaches_it() {
-    let site = Site::new();
+    let site = Site::set_up();
     let flow = tick(&site);
     std::thread::sleep(Duration::from_millis(500)); // the kernel tracks it now
     let c = site.host.weft().traffic_container(
@@ -61,7 +61,7 @@ fn a_flow_that_was_there_before_the_port_is_published_reaches_it() {
 
 #[test]
 fn a_flow_follows_the_port_to_the_next_container() {
-    let site = Site::new();
+    let site = Site::set_up();
     let weft = site.host.weft();
     let flow = tick(&site);
     let first =
