@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 /// A server that answers each connection on a TCP port with the client's address.
 const SERVER: &str = "import socket,sys
-s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)
+six = \":\" in sys.argv[1]
+s = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
+if six: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 s.bind((sys.argv[1], int(sys.argv[2])))
 s.listen()
@@ -35,10 +37,7 @@ struct Published {
 
 impl Drop for Published {
     fn drop(&mut self) {
-        for server in &mut self.servers {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
+        self.stop();
     }
 }
 
@@ -52,10 +51,11 @@ fn published(ports: Value, keys: Value) -> Published {
     host.netns("c1");
     host.netns("far");
     host.sh(
-        "ip link add up type veth peer name up netns far && ip addr add 192.0.2.1/24 dev up && ip link set up up && \
-         ip -n far addr add 192.0.2.2/24 dev up && ip -n far link set up up && ip -n far route add default via 192.0.2.1",
+        "ip link add wan type veth peer name wan netns far && ip addr add 192.0.2.1/24 dev wan && ip link set wan up && \
+         ip -n far addr add 192.0.2.2/24 dev wan && ip -n far link set wan up && ip -n far route add default via 192.0.2.1",
     );
-    let mut web = with(&bridge("web", "10.5.0.0/24"), json!({"ipMasq": true}));
+    // Where frames of bridges pass through the IP firewall (br_netfilter), a container reaches itself only by hairpin.
+    let mut web = with(&bridge("web", "10.5.0.0/24"), json!({"ipMasq": true, "hairpinMode": true}));
     web["ipam"]["ranges"] = json!([[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd00:5::/64"}]]);
     let result = host.about("ADD", &web, "c1").run().ok();
     let map = with(&with(&portmap(ports), keys), json!({"prevResult": result}));
@@ -69,12 +69,21 @@ fn published(ports: Value, keys: Value) -> Published {
 }
 
 impl Published {
+    /// Ends the servers: while they live, so do their namespaces.
+    fn stop(&mut self) {
+        for mut server in self.servers.drain(..) {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
     fn serve(&mut self, id: &str, address: &str, port: u16) {
         let mut command = self.host.command("ip");
         let port = port.to_string();
         command.args(["netns", "exec", id, "python3", "-c", SERVER, address, &port]);
         self.servers.push(command.spawn().unwrap());
-        self.host.eventually(&format!("ip netns exec {id} ss -ltn | grep -qF '{address}:{port}' || ip netns exec {id} ss -ltn | grep -qF '[::]:{port}'"));
+        let shown = if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") };
+        self.host.eventually(&format!("ip netns exec {id} ss -ltn | grep -qF '{shown}'"));
     }
 
     /// Connects from a namespace, or with "" from the host; the address that the server saw.
@@ -129,7 +138,8 @@ fn del_leaves_nothing_also_without_the_ports_and_the_result() {
 
 #[test]
 fn a_taken_port_is_refused_by_name_and_one_of_a_dead_container_is_not() {
-    let published = published(tcp(8080, 80), json!({}));
+    let mut published = published(tcp(8080, 80), json!({}));
+    published.stop();
     let host = &published.host;
     host.netns("c2");
     let result = host.about("ADD", &published.web, "c2").run().ok();

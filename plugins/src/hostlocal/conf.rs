@@ -65,7 +65,9 @@ fn sets(key: &str, from: Vec<Vec<RangeConf>>) -> Result<Vec<RangeSet>, Error> {
 pub struct Dirs {
     /// Weft's store.
     pub store: PathBuf,
-    /// The reference plugin's directory of this network, whose leases are taken over.
+    /// The reference plugin's directory, in which it has a directory a network.
+    pub base: PathBuf,
+    /// Its directory of this network, whose leases are taken over.
     pub reference: PathBuf,
 }
 
@@ -79,8 +81,8 @@ impl Dirs {
         let data_dir = ipam.map(|ipam| get::<String>(ipam, "dataDir")).transpose()?.flatten();
         let data_dir = data_dir.filter(|dir| !dir.is_empty()).map(PathBuf::from);
         let store = data_dir.as_ref().map_or_else(|| place::root().join("ipam"), |dir| dir.join(".weft"));
-        let reference = data_dir.unwrap_or_else(|| REFERENCE_DIR.into()).join(&request.conf.name);
-        Ok(Dirs { store, reference })
+        let base = data_dir.unwrap_or_else(|| REFERENCE_DIR.into());
+        Ok(Dirs { store, reference: base.join(&request.conf.name), base })
     }
 }
 
@@ -111,16 +113,34 @@ impl Conf {
         let sets = all_sets(request, ipam)?;
         let firsts = sets.iter().filter_map(|set| Some(set.ranges().first()?.start));
         one_each(request.conf.version, firsts)?;
+        let requested = requested(request)?;
+        requested.iter().try_for_each(|&ip| can_be_given(&request.conf.name, ip, &sets))?;
         let reserved: Vec<String> = get(ipam, "reserved")?.unwrap_or_default();
         let resolv_conf = get::<String>(ipam, "resolvConf")?.filter(|path| !path.is_empty());
         Ok(Conf {
             sets,
-            requested: requested(request)?,
+            requested,
             reserved: reserved.iter().map(|text| address("ipam.reserved", text)).collect::<Result<_, _>>()?,
             routes: routes(ipam)?,
             dns: resolv_conf.map(|path| resolv::read(path.as_ref())).transpose()?.unwrap_or_default(),
         })
     }
+}
+
+/// Refuses an address that no range can ever give, before the store is so much as made.
+fn can_be_given(network: &str, address: IpAddr, sets: &[RangeSet]) -> Result<(), Error> {
+    if sets.iter().any(|set| set.contains(address)) {
+        return Ok(());
+    }
+    let network = network.to_owned();
+    let error = match sets.iter().find_map(|set| set.range_of(address)) {
+        Some(range) => ipam::Error::IsGateway { network, address, subnet: range.subnet },
+        None => {
+            let ranges: Vec<String> = sets.iter().map(ToString::to_string).collect();
+            ipam::Error::NotInRange { network, address, ranges: ranges.join(", ") }
+        }
+    };
+    Err(error).coded()
 }
 
 /// The ranges in the order in which their addresses appear in the result: the runtime's, the legacy one, the configured.

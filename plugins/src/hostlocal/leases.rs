@@ -41,11 +41,9 @@ fn ready(opened: Opened, network: &str, dirs: &Dirs) -> Result<Store, Error> {
 }
 
 fn take_over(store: &Store, network: &str, dirs: &Dirs) -> Result<(), Error> {
-    if dirs.reference.is_dir() {
-        let taken = store.import(network, &dirs.reference).coded()?;
-        if !taken.is_empty() {
-            eprintln!("host-local: {} leases taken over from {}", taken.len(), dirs.reference.display());
-        }
+    let taken = store.import(network, &dirs.base).coded()?;
+    if !taken.is_empty() {
+        eprintln!("host-local: {} leases taken over from {}", taken.len(), dirs.reference.display());
     }
     Ok(())
 }

@@ -101,6 +101,10 @@ pub fn publish(
             if let Some(at) = at {
                 text.insert_str(0, &format!("-d {at} "));
             }
+            // A rule takes one source: beside one of the user's, marking goes by our own alone. That is enough, as only
+            // what was led to the container is masqueraded by the mark.
+            let has_source = conditions.iter().any(|word| matches!(word.as_str(), "-s" | "--source" | "--src"));
+            let bare = format!("{text}{tag}");
             for condition in conditions {
                 text.push_str(&word(condition)?);
                 text.push(' ');
@@ -114,6 +118,7 @@ pub fn publish(
             };
             let first = at.is_some();
             for source in sources {
+                let text = if has_source && !source.is_empty() { &bare } else { &text };
                 let text = format!("{source}{text} -j {set_mark}");
                 rules.push(Rule { first, ..rule(&net, Chain::Dnat, text) });
             }
