@@ -10,6 +10,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use libc::{c_int, c_long, c_uint};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// include/uapi/linux/sched.h; the libc crate's is too narrow.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Which side of [`clone`] this is.
 pub enum Cloned {
@@ -35,7 +40,7 @@ pub fn clone(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned>
     args.pidfd = &raw mut pidfd as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: without CLONE_VM the child has a copy of the address space and goes on from here on its own copy of the
@@ -99,11 +104,6 @@ pub fn mount_setattr(tree: BorrowedFd<'_>, set: u64, recursive: bool) -> io::Res
     setattr(tree.as_raw_fd(), c"", set, libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 })
 }
 
-/// Sets attributes (`MOUNT_ATTR_*`) of the mount at `path`.
-pub fn mount_setattr_at(path: &Path, set: u64) -> io::Result<()> {
-    setattr(libc::AT_FDCWD, &c_string(path)?, set, 0)
-}
-
 fn setattr(dir: RawFd, path: &CStr, set: u64, flags: c_int) -> io::Result<()> {
     let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: `path` and `attr` outlive the call, and the size is that of `attr`.
@@ -136,14 +136,6 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
             std::ptr::null::<libc::siginfo_t>(),
             0,
         )
-    })
-}
-
-/// Marks every descriptor from 3 up close-on-exec.
-pub fn close_on_exec_all() -> io::Result<()> {
-    // SAFETY: takes integers only, and with this flag closes nothing now.
-    check(unsafe {
-        libc::syscall(libc::SYS_close_range, 3 as c_uint, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
     })
 }
 
@@ -206,6 +198,12 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
         }
     }
     Ok((message.bytes, received))
+}
+
+/// A descriptor to wait for in an event loop, which must run.
+pub fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is the same open descriptor for all its life, and owns it.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
 
 /// Ends this process at once, running nothing of what Rust or C would at an exit: for a child that shares its parent's

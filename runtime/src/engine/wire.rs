@@ -102,12 +102,12 @@ impl Frame {
 
 /// Listens on `dir`/attach.sock, which only root may use.
 pub fn listen(dir: &Path) -> io::Result<UnixListener> {
-    with_short_path(dir, |path| UnixListener::bind(path))
+    with_short_path(dir, UnixListener::bind)
 }
 
 /// Connects to `dir`/attach.sock.
 pub fn connect(dir: &Path) -> io::Result<UnixStream> {
-    with_short_path(dir, |path| UnixStream::connect(path))
+    with_short_path(dir, UnixStream::connect)
 }
 
 /// A socket's path has at most 107 bytes, and an id alone has 64: so it goes by way of an open directory.

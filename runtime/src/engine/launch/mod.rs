@@ -108,10 +108,8 @@ impl Plan<'_> {
         if let Some(netns) = &self.netns {
             setns(netns.as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;
         }
-        if let Some(cgroup) = self.cgroup {
-            if let Err(error) = cgroup.enter() {
-                report.note(&format!("no cgroup for this container: {error}"));
-            }
+        if let Some(Err(error)) = self.cgroup.map(Cgroup::enter) {
+            report.note(&format!("no cgroup for this container: {error}"));
         }
         unshare(CloneFlags::CLONE_NEWCGROUP).context("cannot make a cgroup namespace")?;
         sethostname(&self.hostname).context("cannot set the host name")?;

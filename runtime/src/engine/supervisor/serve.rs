@@ -20,6 +20,7 @@ use super::Pipes;
 use super::hub::Hub;
 use super::log::{Lines, Log};
 use crate::engine::release::{self, Lock};
+use crate::engine::sys;
 use crate::engine::wire::Frame;
 use crate::ports::Proxy;
 use crate::state::{Container, Status, now};
@@ -135,7 +136,7 @@ impl Service {
 
 /// Waits for the process and gives its exit code, 128+signal when a signal ended it.
 async fn ended(pid: i32, pidfd: OwnedFd) -> Result<i32> {
-    let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+    let pidfd = sys::watched(pidfd, Interest::READABLE)?;
     loop {
         let mut ready = pidfd.readable().await?;
         match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)).context("waitpid")? {
@@ -183,7 +184,7 @@ async fn feed(to: OwnedFd, mut from: Receiver<Vec<u8>>) -> Result<()> {
 fn nonblocking(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>> {
     let flags = nix::fcntl::OFlag::from_bits_retain(nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL)?);
     nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags | nix::fcntl::OFlag::O_NONBLOCK))?;
-    Ok(AsyncFd::with_interest(fd, interest)?)
+    Ok(sys::watched(fd, interest)?)
 }
 
 async fn drain(pumps: Vec<JoinHandle<Result<()>>>) {
@@ -216,7 +217,7 @@ async fn alone(container: &Container) -> Result<()> {
         // With the last of them the directory went.
         return Ok(());
     }
-    let events = AsyncFd::with_interest(inotify.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+    let events = sys::watched(inotify.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
     while !release::joiners(container).is_empty() {
         let mut ready = events.readable().await?;
         let _ = inotify.read_events();
