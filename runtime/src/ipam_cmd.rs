@@ -49,7 +49,8 @@ fn data_dir(network: &crate::network::Network) -> Option<PathBuf> {
 }
 
 fn open(dir: &Path) -> Result<Option<Store>> {
-    let opened = Store::open_existing(dir, &boot_id()?).with_context(|| format!("leases in {}", dir.display()))?;
+    let opened =
+        Store::open_existing(dir, &boot_id()?).with_context(|| format!("leases in {}", dir.display()))?;
     Ok(opened.map(|opened| {
         for note in &opened.notes {
             eprintln!("runtime: note: {note}");
@@ -62,7 +63,13 @@ fn open(dir: &Path) -> Result<Option<Store>> {
 ///
 /// # Errors
 /// A store cannot be read; a template that cannot be filled.
-pub fn list(paths: &Paths, network: Option<&str>, format: Option<&str>, quiet: bool, no_trunc: bool) -> Result<()> {
+pub fn list(
+    paths: &Paths,
+    network: Option<&str>,
+    format: Option<&str>,
+    quiet: bool,
+    no_trunc: bool,
+) -> Result<()> {
     let boot = boot_id()?;
     let mut leases = Vec::new();
     for dir in stores(paths, network) {
@@ -117,7 +124,7 @@ pub fn release(paths: &Paths, network: &str, address: IpAddr) -> Result<()> {
 /// # Errors
 /// There is no such directory.
 pub fn import(paths: &Paths, network: &str, dir: Option<&Path>) -> Result<()> {
-    cni::validate::network_name(network).map_err(|error| anyhow::anyhow!("network {network:?}: {}", error.msg))?;
+    cni::validate::network_name(network).map_err(|error| anyhow::anyhow!("network {network:?}: {error}"))?;
     let known = crate::network::lookup(paths, network)?;
     let own = known.as_ref().and_then(data_dir);
     let dir = dir.map(Path::to_owned).or_else(|| own.clone()).unwrap_or_else(|| HOST_LOCAL.into());

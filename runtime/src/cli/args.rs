@@ -25,7 +25,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DIR", env = "WEFT_RUN", default_value = "/run/weft")]
     pub run: PathBuf,
     /// Directory of the networks, a conflist each
-    #[arg(long, global = true, value_name = "DIR", env = "WEFT_CONFIG_DIR", default_value = "/etc/weft/net.d")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "WEFT_CONFIG_DIR",
+        default_value = "/etc/weft/net.d"
+    )]
     pub config_dir: PathBuf,
     /// Directory of CNI executables (repeatable, or parted by ':'); default /opt/cni/bin, then ../cni beside this one
     #[arg(long, global = true, value_name = "DIR", env = "CNI_PATH", value_delimiter = ':')]
@@ -177,7 +183,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<u32>,
     /// The command and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 
@@ -269,7 +275,7 @@ pub struct ExecArgs {
     /// Name or ID
     pub container: String,
     /// The command and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 
@@ -326,7 +332,7 @@ pub enum NetworkCommand {
     /// Remove networks
     #[command(visible_alias = "remove")]
     Rm {
-        /// Do not complain of those that do not exist
+        /// Do not complain of those that do not exist, and remove those that cannot be cleaned up
         #[arg(short, long)]
         force: bool,
         /// Names or IDs

@@ -132,7 +132,10 @@ fn key(port: &PortMapping) -> String {
 }
 
 /// `{"80/tcp": [{"HostIp", "HostPort"}]}`
-fn bindings(ports: &[PortMapping], hosts: &dyn Fn(&PortMapping) -> Vec<(String, String)>) -> Map<String, Value> {
+fn bindings(
+    ports: &[PortMapping],
+    hosts: &dyn Fn(&PortMapping) -> Vec<(String, String)>,
+) -> Map<String, Value> {
     let mut all: Map<String, Value> = Map::new();
     for port in ports {
         let list = all.entry(key(port)).or_insert_with(|| json!([]));
@@ -145,15 +148,18 @@ fn bindings(ports: &[PortMapping], hosts: &dyn Fn(&PortMapping) -> Vec<(String, 
 
 fn settings(container: &Container) -> Value {
     let state = &container.state;
-    let ids: Vec<(String, String)> =
-        network::all(&container.paths).iter().map(|each| (each.name().to_owned(), each.id().to_owned())).collect();
+    let ids: Vec<(String, String)> = network::all(&container.paths)
+        .iter()
+        .map(|each| (each.name().to_owned(), each.id().to_owned()))
+        .collect();
     let mut networks = Map::new();
     for attached in &state.attachments {
         let endpoint = Endpoint::of(attached);
         let of = |is_ipv4: bool| endpoint.ips.iter().find(|(net, _)| net.is_ipv4() == is_ipv4);
         let ip = |is_ipv4| of(is_ipv4).map(|(net, _)| net.ip().to_string()).unwrap_or_default();
         let prefix = |is_ipv4| of(is_ipv4).map_or(0, |(net, _)| net.prefix());
-        let gateway = |is_ipv4| of(is_ipv4).and_then(|(_, ip)| ip.map(|ip| ip.to_string())).unwrap_or_default();
+        let gateway =
+            |is_ipv4| of(is_ipv4).and_then(|(_, ip)| ip.map(|ip| ip.to_string())).unwrap_or_default();
         let id = ids.iter().find(|(name, _)| *name == attached.network).map(|(_, id)| id.as_str());
         networks.insert(
             attached.network.clone(),
@@ -208,7 +214,10 @@ pub fn port(paths: &Paths, name: &str, wanted: Option<&str>) -> Result<()> {
     ports.sort_by_key(|port| (port.container_port, port.protocol, port.host_port));
     let Some(wanted) = wanted else {
         let line = |port: &PortMapping| {
-            form::shown(port, ipv6).into_iter().map(|host| format!("{} -> {host}\n", key(port))).collect::<String>()
+            form::shown(port, ipv6)
+                .into_iter()
+                .map(|host| format!("{} -> {host}\n", key(port)))
+                .collect::<String>()
         };
         return Ok(format::print(&ports.iter().map(line).collect::<String>())?);
     };
@@ -216,7 +225,8 @@ pub fn port(paths: &Paths, name: &str, wanted: Option<&str>) -> Result<()> {
         Some((number, protocol)) => (number, protocol.parse().map_err(|why: String| anyhow!("{why}"))?),
         None => (wanted, Protocol::Tcp),
     };
-    let number: u16 = number.parse().map_err(|_| anyhow!("port {wanted:?}: allowed is 1 to 65535[/tcp|/udp|/sctp]"))?;
+    let number: u16 =
+        number.parse().map_err(|_| anyhow!("port {wanted:?}: allowed is 1 to 65535[/tcp|/udp|/sctp]"))?;
     ports.retain(|port| port.container_port == number && port.protocol == protocol);
     if ports.is_empty() {
         bail!("no public port '{number}/{protocol}' published for {name}");
@@ -241,8 +251,19 @@ mod tests {
         let port =
             PortMapping { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp };
         Container {
-            paths: crate::paths::Paths { root: none.clone(), run: none.clone(), config_dir: none, cni_bin: vec![] },
-            spec: Spec { id: "ab".repeat(32), name: "www".into(), command: vec!["sh".into(), "-c".into()], ports: vec![port], ..Spec::default() },
+            paths: crate::paths::Paths {
+                root: none.clone(),
+                run: none.clone(),
+                config_dir: none,
+                cni_bin: vec![],
+            },
+            spec: Spec {
+                id: "ab".repeat(32),
+                name: "www".into(),
+                command: vec!["sh".into(), "-c".into()],
+                ports: vec![port],
+                ..Spec::default()
+            },
             state: State {
                 status: Status::Running,
                 pid: 7,
@@ -259,7 +280,10 @@ mod tests {
         assert_eq!(value["State"]["Status"], "running");
         assert_eq!(value["NetworkSettings"]["Networks"]["web"]["IPAddress"], "10.1.0.2");
         assert_eq!(value["NetworkSettings"]["IPAddress"], "10.1.0.2");
-        assert_eq!(value["NetworkSettings"]["Ports"], json!({"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}));
+        assert_eq!(
+            value["NetworkSettings"]["Ports"],
+            json!({"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]})
+        );
         assert_eq!((value["Path"].as_str(), &value["Args"]), (Some("sh"), &json!(["-c"])));
     }
 }

@@ -70,9 +70,11 @@ fn paths(global: &Global) -> Result<Paths> {
     let absolute = |dir: &Path| {
         std::path::absolute(dir).with_context(|| format!("{} cannot be made absolute", dir.display()))
     };
-    let mut cni_bin: Vec<PathBuf> = global.cni_bin.iter().filter(|dir| !dir.as_os_str().is_empty()).cloned().collect();
+    let mut cni_bin: Vec<PathBuf> =
+        global.cni_bin.iter().filter(|dir| !dir.as_os_str().is_empty()).cloned().collect();
     if cni_bin.is_empty() {
-        let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
+        let own =
+            std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
         // Joining an absolute path gives that path.
         cni_bin = CNI_BIN.iter().map(|dir| own.join(dir)).filter(|dir| dir.is_dir()).collect();
     }
@@ -80,7 +82,10 @@ fn paths(global: &Global) -> Result<Paths> {
         root: absolute(&global.root)?,
         run: absolute(&global.run)?,
         config_dir: absolute(&global.config_dir)?,
-        cni_bin: cni_bin.iter().map(|dir| absolute(&dir.canonicalize().unwrap_or(dir.clone()))).collect::<Result<_>>()?,
+        cni_bin: cni_bin
+            .iter()
+            .map(|dir| absolute(&dir.canonicalize().unwrap_or(dir.clone())))
+            .collect::<Result<_>>()?,
     })
 }
 

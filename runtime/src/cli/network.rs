@@ -66,7 +66,8 @@ fn ls(paths: &Paths, args: &NetworkLsArgs) -> Result<()> {
             && filters.labels(&labels(each))
     });
     if args.quiet {
-        let ids: String = networks.iter().map(|each| format::short(each.id(), args.no_trunc) + "\n").collect();
+        let ids: String =
+            networks.iter().map(|each| format::short(each.id(), args.no_trunc) + "\n").collect();
         return Ok(format::print(&ids)?);
     }
     let rows: Vec<Row> = networks.iter().map(|each| row(each, args.no_trunc)).collect();
@@ -110,7 +111,7 @@ fn each_removed(paths: &Paths, names: &[String], force: bool) -> Result<ExitCode
     if force {
         names.retain(|name| !matches!(network::lookup(paths, name), Ok(None)));
     }
-    each(&names, |name| network::remove(paths, name).map(|_| name.to_owned()))
+    each(&names, |name| network::remove(paths, name, force).map(|_| name.to_owned()))
 }
 
 fn prune(paths: &Paths, force: bool, filter: &[String]) -> Result<()> {
@@ -127,9 +128,13 @@ fn prune(paths: &Paths, force: bool, filter: &[String]) -> Result<()> {
         }
     }
     let mut removed: Vec<String> = Vec::new();
-    let done = network::prune(paths, |each| filters.labels(&labels(each)), |each| {
-        removed.push(each.name().to_owned());
-    });
+    let done = network::prune(
+        paths,
+        |each| filters.labels(&labels(each)),
+        |each| {
+            removed.push(each.name().to_owned());
+        },
+    );
     if !removed.is_empty() {
         format::print(&format!("Deleted Networks:\n{}\n", removed.join("\n")))?;
     }

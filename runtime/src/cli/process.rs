@@ -36,11 +36,15 @@ pub fn exec(paths: &Paths, args: &ExecArgs) -> Result<ExitCode> {
 pub fn logs(paths: &Paths, args: &LogsArgs) -> Result<()> {
     let tail = match args.tail.as_str() {
         "all" | "-1" => None,
-        lines => {
-            Some(lines.parse().ok().with_context(|| format!("--tail {lines:?}: allowed is a number of lines, or all"))?)
-        }
+        lines => Some(
+            lines
+                .parse()
+                .ok()
+                .with_context(|| format!("--tail {lines:?}: allowed is a number of lines, or all"))?,
+        ),
     };
-    let moment = |flag, text: &Option<String>| text.as_deref().map(|text| text::moment(flag, text)).transpose();
+    let moment =
+        |flag, text: &Option<String>| text.as_deref().map(|text| text::moment(flag, text)).transpose();
     let options = LogOptions {
         follow: args.follow,
         tail,

@@ -50,9 +50,8 @@ fn passes(container: &Container, filters: &Filters) -> bool {
         && filters.pass("name", |name| spec.name.contains(name))
         && filters.pass("status", |status| state.status.as_str() == status)
         && filters.pass("network", |name| networks(container).iter().any(|each| each == name))
-        && filters.pass("exited", |code| {
-            state.status == Status::Exited && code.parse() == Ok(state.exit_code)
-        })
+        && filters
+            .pass("exited", |code| state.status == Status::Exited && code.parse() == Ok(state.exit_code))
         && filters.labels(&spec.labels)
 }
 

@@ -25,10 +25,9 @@ pub fn parse(flag: &str, text: &str) -> Result<i32> {
         let number = if sign == '+' { base + offset } else { base - offset };
         (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number)
     };
-    number
-        .or_else(named)
-        .or_else(real_time)
-        .with_context(|| format!("{flag} {text:?}: allowed is a name like SIGTERM or a number from 1 to {LAST}"))
+    number.or_else(named).or_else(real_time).with_context(|| {
+        format!("{flag} {text:?}: allowed is a name like SIGTERM or a number from 1 to {LAST}")
+    })
 }
 
 /// A signal's name, or its number where it has none.

@@ -20,7 +20,8 @@ const LONGEST_HOSTNAME: usize = 64;
 /// # Errors
 /// Anything that cannot be: names the flag, the value and what is allowed.
 pub fn build(paths: &Paths, args: &CreateArgs, detach: bool) -> Result<Spec> {
-    let command: Vec<String> = args.entrypoint.iter().filter(|it| !it.is_empty()).chain(&args.command).cloned().collect();
+    let command: Vec<String> =
+        args.entrypoint.iter().filter(|it| !it.is_empty()).chain(&args.command).cloned().collect();
     if command.is_empty() {
         bail!("the command is missing: a container without an image has none of its own");
     }
@@ -38,13 +39,19 @@ pub fn build(paths: &Paths, args: &CreateArgs, detach: bool) -> Result<Spec> {
     let mut ports = ports::form::mappings(&args.publish, default_ip, ports::free_port)?;
     match &network {
         NetMode::Container(_) if !ports.is_empty() => {
-            bail!("--publish: ports are published where the namespace is made, not with --network container:…")
+            bail!(
+                "--publish: ports are published where the namespace is made, not with --network container:…"
+            )
         }
         NetMode::Host | NetMode::None if !ports.is_empty() => {
-            eprintln!("runtime: warning: published ports are discarded: the container has no network of its own");
+            eprintln!(
+                "runtime: warning: published ports are discarded: the container has no network of its own"
+            );
             ports.clear();
         }
-        NetMode::Networks(_) if !ports.is_empty() && !networks.iter().any(|each| each.takes("portMappings")) => {
+        NetMode::Networks(_)
+            if !ports.is_empty() && !networks.iter().any(|each| each.takes("portMappings")) =>
+        {
             let names = networks.iter().map(Network::name).collect::<Vec<_>>().join(", ");
             bail!("--publish: network {names} publishes no ports (it is internal, or has no plugin for it)")
         }
@@ -78,7 +85,11 @@ pub fn build(paths: &Paths, args: &CreateArgs, detach: bool) -> Result<Spec> {
 
 fn check_hostname(name: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if name.is_empty() || name.len() > LONGEST_HOSTNAME || !name.chars().all(good) || name.starts_with(['-', '.']) {
+    if name.is_empty()
+        || name.len() > LONGEST_HOSTNAME
+        || !name.chars().all(good)
+        || name.starts_with(['-', '.'])
+    {
         bail!("--hostname {name:?}: allowed are 1 to {LONGEST_HOSTNAME} letters, digits, '-', '.' and '_'");
     }
     Ok(())
@@ -91,12 +102,15 @@ fn network_of(paths: &Paths, args: &CreateArgs) -> Result<(NetMode, Vec<Network>
         all => all.iter().map(|name| if name == "default" { network::DEFAULT } else { name }).collect(),
     };
     let alone = |name: &&str| matches!(*name, "host" | "none") || name.starts_with("container:");
-    if named.len() > 1 && let Some(name) = named.iter().copied().find(|name| alone(&name)) {
+    if named.len() > 1
+        && let Some(name) = named.iter().copied().find(|name| alone(&name))
+    {
         bail!("--network {name}: it cannot be joined with other networks");
     }
     let mac = args.mac_address.as_deref().map(text::mac).transpose()?;
     if alone(&named[0]) {
-        let flags = [("--ip", args.ip.is_some()), ("--ip6", args.ip6.is_some()), ("--mac-address", mac.is_some())];
+        let flags =
+            [("--ip", args.ip.is_some()), ("--ip6", args.ip6.is_some()), ("--mac-address", mac.is_some())];
         if let Some((flag, _)) = flags.iter().find(|(_, given)| *given) {
             bail!("{flag}: a container with --network {} has no interface of its own", named[0]);
         }
@@ -193,7 +207,8 @@ fn extra_host(text: &str, networks: &[Network]) -> Result<String> {
     if address == "host-gateway" {
         let metas = networks.iter().filter_map(|network| network.meta.as_ref());
         let gateway = metas.flat_map(|meta| &meta.subnets).map(|subnet| subnet.gateway).next();
-        let gateway = gateway.with_context(|| format!("--add-host {text:?}: no network of it has a known gateway"))?;
+        let gateway =
+            gateway.with_context(|| format!("--add-host {text:?}: no network of it has a known gateway"))?;
         return Ok(format!("{name}:{gateway}"));
     }
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);

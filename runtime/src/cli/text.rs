@@ -26,7 +26,9 @@ pub fn variables(files: &[PathBuf], texts: &[String]) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for file in files {
         let text = std::fs::read_to_string(file).with_context(|| format!("--env-file {}", file.display()))?;
-        for line in text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        for line in
+            text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'))
+        {
             all.extend(variable(line).with_context(|| format!("--env-file {}", file.display()))?);
         }
     }
@@ -59,10 +61,10 @@ impl Filters {
     pub fn parse(texts: &[String], known: &[&str]) -> Result<Filters> {
         let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for text in texts {
-            let (key, value) = text
-                .split_once('=')
-                .filter(|(key, _)| known.contains(key))
-                .with_context(|| format!("invalid --filter {text:?}: allowed is {}=VALUE", known.join("=VALUE, ")))?;
+            let (key, value) =
+                text.split_once('=').filter(|(key, _)| known.contains(key)).with_context(|| {
+                    format!("invalid --filter {text:?}: allowed is {}=VALUE", known.join("=VALUE, "))
+                })?;
             all.entry(key.to_owned()).or_default().push(value.to_owned());
         }
         Ok(Filters(all))
@@ -115,7 +117,9 @@ pub fn mac(text: &str) -> Result<String> {
         .split([':', '-'])
         .map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten())
         .collect();
-    match octets.filter(|octets| octets.len() == 6 && octets[0] & 1 == 0 && octets.iter().any(|octet| *octet != 0)) {
+    match octets
+        .filter(|octets| octets.len() == 6 && octets[0] & 1 == 0 && octets.iter().any(|octet| *octet != 0))
+    {
         Some(octets) => Ok(octets.iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":")),
         None => bail!("--mac-address {text:?}: allowed is a unicast address like 02:42:ac:11:00:02"),
     }
@@ -132,10 +136,14 @@ pub fn moment(flag: &str, text: &str) -> Result<OffsetDateTime> {
     if let Ok(seconds) = text.parse::<i64>() {
         return OffsetDateTime::from_unix_timestamp(seconds).with_context(|| format!("{flag} {text}"));
     }
-    if let Some(time) = span(text).and_then(|span| OffsetDateTime::now_utc().checked_sub(span.try_into().ok()?)) {
+    if let Some(time) =
+        span(text).and_then(|span| OffsetDateTime::now_utc().checked_sub(span.try_into().ok()?))
+    {
         return Ok(time);
     }
-    Err(anyhow!("{flag} {text:?}: allowed is a time (2026-01-31T12:00:00Z), seconds since 1970, or a span (1h30m)"))
+    Err(anyhow!(
+        "{flag} {text:?}: allowed is a time (2026-01-31T12:00:00Z), seconds since 1970, or a span (1h30m)"
+    ))
 }
 
 fn span(text: &str) -> Option<Duration> {
@@ -186,7 +194,9 @@ mod tests {
 
     #[test]
     fn filters_of_a_key_are_alternatives_and_labels_add_up() {
-        let filters = Filters::parse(&texts(&["name=a", "name=b", "label=x", "label=y=1"]), &["name", "label"]).unwrap();
+        let filters =
+            Filters::parse(&texts(&["name=a", "name=b", "label=x", "label=y=1"]), &["name", "label"])
+                .unwrap();
         assert!(filters.pass("name", |value| value == "b"));
         assert!(!filters.pass("name", |value| value == "c"));
         assert!(filters.pass("status", |_| false));

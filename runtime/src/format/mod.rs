@@ -121,7 +121,11 @@ mod tests {
     fn rows() -> Vec<Row> {
         vec![
             vec![("ID", "0123456789ab".into()), ("Name", "web".into()), ("Driver", "bridge".into())],
-            vec![("ID", "ba9876543210".into()), ("Name", "a-longer-name".into()), ("Driver", "bridge".into())],
+            vec![
+                ("ID", "ba9876543210".into()),
+                ("Name", "a-longer-name".into()),
+                ("Driver", "bridge".into()),
+            ],
         ]
     }
 

@@ -142,7 +142,8 @@ fn range_head(text: &str) -> Result<(Option<String>, Option<String>, Vec<Operand
     };
     let name = |text: &str| {
         let name = text.trim().strip_prefix('$').filter(|name| !name.is_empty());
-        name.map(str::to_owned).ok_or_else(|| anyhow!("--format: {:?} is no variable like $name", text.trim()))
+        name.map(str::to_owned)
+            .ok_or_else(|| anyhow!("--format: {:?} is no variable like $name", text.trim()))
     };
     let over = lex::operands(over)?;
     match names.split_once(',') {

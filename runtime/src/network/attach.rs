@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use cni::Version;
 use cni::cache::Cache;
 use cni::config::ConfList;
-use cni::invoke::{Attachment, Invoker};
+use cni::invoke::{Attachment, InvokeError, Invoker};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Duration;
@@ -61,8 +61,10 @@ pub fn attach(paths: &Paths, spec: &Spec, netns: &Path) -> Result<Vec<AttachStat
                 done.push((list, attachment));
             }
             Err(error) => {
-                let undone = done.iter().rev().filter_map(|(list, attachment)| invoker.del(list, attachment).err());
-                let mut error = error.context(format!("cannot attach the container to network {}", list.name));
+                let undone =
+                    done.iter().rev().filter_map(|(list, attachment)| invoker.del(list, attachment).err());
+                let mut error =
+                    error.context(format!("cannot attach the container to network {}", list.name));
                 for undo in undone {
                     error = error.context(format!("while taking back an attachment: {undo}; before that"));
                 }
@@ -106,29 +108,39 @@ pub fn detach(paths: &Paths, spec: &Spec, netns: Option<&Path>) -> Result<()> {
     let invoker = invoker(paths);
     let netns = netns.filter(|path| path.exists()).map(Path::to_owned);
     let mut errors: Vec<String> = Vec::new();
-    let mut del = |list: &ConfList, attachment: Attachment| {
+    let mut del = |list: &ConfList, attachment: Attachment, sure: bool| {
         let ifname = attachment.ifname.clone();
-        if let Err(error) = invoker.del(list, &attachment) {
-            errors.push(format!("network {}, interface {ifname}: {error}", list.name));
+        match invoker.del(list, &attachment) {
+            // Without its plugin it was hardly attached.
+            Err(InvokeError::NotFound { .. }) if !sure => {}
+            Err(error) => errors.push(format!("network {}, interface {ifname}: {error}", list.name)),
+            Ok(()) => {}
         }
     };
     // What was added is in the cache, with the configuration that it was added with.
-    let mut entries = Cache::new(paths.results()).find_container(&spec.id).context("cannot read the cached results")?;
+    let mut entries =
+        Cache::new(paths.results()).find_container(&spec.id).context("cannot read the cached results")?;
     entries.sort_by(|a, b| b.ifname.cmp(&a.ifname));
     let mut known = Vec::new();
     for entry in entries {
         if let Ok(list) = ConfList::from_slice(&entry.config) {
             known.push((entry.network.clone(), entry.ifname.clone()));
-            del(&list, Attachment { netns: netns.clone(), ..entry.attachment() });
+            del(&list, Attachment { netns: netns.clone(), ..entry.attachment() }, true);
         }
     }
     // An ADD that was cut off left none there.
-    for Planned { list, ifname, capability_args } in planned(paths, spec).unwrap_or_default().into_iter().rev() {
+    for Planned { list, ifname, capability_args } in
+        planned(paths, spec).unwrap_or_default().into_iter().rev()
+    {
         if !known.contains(&(list.name.clone(), ifname.clone())) {
             let container_id = spec.id.clone();
             let netns = netns.clone();
-            del(&list, Attachment { container_id, netns, ifname, args: Vec::new(), capability_args });
+            del(&list, Attachment { container_id, netns, ifname, args: Vec::new(), capability_args }, false);
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(anyhow!("cannot detach the container: {}", errors.join("; "))) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(anyhow!("cannot detach the container: {}", errors.join("; ")))
+    }
 }

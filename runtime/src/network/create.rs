@@ -121,7 +121,7 @@ pub fn ensure_default(paths: &Paths) -> Result<Network> {
 
 fn check_name(name: &str) -> Result<()> {
     cni::validate::network_name(name)
-        .map_err(|error| anyhow::anyhow!("invalid network name {name:?}: {}", error.msg))?;
+        .map_err(|error| anyhow::anyhow!("invalid network name {name:?}: {error}"))?;
     if name.len() > LONGEST_NAME {
         bail!("invalid network name {name:?}: {} bytes; the longest has {LONGEST_NAME}", name.len());
     }
@@ -135,11 +135,17 @@ fn check_driver(driver: &str) -> Result<()> {
     match driver {
         "" | "bridge" => Ok(()),
         "host" | "none" | "null" => {
-            bail!("--driver {driver}: there is one such network and it always exists: `run --network {driver}`")
+            bail!(
+                "--driver {driver}: there is one such network and it always exists: `run --network {driver}`"
+            )
         }
-        "overlay" => bail!("--driver overlay: this build connects containers on one host only; allowed is bridge"),
-        _ => bail!("--driver {driver}: unknown; allowed is bridge. Networks of other CNI plugins are made by putting \
-                    their conflist into the configuration directory"),
+        "overlay" => {
+            bail!("--driver overlay: this build connects containers on one host only; allowed is bridge")
+        }
+        _ => bail!(
+            "--driver {driver}: unknown; allowed is bridge. Networks of other CNI plugins are made by putting \
+                    their conflist into the configuration directory"
+        ),
     }
 }
 
@@ -191,7 +197,9 @@ fn subnets(request: &Request, asked: &[Asked], taken: &[Taken], id: &str) -> Res
         let mut aux_addresses = BTreeMap::new();
         for (name, ip) in inside {
             if ip == gateway || !pools::is_host(subnet, ip) {
-                bail!("--aux-address {name}={ip}: it is the gateway's, the network's or the broadcast address");
+                bail!(
+                    "--aux-address {name}={ip}: it is the gateway's, the network's or the broadcast address"
+                );
             }
             aux_addresses.insert(name, ip);
         }
@@ -227,7 +235,9 @@ fn take<T: Copy + std::fmt::Display>(
 
 fn random_id() -> Result<String> {
     let mut bytes = [0; 32];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("cannot read /dev/urandom")?;
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("cannot read /dev/urandom")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -253,7 +263,8 @@ mod tests {
     use super::*;
 
     fn build(request: &Request, taken: &[Taken]) -> Result<Vec<Subnet>> {
-        let asked = request.subnets.iter().map(|text| pools::parse_subnet(text)).collect::<Result<Vec<_>>>()?;
+        let asked =
+            request.subnets.iter().map(|text| pools::parse_subnet(text)).collect::<Result<Vec<_>>>()?;
         subnets(request, &asked, taken, &"ab".repeat(32))
     }
 
@@ -267,7 +278,8 @@ mod tests {
 
     #[test]
     fn gateways_come_from_the_flag_then_the_host_bits_then_the_first_host() {
-        let with_flag = Request { gateways: vec!["10.1.0.254".parse().unwrap()], ..request(&["10.1.0.7/24"]) };
+        let with_flag =
+            Request { gateways: vec!["10.1.0.254".parse().unwrap()], ..request(&["10.1.0.7/24"]) };
         assert_eq!(shown(&build(&with_flag, &[]).unwrap()), ["10.1.0.0/24 10.1.0.254"]);
         assert_eq!(shown(&build(&request(&["10.1.0.7/24"]), &[]).unwrap()), ["10.1.0.0/24 10.1.0.7"]);
         assert_eq!(shown(&build(&request(&["10.1.0.0/24"]), &[]).unwrap()), ["10.1.0.0/24 10.1.0.1"]);

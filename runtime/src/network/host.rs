@@ -18,8 +18,12 @@ impl View {
     /// Reads the calling thread's network namespace.
     pub fn read() -> Result<View> {
         let mut netlink = Netlink::open().context("cannot ask the kernel for its routes")?;
-        let links: HashMap<u32, String> =
-            netlink.links()?.into_iter().filter(|link| !link.loopback).map(|link| (link.index, link.name)).collect();
+        let links: HashMap<u32, String> = netlink
+            .links()?
+            .into_iter()
+            .filter(|link| !link.loopback)
+            .map(|link| (link.index, link.name))
+            .collect();
         let mut taken = Vec::new();
         for route in netlink.routes(RouteFilter { table: Some(MAIN_TABLE), ..RouteFilter::default() })? {
             let local = match route.dst.network() {
@@ -39,7 +43,10 @@ impl View {
             let link_local =
                 matches!(addr.net.ip(), std::net::IpAddr::V6(ip) if ip.segments()[0] & 0xffc0 == 0xfe80);
             if let (Some(link), false) = (links.get(&addr.index), link_local) {
-                taken.push(Taken { net: network_of(addr.net), by: format!("the address {} of {link}", addr.net.ip()) });
+                taken.push(Taken {
+                    net: network_of(addr.net),
+                    by: format!("the address {} of {link}", addr.net.ip()),
+                });
             }
         }
         let default_mtu = netlink.default_link()?.and_then(|link| link.mtu);

@@ -94,7 +94,8 @@ impl Endpoint {
     pub fn of(attached: &AttachState) -> Endpoint {
         let Ok(result) = AddResult::from_json(&attached.result) else { return Endpoint::default() };
         let inside = |at: usize| result.interfaces.get(at).is_none_or(|each| each.sandbox.is_some());
-        let mac = result.interfaces.iter().find(|each| each.name == attached.ifname && each.sandbox.is_some());
+        let mac =
+            result.interfaces.iter().find(|each| each.name == attached.ifname && each.sandbox.is_some());
         let ips = result.ips.iter().filter(|ip| ip.interface.is_none_or(inside));
         Endpoint {
             mac: mac.and_then(|each| each.mac.clone()).unwrap_or_default(),

@@ -25,7 +25,8 @@ pub fn exclusive(paths: &Paths) -> Result<Option<Lock>> {
 
 /// Has the networks alone, and makes their directory.
 pub fn create(paths: &Paths) -> Result<Lock> {
-    lock(paths, FlockArg::LockExclusive, true)?.ok_or_else(|| anyhow!("{} vanished", paths.config_dir.display()))
+    lock(paths, FlockArg::LockExclusive, true)?
+        .ok_or_else(|| anyhow!("{} vanished", paths.config_dir.display()))
 }
 
 fn lock(paths: &Paths, how: FlockArg, make: bool) -> Result<Option<Lock>> {
@@ -40,8 +41,9 @@ fn lock(paths: &Paths, how: FlockArg, make: bool) -> Result<Option<Lock>> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.with_context(|| format!("cannot open {}", dir.display()))?,
         };
-        let lock = Flock::lock(file, how)
-            .map_err(|(_, error)| anyhow::Error::new(error).context(format!("cannot lock {}", dir.display())))?;
+        let lock = Flock::lock(file, how).map_err(|(_, error)| {
+            anyhow::Error::new(error).context(format!("cannot lock {}", dir.display()))
+        })?;
         if same_file(&lock, dir) {
             return Ok(Some(Lock { _dir: lock }));
         }

@@ -9,8 +9,8 @@ mod inspect;
 mod lock;
 pub mod meta;
 pub mod options;
-pub mod pools;
 mod plan;
+pub mod pools;
 mod remove;
 mod usage;
 
@@ -75,7 +75,9 @@ impl Network {
     pub fn driver(&self) -> &str {
         match &self.meta {
             Some(meta) => &meta.driver,
-            None => self.list.plugins.first().and_then(|plugin| plugin.get("type")?.as_str()).unwrap_or("cni"),
+            None => {
+                self.list.plugins.first().and_then(|plugin| plugin.get("type")?.as_str()).unwrap_or("cni")
+            }
         }
     }
 
@@ -101,7 +103,9 @@ impl Network {
     pub fn subnets(&self) -> Vec<IpNetwork> {
         match &self.meta {
             Some(meta) => meta.subnets.iter().map(|subnet| subnet.subnet).collect(),
-            None => self.list.plugins.iter().filter_map(|plugin| plugin.get("ipam")).flat_map(foreign).collect(),
+            None => {
+                self.list.plugins.iter().filter_map(|plugin| plugin.get("ipam")).flat_map(foreign).collect()
+            }
         }
     }
 

@@ -55,7 +55,7 @@ impl Options {
                     options.mtu = Some(mtu.ok_or_else(|| bad("68 to 65535, or 0 for the default route's"))?);
                 }
                 NAME => {
-                    cni::validate::ifname(value).map_err(|error| anyhow!("--opt {key}={value}: {}", error.msg))?;
+                    cni::validate::ifname(value).map_err(|error| anyhow!("--opt {key}={value}: {error}"))?;
                     options.bridge = Some(value.clone());
                 }
                 ICC => options.icc = flag(value).ok_or_else(|| bad("true or false"))?,

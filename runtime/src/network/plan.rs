@@ -31,7 +31,8 @@ pub struct Planned {
 pub fn plan(wanted: &[(Network, NetAttach)], ports: &[PortMapping]) -> Result<Vec<Planned>> {
     let order = |(network, _): &&(Network, NetAttach)| {
         let subnets = network.subnets();
-        let families = [true, false].iter().filter(|v4| subnets.iter().any(|net| net.is_ipv4() == **v4)).count();
+        let families =
+            [true, false].iter().filter(|v4| subnets.iter().any(|net| net.is_ipv4() == **v4)).count();
         (network.internal(), Reverse(families), network.name().to_owned())
     };
     let default = wanted.iter().min_by_key(order).map(|(network, _)| network.name());

@@ -49,7 +49,10 @@ pub fn parse_subnet(text: &str) -> Result<Asked> {
     let address: IpAddr =
         address.parse().ok().with_context(|| format!("--subnet {text:?}: allowed is {ALLOWED}"))?;
     let net: IpNetwork = text.parse().ok().with_context(|| {
-        format!("--subnet {text:?}: the prefix is a number up to {}", if address.is_ipv4() { 30 } else { 126 })
+        format!(
+            "--subnet {text:?}: the prefix is a number up to {}",
+            if address.is_ipv4() { 30 } else { 126 }
+        )
     })?;
     let subnet = network_of(net);
     let (longest, special) = match subnet {
@@ -70,7 +73,9 @@ pub fn parse_subnet(text: &str) -> Result<Asked> {
         bail!("--subnet {text:?}: too large; the shortest prefix is /8");
     }
     if special {
-        bail!("--subnet {text:?}: loopback, link-local, multicast and unspecified addresses are not for networks");
+        bail!(
+            "--subnet {text:?}: loopback, link-local, multicast and unspecified addresses are not for networks"
+        );
     }
     Ok(Asked { subnet, address: (net.ip() != subnet.ip()).then_some(net.ip()) })
 }
@@ -157,7 +162,9 @@ mod tests {
 
     #[test]
     fn a_subnet_that_cannot_be_one_is_refused() {
-        for text in ["10.0.0.0", "10.0.0.0/33", "10.0.0/24", "10.0.0.0/31", "fd00::/127", "", "x/8", "0.0.0.0/0"] {
+        for text in
+            ["10.0.0.0", "10.0.0.0/33", "10.0.0/24", "10.0.0.0/31", "fd00::/127", "", "x/8", "0.0.0.0/0"]
+        {
             assert!(parse_subnet(text).unwrap_err().to_string().starts_with("--subnet"), "{text}");
         }
         for text in ["127.0.0.0/8", "224.0.0.0/8", "fe80::/64", "169.254.0.0/16", "::/8"] {

@@ -12,8 +12,9 @@ use std::path::Path;
 /// Removes a network, and from the kernel and the lease store all that it left there.
 ///
 /// # Errors
-/// A container is on it; it does not exist; what could not be removed. In that last case the network is gone.
-pub fn remove(paths: &Paths, what: &str) -> Result<Network> {
+/// A container is on it; it does not exist; what could not be cleaned up. In that last case the network stays, so that
+/// the command can be repeated, unless `force` is given.
+pub fn remove(paths: &Paths, what: &str, force: bool) -> Result<Network> {
     let lock = lock::exclusive(paths)?;
     let network = find(paths, what)?;
     let active = usage::active(paths, &network)?;
@@ -22,18 +23,23 @@ pub fn remove(paths: &Paths, what: &str) -> Result<Network> {
             active.iter().map(|each| format!("{} ({})", each.spec.name, each.spec.short_id())).collect();
         bail!("network {} has active endpoints: {}", network.name(), names.join(", "));
     }
-    let done = take_down(paths, &network);
+    let done = take_down(paths, &network, force);
     drop(lock);
     done.map(|()| network)
 }
 
-fn take_down(paths: &Paths, network: &Network) -> Result<()> {
-    // First what the plugins keep: as long as the file is there, the command can be repeated.
+fn take_down(paths: &Paths, network: &Network, force: bool) -> Result<()> {
     let collected = match attach::invoker(paths).gc(&network.list, &[]) {
         Ok(()) => Ok(()),
         Err(error) => Err(anyhow!("{error}").context(format!("cleaning up network {}", network.name()))),
     };
-    let forgotten = forget(&paths.root.join("ipam"), network.name());
+    let cleaned = collected.and_then(|()| forget(&paths.root.join("ipam"), network.name()));
+    if let Err(error) = cleaned {
+        if !force {
+            return Err(error.context("the network is still there (--force removes it all the same)"));
+        }
+        eprintln!("runtime: warning: {error:#}");
+    }
     match fs::remove_file(&network.path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("cannot remove {}", network.path.display()));
@@ -41,7 +47,7 @@ fn take_down(paths: &Paths, network: &Network) -> Result<()> {
         _ => {}
     }
     tidy(paths);
-    collected.and(forgotten)
+    Ok(())
 }
 
 /// Takes a network out of the lease store, and the store away when nothing is left in it.
@@ -80,12 +86,16 @@ fn tidy(paths: &Paths) {
 ///
 /// # Errors
 /// The first that could not be removed; those before it are gone, and `removed` was told of them.
-pub fn prune(paths: &Paths, wanted: impl Fn(&Network) -> bool, mut removed: impl FnMut(&Network)) -> Result<()> {
+pub fn prune(
+    paths: &Paths,
+    wanted: impl Fn(&Network) -> bool,
+    mut removed: impl FnMut(&Network),
+) -> Result<()> {
     let containers = Container::every(paths)?;
     for network in super::all(paths) {
         let named = containers.iter().any(|each| usage::names(each, &network));
         if network.meta.is_some() && network.name() != DEFAULT && !named && wanted(&network) {
-            removed(&remove(paths, network.id())?);
+            removed(&remove(paths, network.id(), false)?);
         }
     }
     Ok(())

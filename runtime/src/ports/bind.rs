@@ -118,13 +118,15 @@ fn bind_all(mapping: &PortMapping, addresses: &[IpAddr], any_family: bool) -> Re
                 port.sockets.push(socket);
             }
             // A host without this family, or a kernel without SCTP: there is no port that anyone could take.
-            Err(error) if missing(&error, mapping.protocol) || (any_family && ip.is_ipv6() && no_ipv6(&error)) => {}
+            Err(error)
+                if missing(&error, mapping.protocol) || (any_family && ip.is_ipv6() && no_ipv6(&error)) => {}
             Err(error) => return Err(Failure { address, error }),
         }
     }
     if port.mapping.host_port == 0 {
         let address = SocketAddr::new(addresses[0], 0);
-        let error = io::Error::new(io::ErrorKind::Unsupported, "this kernel has no such socket, name a host port");
+        let error =
+            io::Error::new(io::ErrorKind::Unsupported, "this kernel has no such socket, name a host port");
         return Err(Failure { address, error });
     }
     Ok(port)

@@ -43,12 +43,14 @@ pub fn parse(text: &str) -> Result<Vec<Publish>> {
     }
     let host = ports(host).map_err(|why| bad(&format!("host port {why}")))?;
     if host.len() == container.len() {
-        let one = |(host, container_port)| Publish { host_ip, host: Some(host..=host), container_port, protocol };
+        let one =
+            |(host, container_port)| Publish { host_ip, host: Some(host..=host), container_port, protocol };
         Ok(host.zip(container).map(one).collect())
     } else if container.len() == 1 {
         Ok(vec![Publish { host_ip, host: Some(host), container_port: *container.start(), protocol }])
     } else {
-        let why = format!("{} host ports cannot be mapped to {} container ports", host.len(), container.len());
+        let why =
+            format!("{} host ports cannot be mapped to {} container ports", host.len(), container.len());
         Err(bad(&why))
     }
 }
@@ -133,7 +135,9 @@ pub fn mappings(
 /// Whether two mappings want the same port of the same host address.
 pub fn clash(a: &PortMapping, b: &PortMapping) -> bool {
     let meet = match (a.host_ip, b.host_ip) {
-        (Some(a), Some(b)) => a.is_ipv4() == b.is_ipv4() && (a == b || a.is_unspecified() || b.is_unspecified()),
+        (Some(a), Some(b)) => {
+            a.is_ipv4() == b.is_ipv4() && (a == b || a.is_unspecified() || b.is_unspecified())
+        }
         _ => true,
     };
     a.host_port != 0 && a.host_port == b.host_port && a.protocol == b.protocol && meet

@@ -69,7 +69,8 @@ impl<'a> Scope<'a> {
             Operand::Variable(name, path) if name.is_empty() => walk(self.root, path),
             Operand::Variable(name, path) => {
                 let variable = self.variables.iter().rev().find(|(known, _)| known == name);
-                let (_, value) = variable.ok_or_else(|| anyhow!("--format: ${name} is not set by a range"))?;
+                let (_, value) =
+                    variable.ok_or_else(|| anyhow!("--format: ${name} is not set by a range"))?;
                 walk(value, path)
             }
             Operand::Text(text) => Ok(text.clone().into()),
@@ -111,9 +112,7 @@ fn function(name: &str, values: &[Value]) -> Result<Value> {
             let first = chars.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
             Ok((first + chars.as_str()).into())
         }
-        ("println", values) => {
-            Ok((values.iter().map(shown).collect::<Vec<_>>().join(" ") + "\n").into())
-        }
+        ("println", values) => Ok((values.iter().map(shown).collect::<Vec<_>>().join(" ") + "\n").into()),
         ("join", [Value::Array(items), Value::String(with)]) => {
             Ok(items.iter().map(shown).collect::<Vec<_>>().join(with).into())
         }
@@ -124,8 +123,11 @@ fn function(name: &str, values: &[Value]) -> Result<Value> {
                 value = match (value, key) {
                     (Value::Object(object), Value::String(key)) => object.get(key).unwrap_or(&Value::Null),
                     (Value::Array(items), Value::Number(at)) => {
-                        let at = at.as_u64().and_then(|at| usize::try_from(at).ok()).with_context(wrong_index)?;
-                        items.get(at).ok_or_else(|| anyhow!("--format: index {at} is beyond the list's end"))?
+                        let at =
+                            at.as_u64().and_then(|at| usize::try_from(at).ok()).with_context(wrong_index)?;
+                        items
+                            .get(at)
+                            .ok_or_else(|| anyhow!("--format: index {at} is beyond the list's end"))?
                     }
                     _ => return Err(wrong()),
                 };

@@ -112,7 +112,8 @@ fn path(text: &str) -> Result<Vec<String>> {
 }
 
 fn operand(text: &str) -> Result<Operand> {
-    const FUNCTIONS: &[&str] = &["json", "len", "upper", "lower", "join", "index", "println", "title", "split"];
+    const FUNCTIONS: &[&str] =
+        &["json", "len", "upper", "lower", "join", "index", "println", "title", "split"];
     if let Some(rest) = text.strip_prefix('$') {
         let (name, fields) = rest.split_at(rest.find('.').unwrap_or(rest.len()));
         return Ok(Operand::Variable(name.to_owned(), path(fields)?));
