@@ -103,7 +103,7 @@ fn network_of(paths: &Paths, args: &CreateArgs) -> Result<(NetMode, Vec<Network>
     };
     let alone = |name: &&str| matches!(*name, "host" | "none") || name.starts_with("container:");
     if named.len() > 1
-        && let Some(name) = named.iter().copied().find(|name| alone(&name))
+        && let Some(name) = named.iter().find(|name| alone(name))
     {
         bail!("--network {name}: it cannot be joined with other networks");
     }

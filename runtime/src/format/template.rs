@@ -51,7 +51,7 @@ enum Operand {
 }
 
 /// How a block ended.
-enum End {
+enum Closed {
     Text,
     End,
     Else,
@@ -67,9 +67,9 @@ impl Template {
         let mut tokens = lex::tokens(&text)?.into_iter();
         let (parts, end) = block(&mut tokens)?;
         match end {
-            End::Text => Ok(Template { parts }),
-            End::End => bail!("--format: {{{{end}}}} without a {{{{range}}}} or {{{{if}}}} before it"),
-            End::Else => bail!("--format: {{{{else}}}} without an {{{{if}}}} before it"),
+            Closed::Text => Ok(Template { parts }),
+            Closed::End => bail!("--format: {{{{end}}}} without a {{{{range}}}} or {{{{if}}}} before it"),
+            Closed::Else => bail!("--format: {{{{else}}}} without an {{{{if}}}} before it"),
         }
     }
 
@@ -95,7 +95,7 @@ impl Template {
     }
 }
 
-fn block(tokens: &mut impl Iterator<Item = lex::Token>) -> Result<(Vec<Part>, End)> {
+fn block(tokens: &mut impl Iterator<Item = lex::Token>) -> Result<(Vec<Part>, Closed)> {
     let mut parts = Vec::new();
     while let Some(token) = tokens.next() {
         let action = match token {
@@ -107,11 +107,11 @@ fn block(tokens: &mut impl Iterator<Item = lex::Token>) -> Result<(Vec<Part>, En
         };
         let (word, rest) = action.split_once(char::is_whitespace).unwrap_or((action.as_str(), ""));
         match word {
-            "end" => return Ok((parts, End::End)),
-            "else" => return Ok((parts, End::Else)),
+            "end" => return Ok((parts, Closed::End)),
+            "else" => return Ok((parts, Closed::Else)),
             "range" => {
                 let (key, value, over) = range_head(rest)?;
-                let (body, End::End) = block(tokens)? else {
+                let (body, Closed::End) = block(tokens)? else {
                     bail!("--format: {{{{{action}}}}} has no {{{{end}}}}");
                 };
                 parts.push(Part::Range { key, value, over, body });
@@ -120,19 +120,19 @@ fn block(tokens: &mut impl Iterator<Item = lex::Token>) -> Result<(Vec<Part>, En
                 let test = lex::operands(rest)?;
                 let (then, end) = block(tokens)?;
                 let otherwise = match end {
-                    End::Else => match block(tokens)? {
-                        (otherwise, End::End) => otherwise,
+                    Closed::Else => match block(tokens)? {
+                        (otherwise, Closed::End) => otherwise,
                         _ => bail!("--format: {{{{{action}}}}} has no {{{{end}}}}"),
                     },
-                    End::End => Vec::new(),
-                    End::Text => bail!("--format: {{{{{action}}}}} has no {{{{end}}}}"),
+                    Closed::End => Vec::new(),
+                    Closed::Text => bail!("--format: {{{{{action}}}}} has no {{{{end}}}}"),
                 };
                 parts.push(Part::If { test, then, otherwise });
             }
             _ => parts.push(Part::Print(lex::operands(&action)?)),
         }
     }
-    Ok((parts, End::Text))
+    Ok((parts, Closed::Text))
 }
 
 /// `$key, $value := .Map`, `$value := .List` or `.List`.

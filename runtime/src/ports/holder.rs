@@ -10,21 +10,27 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// In words that go behind "is already in use"; empty when nobody is found (a process that this one may not look into,
 /// or that has gone).
 pub fn find(paths: &Paths, id: &str, mapping: &PortMapping, address: SocketAddr) -> String {
-    if let Some(container) = container(paths, id, mapping) {
+    let process = inodes(mapping.protocol, address).iter().find_map(|inode| process(*inode));
+    let pid = process.as_ref().and_then(|(pid, _)| i32::try_from(*pid).ok());
+    if let Some(container) = container(paths, id, mapping, pid) {
         return format!(" by container {container}");
     }
-    match inodes(mapping.protocol, address).iter().find_map(|inode| process(*inode)) {
+    match process {
         Some((pid, command)) => format!(" by process {pid} ({command})"),
         None => String::new(),
     }
 }
 
-fn container(paths: &Paths, id: &str, mapping: &PortMapping) -> Option<String> {
+/// The container whose supervisor is the process that was found; else, when none was, the one that says it has the port.
+fn container(paths: &Paths, id: &str, mapping: &PortMapping, pid: Option<i32>) -> Option<String> {
     let all = Container::all(paths).ok()?;
-    let holds = |each: &&Container| {
-        each.spec.id != id
-            && each.state.status == Status::Running
-            && each.state.ports.iter().any(|port| clash(port, mapping))
+    let holds = |each: &&Container| match pid {
+        Some(pid) => each.state.supervisor_pid == pid,
+        None => {
+            each.spec.id != id
+                && each.state.status == Status::Running
+                && each.state.ports.iter().any(|port| clash(port, mapping))
+        }
     };
     all.iter().find(holds).map(|each| format!("{} ({})", each.spec.name, each.spec.short_id()))
 }

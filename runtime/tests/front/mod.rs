@@ -1,6 +1,7 @@
 //! A machine for tests of the command line: a network namespace of its own, directories of its own, and the real binary.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure report")]
 
 use serde_json::Value;
 use std::fs;
