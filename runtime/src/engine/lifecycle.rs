@@ -50,11 +50,10 @@ impl Container {
     /// Removes it and all it left. A running one, or one whose network another shares, only by `force`. Of one that is
     /// shared, the network is released when the last sharer ends.
     pub fn remove(mut self, force: bool) -> Result<()> {
-        release::recover(&mut self)?;
+        release::settle(&mut self)?;
         if !self.refresh()? {
             return Ok(());
         }
-        let running = self.state.status == Status::Running || release::Lock::is_taken(&self);
         let joiners = release::joiners(&self);
         if !joiners.is_empty() && !force {
             bail!(
@@ -63,6 +62,7 @@ impl Container {
                 joiners.join(", ")
             );
         }
+        let running = release::Lock::is_taken(&self);
         if running && !force {
             bail!(
                 "cannot remove container {}: container is running: stop the container before removing or force remove",
@@ -81,16 +81,13 @@ impl Container {
         if running {
             self.end(libc::SIGKILL, Duration::ZERO)?;
         }
-        // What the supervisor has not removed, because it was gone before the mark was there.
-        for _ in 0..2 {
-            release::recover(&mut self)?;
-        }
-        Ok(())
+        // What no supervisor removes, because there is none, or it was through before the mark was there.
+        release::settle(&mut self)
     }
 
     /// Waits until it ends and gives its exit code.
     pub fn wait(&mut self) -> Result<i32> {
-        release::recover(self)?;
+        release::settle(self)?;
         if !self.refresh()? || self.state.status != Status::Running {
             return Ok(self.state.exit_code);
         }

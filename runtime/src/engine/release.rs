@@ -4,12 +4,14 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use cni::share::Share;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
+use super::client::Waiter;
 use super::{cgroup, process};
 use crate::network;
 use crate::spec::NetMode;
@@ -81,43 +83,66 @@ pub fn joiners(container: &Container) -> Vec<String> {
 /// Gives everything back that belongs to a run of the container, and with `--rm`, or when it was removed by force, the
 /// container itself. The caller has the lock. What cannot be taken down makes the container dead, and is tried again later.
 pub fn release(container: &mut Container) -> Result<()> {
-    let spec = with_ports(container);
-    let netns = netns_path(container);
-    let mut detached = network::detach(&container.paths, &spec, netns.as_deref());
-    if detached.is_ok() && owns_netns(container) {
-        detached = net::ns::Netns::delete(container.paths.netns(container.id())).map_err(|e| anyhow!("{e}"));
-    }
-    cgroup::remove(container.id());
-    if let Err(error) = detached {
-        container.state.status = Status::Dead;
-        container.state.error = format!("{error:#}");
-        container.save_state()?;
-        return Err(error);
-    }
-    let goes = container.spec.auto_remove || container.is_removed();
-    let state = &mut container.state;
-    let before = state.clone();
-    state.netns = None;
-    state.attachments.clear();
-    state.supervisor_pid = 0;
-    if state.status == Status::Dead {
-        state.status = Status::Exited;
-        state.error.clear();
-    }
-    if !goes && *state != before {
+    if holds(container) {
+        let spec = with_ports(container);
+        let mut detached = network::detach(&container.paths, &spec, netns_path(container).as_deref());
+        if detached.is_ok() && owns_netns(container) {
+            let netns = container.paths.netns(container.id());
+            detached = net::ns::Netns::delete(netns).map_err(|e| anyhow!("{e}"));
+        }
+        cgroup::remove(container.id());
+        if let Err(error) = detached {
+            container.state.status = Status::Dead;
+            container.state.error = format!("{error:#}");
+            container.save_state()?;
+            return Err(error);
+        }
+        let state = &mut container.state;
+        state.netns = None;
+        state.attachments.clear();
+        state.supervisor_pid = 0;
+        if state.status == Status::Dead {
+            state.status = Status::Exited;
+            state.error.clear();
+        }
         container.save_state()?;
     }
+    let goes = goes(container);
     if goes {
         // Should this be cut off, whoever comes next sees that it is to be removed.
         fs::write(container.removed_mark(), "").context("cannot mark the container as removed")?;
     }
-    remove_tree(&container.run_dir())?;
-    remove_if_empty(&[
-        &container.paths.run.join("containers"),
-        &container.paths.run.join("netns"),
-        &container.paths.run,
-    ]);
+    remove_run_dir(container)?;
     if goes { erase(container) } else { Ok(()) }
+}
+
+/// Whether a run of the container may still hold something: a supervisor says that it does before it takes the first thing,
+/// and [`release`] that it does no longer.
+fn holds(container: &Container) -> bool {
+    container.state.supervisor_pid != 0 || matches!(container.state.status, Status::Running | Status::Dead)
+}
+
+/// Whether the container is to be removed when it does not run.
+fn goes(container: &Container) -> bool {
+    container.is_removed() || (container.spec.auto_remove && container.state.started.is_some())
+}
+
+/// Removes the run directory; the lock last, so that whoever finds no lock finds nothing else either.
+fn remove_run_dir(container: &Container) -> Result<()> {
+    let dir = container.run_dir();
+    let lock = dir.join("lock");
+    for entry in fs::read_dir(&dir).into_iter().flatten() {
+        let path = entry?.path();
+        if path != lock {
+            remove_tree(&path)?;
+        }
+    }
+    remove_tree(&lock)?;
+    // Not empty when another process has just made a lock of its own, to look whether there is something to do: it will
+    // find nothing, and remove it.
+    let run = &container.paths.run;
+    remove_if_empty(&[&dir, &run.join("containers"), &run.join("netns"), run]);
+    Ok(())
 }
 
 /// Removes the container's lasting state; its spec and the mark that it is removed go last.
@@ -144,38 +169,57 @@ pub fn erase(container: &Container) -> Result<()> {
 /// Brings a container whose supervisor died into a true state. Does nothing when its supervisor lives, or when all of it is
 /// in order already.
 pub fn recover(container: &mut Container) -> Result<()> {
-    if !needs_recovery(container) {
+    let in_question = holds(container) || goes(container) || container.run_dir().exists();
+    if !in_question || Lock::is_taken(container) {
         return Ok(());
     }
     let Some(lock) = Lock::take(container)? else { return Ok(()) };
+    // Only now it stays as it is.
     if !container.refresh()? {
-        // Another process has just removed it, but the lock's directory is new.
-        remove_tree(&container.run_dir())?;
-        remove_if_empty(&[&container.paths.run.join("containers"), &container.paths.run]);
-        return Ok(());
+        return remove_run_dir(container);
     }
-    let ended = container.state.status == Status::Running;
-    if let Some(pidfd) = process::find(&container.state) {
-        process::kill(&pidfd);
-    }
-    if ended {
-        // As when its process is killed: nobody was there to see how it ended.
-        container.state.status = Status::Exited;
-        container.state.exit_code = 128 + libc::SIGKILL;
-        container.state.finished = Some(now());
-        container.state.pid = 0;
-        container.state.error = "its supervisor was killed".into();
-    }
-    container.state.supervisor_pid = 0;
-    container.save_state()?;
-    if !joiners(container).is_empty() {
-        // The last of them does the rest.
-        return Ok(());
+    if holds(container) {
+        if let Some(pidfd) = process::find(&container.state) {
+            process::kill(&pidfd);
+        }
+        if container.state.status == Status::Running {
+            // As when its process is killed: nobody was there to see how it ended.
+            container.state.status = Status::Exited;
+            container.state.exit_code = 128 + libc::SIGKILL;
+            container.state.finished = Some(now());
+            container.state.pid = 0;
+            container.state.error = "its supervisor was killed".into();
+            container.save_state()?;
+        }
+        if !joiners(container).is_empty() {
+            // The last of them does the rest.
+            return Ok(());
+        }
     }
     let result = release(container);
     drop(lock);
     release_joined(container);
     result
+}
+
+/// Waits until a supervisor whose container has ended is through with giving everything back, unless that waits for
+/// others.
+pub fn settle(container: &mut Container) -> Result<()> {
+    recover(container)?;
+    let patience = Instant::now() + Duration::from_secs(10);
+    while Lock::is_taken(container)
+        && container.refresh()?
+        && container.state.status != Status::Running
+        && joiners(container).is_empty()
+        && Instant::now() < patience
+    {
+        match Waiter::new(&container.run_dir()) {
+            Ok(waiter) => drop(waiter.wait()),
+            // It is starting, or has just finished.
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    recover(container)
 }
 
 /// When this container shared another one's network, and that one has ended and has no supervisor any more, releases it.
@@ -195,13 +239,6 @@ pub fn current(container: &Container) -> Result<Container> {
         bail!("No such container: {}", container.spec.name);
     }
     Ok(current)
-}
-
-fn needs_recovery(container: &Container) -> bool {
-    let left = container.run_dir().exists()
-        || matches!(container.state.status, Status::Running | Status::Dead)
-        || container.is_removed();
-    left && !Lock::is_taken(container)
 }
 
 /// The spec with the host ports that were chosen at the start.

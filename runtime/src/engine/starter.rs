@@ -61,7 +61,7 @@ impl Container {
     }
 
     fn launch(&mut self, client: Option<UnixStream>) -> Result<()> {
-        release::recover(self)?;
+        release::settle(self)?;
         if !self.refresh()? {
             bail!("No such container: {}", self.spec.name);
         }

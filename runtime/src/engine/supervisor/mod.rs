@@ -163,9 +163,11 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
     // The sockets first: a port that is taken fails at once, before anything is made.
     let held = ports::bind(&paths, &container.spec)?;
     container.state.ports = held.ports();
-    let netns = namespace(container)?;
-    container.state.netns = netns.as_ref().and_then(|_| release::netns_path(container));
+    let is_host = container.spec.network == NetMode::Host;
+    container.state.netns = if is_host { None } else { release::netns_path(container) };
+    // From here on something is held (see release::release).
     container.save_state()?;
+    let netns = namespace(container)?;
     let path = release::netns_path(container).unwrap_or_default();
     container.state.attachments = network::attach(&paths, &release::with_ports(container), &path)?;
     let files = etc::write(container, &hostname)?;

@@ -1,0 +1,136 @@
+//! What is left when something is killed: nothing.
+
+#![allow(missing_docs)]
+
+mod common;
+
+use common::{Host, kill, lives, until};
+
+#[test]
+fn a_killed_process_is_seen_and_all_of_it_released() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none"]);
+    kill(host.pid(&id, "pid"));
+    assert_eq!(host.ok(&["wait", "one"]), "137");
+    assert_eq!(host.asked("DEL none"), 1);
+    host.assert_no_mounts();
+    assert!(!host.path("run").exists());
+    host.ok(&["rm", "one"]);
+    host.assert_clean();
+}
+
+#[test]
+fn with_its_supervisor_the_container_dies_and_the_next_command_cleans_up() {
+    for next in [&["ps"][..], &["inspect", "one"], &["start", "one"], &["rm", "-f", "one"], &["rm", "one"]] {
+        let host = Host::new();
+        let id = host.sleeper("one", &["--network", "none"]);
+        let pid = host.pid(&id, "pid");
+        let supervisor = host.pid(&id, "supervisor_pid");
+        kill(supervisor);
+        until("the container died", || !lives(pid));
+        until("the supervisor died", || !lives(supervisor));
+        host.ok(next);
+        assert_eq!(host.asked("DEL none"), 1, "after {next:?}");
+        if next[0] == "ps" {
+            assert_eq!(host.state(&id, "exit_code"), 137);
+            assert!(!host.path("run").exists());
+            host.assert_no_mounts();
+        }
+        host.all(&["rm", "-f", "one"]);
+        host.assert_clean();
+    }
+}
+
+#[test]
+fn a_foreground_run_whose_supervisor_is_killed_ends_with_137_and_leaves_nothing() {
+    let host = Host::new();
+    let mut child = host
+        .command(&["run", "--rm", "--name", "one", "--network", "none", "sleep", "1000"])
+        .spawn()
+        .unwrap();
+    let id = || host.all(&["ps", "-q", "--no-trunc"]).1.trim().to_owned();
+    until("it runs", || !id().is_empty());
+    kill(host.pid(&id(), "supervisor_pid"));
+    assert_eq!(child.wait().unwrap().code(), Some(137));
+    host.assert_clean();
+}
+
+#[test]
+fn a_supervisor_that_is_told_to_end_stops_its_container_first() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none"]);
+    let supervisor = nix::unistd::Pid::from_raw(host.pid(&id, "supervisor_pid"));
+    nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGTERM).unwrap();
+    until("it ended", || host.state(&id, "status") == "exited");
+    assert_eq!(host.state(&id, "exit_code"), 0);
+    until("all is released", || !host.path("run").exists());
+    host.ok(&["rm", "one"]);
+    host.assert_clean();
+}
+
+#[test]
+fn one_that_joined_has_the_others_network_and_nothing_else_of_it() {
+    let host = Host::new();
+    let one = host.sleeper("one", &["--network", "none"]);
+    let two = host.sleeper("two", &["--network", "container:one"]);
+    let namespace = |id: &str, kind: &str| {
+        std::fs::read_link(format!("/proc/{}/ns/{kind}", host.pid(id, "pid"))).unwrap()
+    };
+    assert_eq!(namespace(&one, "net"), namespace(&two, "net"));
+    for kind in ["pid", "mnt", "uts", "ipc", "cgroup"] {
+        assert_ne!(namespace(&one, kind), namespace(&two, kind), "{kind}");
+    }
+    host.ok(&["rm", "-f", "two", "one"]);
+    host.assert_clean();
+}
+
+#[test]
+fn a_shared_network_outlives_its_container_until_the_last_who_joined_ends() {
+    let host = Host::new();
+    let one = host.sleeper("one", &["--network", "none"]);
+    host.sleeper("two", &["--network", "container:one"]);
+    let error = host.fails(1, &["rm", "one"]);
+    assert!(error.contains("two"), "{error}");
+    host.ok(&["stop", "one"]);
+    assert_eq!(host.asked("DEL none"), 0);
+    assert!(host.fails(1, &["rm", "one"]).contains("used by two"));
+    host.ok(&["rm", "-f", "one"]);
+    assert!(!host.ok(&["ps", "-a"]).contains("one"));
+    assert!(host.path("run/netns").join(&one).exists());
+    assert_eq!(host.asked("DEL none"), 0);
+    host.ok(&["exec", "two", "true"]);
+    host.ok(&["rm", "-f", "two"]);
+    until("the network is released", || !host.path("run").exists() && !host.path("root").exists());
+    assert_eq!(host.asked("DEL none"), 1);
+    host.assert_clean();
+}
+
+#[test]
+fn a_shared_network_is_released_also_when_both_supervisors_are_killed() {
+    let host = Host::new();
+    let one = host.sleeper("one", &["--network", "none"]);
+    let two = host.sleeper("two", &["--network", "container:one"]);
+    kill(host.pid(&one, "supervisor_pid"));
+    until("one died", || !lives(host.pid(&one, "pid")));
+    host.ok(&["ps"]);
+    assert_eq!(host.asked("DEL none"), 0);
+    host.ok(&["exec", "two", "true"]);
+    let pid = host.pid(&two, "pid");
+    kill(host.pid(&two, "supervisor_pid"));
+    until("two died", || !lives(pid));
+    host.ok(&["ps"]);
+    host.ok(&["rm", "one", "two"]);
+    assert_eq!(host.asked("DEL none"), 1);
+    host.assert_clean();
+}
+
+#[test]
+fn one_that_does_not_run_cannot_be_joined() {
+    let host = Host::new();
+    host.ok(&["run", "--name", "one", "--network", "none", "true"]);
+    let (code, _, error) = host.all(&["run", "--rm", "--network", "container:one", "true"]);
+    assert_eq!(code, 125);
+    assert!(error.contains("not running"), "{error}");
+    host.ok(&["rm", "one"]);
+    host.assert_clean();
+}
