@@ -1,6 +1,6 @@
 //! The command line: what it is made of, and how commands end.
 //!
-//! Errors go to stderr as `runtime: …`. Exit codes are Docker's: 125 for what `run`, `create` and `exec` could not do
+//! Errors go to stderr as `runtime: …`. Exit codes are Docker's: 125 for what `run` and `create` could not do
 //! themselves, 126 and 127 for a program that cannot be executed or is not there, 1 for other commands that fail.
 
 mod args;

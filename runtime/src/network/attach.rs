@@ -120,7 +120,7 @@ pub fn detach(paths: &Paths, spec: &Spec, netns: Option<&Path>) -> Result<()> {
     // What was added is in the cache, with the configuration that it was added with.
     let mut entries =
         Cache::new(paths.results()).find_container(&spec.id).context("cannot read the cached results")?;
-    entries.sort_by(|a, b| b.ifname.cmp(&a.ifname));
+    entries.sort_by(|a, b| (a.network == LOOPBACK, &b.ifname).cmp(&(b.network == LOOPBACK, &a.ifname)));
     let mut known = Vec::new();
     for entry in entries {
         if let Ok(list) = ConfList::from_slice(&entry.config) {
@@ -142,5 +142,114 @@ pub fn detach(paths: &Paths, spec: &Spec, netns: Option<&Path>) -> Result<()> {
         Ok(())
     } else {
         Err(anyhow!("cannot detach the container: {}", errors.join("; ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{PortMapping, Protocol};
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A host with networks `one` and `two` of a plugin each, which note verb, interface and capabilities.
+    fn host(dir: &Path, kinds: [&str; 2]) -> Paths {
+        let paths = Paths {
+            root: dir.join("root"),
+            run: dir.join("run"),
+            config_dir: dir.join("net.d"),
+            cni_bin: vec![dir.join("cni")],
+        };
+        fs::create_dir_all(&paths.config_dir).unwrap();
+        fs::create_dir_all(dir.join("cni")).unwrap();
+        for (name, kind) in ["one", "two"].iter().zip(kinds) {
+            let list = json!({"cniVersion": "1.1.0", "name": name, "plugins": [
+                {"type": kind, "capabilities": {"portMappings": true, "ips": true}}]});
+            fs::write(paths.config_dir.join(format!("{name}.conflist")), list.to_string()).unwrap();
+        }
+        for (kind, end) in [("loopback", "exit 0"), ("good", "exit 0"), ("bad", "exit 1")] {
+            let script = format!(
+                "#!/bin/sh\nports=$(grep -c hostPort)\n\
+                 echo \"$CNI_COMMAND {kind} $CNI_IFNAME $ports\" >> {}\n\
+                 [ $CNI_COMMAND = ADD ] || exit 0\n\
+                 echo '{{\"cniVersion\": \"1.1.0\", \"ips\": []}}'\n{end}\n",
+                dir.join("calls").display()
+            );
+            let path = dir.join("cni").join(kind);
+            fs::write(&path, script).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        paths
+    }
+
+    fn spec() -> Spec {
+        let attach = |network: &str, ifname: &str| NetAttach {
+            network: network.into(),
+            ifname: ifname.into(),
+            ..NetAttach::default()
+        };
+        let ports =
+            vec![PortMapping { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp }];
+        let network = NetMode::Networks(vec![attach("one", "eth0"), attach("two", "eth1")]);
+        Spec { id: "abc".into(), network, ports, ..Spec::default() }
+    }
+
+    fn calls(dir: &Path) -> Vec<String> {
+        let text = fs::read_to_string(dir.join("calls")).unwrap_or_default();
+        let _ = fs::remove_file(dir.join("calls"));
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn attachments_are_made_in_order_and_undone_with_what_they_were_made_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = host(dir.path(), ["good", "good"]);
+        let states = attach(&paths, &spec(), Path::new("/proc/self/ns/net")).unwrap();
+        let names: Vec<_> =
+            states.iter().map(|state| (state.network.as_str(), state.ifname.as_str())).collect();
+        assert_eq!(names, [("one", "eth0"), ("two", "eth1")]);
+        assert_eq!(calls(dir.path()), ["ADD loopback lo 0", "ADD good eth0 1", "ADD good eth1 0"]);
+        // The networks' files are not needed any more.
+        fs::remove_dir_all(&paths.config_dir).unwrap();
+        detach(&paths, &spec(), None).unwrap();
+        assert_eq!(calls(dir.path()), ["DEL good eth1 0", "DEL good eth0 1", "DEL loopback lo 0"]);
+        assert_eq!(fs::read_dir(paths.results()).map_or(0, Iterator::count), 0);
+        detach(&paths, &spec(), None).unwrap();
+    }
+
+    #[test]
+    fn when_one_fails_those_before_it_are_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = host(dir.path(), ["good", "bad"]);
+        let error = attach(&paths, &spec(), Path::new("/proc/self/ns/net")).unwrap_err();
+        assert!(format!("{error:#}").contains("network two"), "{error:#}");
+        let all = calls(dir.path());
+        assert_eq!(all[..3], ["ADD loopback lo 0", "ADD good eth0 1", "ADD bad eth1 0"]);
+        assert_eq!(all[3..], ["DEL bad eth1 0", "DEL good eth0 1", "DEL loopback lo 0"]);
+        assert_eq!(fs::read_dir(paths.results()).map_or(0, Iterator::count), 0);
+    }
+
+    #[test]
+    fn an_attachment_that_was_cut_off_is_undone_by_the_networks_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = host(dir.path(), ["good", "good"]);
+        detach(&paths, &spec(), None).unwrap();
+        assert_eq!(calls(dir.path()), ["DEL good eth1 0", "DEL good eth0 1", "DEL loopback lo 0"]);
+    }
+
+    #[test]
+    fn a_container_joins_another_by_the_plugin_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = host(dir.path(), ["good", "good"]);
+        let joined = |network| planned(&paths, &Spec { network, ..spec() }).unwrap().remove(0);
+        let container = joined(NetMode::Container("xyz".into()));
+        assert_eq!(container.list.plugins[0]["type"], "container");
+        assert_eq!(container.list.plugins[0]["capabilities"], json!({"container": true}));
+        assert_eq!(container.capability_args["container"], "xyz");
+        assert_eq!(joined(NetMode::Host).list.name, "host");
+        assert_eq!(
+            (joined(NetMode::None).list.name, joined(NetMode::None).ifname),
+            ("none".into(), "lo".into())
+        );
     }
 }
