@@ -7,15 +7,18 @@
 //! Nothing is lost when that child dies: the next [`reap_soon`], or a garbage collection, finds the group.
 #![allow(unsafe_code)]
 
-use std::io;
-use std::os::fd::AsRawFd;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::thread::sleep;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, sendmsg,
+    socket, sockopt,
+};
 use nix::unistd::{ForkResult, fork};
 
 use crate::batch::Batch;
@@ -89,9 +92,19 @@ pub fn reap(netlink: &mut Netlink) -> Result<()> {
 /// child (`waitpid`): its process ID is returned, None when another's child does the work.
 /// Where no process can be made the dead are deleted on the spot.
 pub fn reap_soon(housekeeping: impl FnOnce()) -> Result<Option<u32>> {
+    reap_soon_and_close(Vec::new(), housekeeping)
+}
+
+/// As [`reap_soon`], and has the child close these files: closing a socket of nftables waits until what was deleted, by
+/// whatever socket, is out of use everywhere, another 5 to 20 ms ([`crate::firewall::Firewall::handle`]). When another's
+/// child does the work it gets the files.
+pub fn reap_soon_and_close(files: Vec<OwnedFd>, housekeeping: impl FnOnce()) -> Result<Option<u32>> {
     let lock = match lock() {
-        Ok(Some(lock)) => lock,
-        Ok(None) => return Ok(None),
+        Ok(Lock::Ours(lock)) => lock,
+        Ok(Lock::Theirs(reaper)) => {
+            hand_over(&reaper, &files);
+            return Ok(None);
+        }
         // Somebody else sits on the name: no reason to leave the dead lying about.
         Err(_) => return reap(&mut Netlink::open()?).map(|()| None),
     };
@@ -102,7 +115,7 @@ pub fn reap_soon(housekeeping: impl FnOnce()) -> Result<Option<u32>> {
         Ok(ForkResult::Parent { child }) => Ok(Some(child.as_raw() as u32)),
         Ok(ForkResult::Child) => {
             // A panic must not run into the parent's frames.
-            let work = std::panic::AssertUnwindSafe(|| reaper(lock, housekeeping));
+            let work = std::panic::AssertUnwindSafe(|| reaper(lock, files, housekeeping));
             let code = if std::panic::catch_unwind(work).is_ok() { 0 } else { 1 };
             // SAFETY: _exit takes a number and does not return.
             unsafe { libc::_exit(code) }
@@ -114,17 +127,43 @@ pub fn reap_soon(housekeeping: impl FnOnce()) -> Result<Option<u32>> {
     }
 }
 
+/// Has the reaper of this namespace close the files, if there is one ([`reap_soon_and_close`]). Without one they are closed
+/// here: then nothing was deleted of late that would have to be waited for.
+pub fn close_by_reaper(files: &[OwnedFd]) {
+    if let Ok(Some(reaper)) = reaper_at() {
+        hand_over(&reaper, files);
+    }
+}
+
+/// Leaves files in the queue of a connection that the reaper never accepts: they are closed when it closes its socket.
+/// When it has done that already they stay the caller's alone, who then waits.
+fn hand_over(reaper: &OwnedFd, files: &[OwnedFd]) {
+    if !files.is_empty() {
+        let numbers: Vec<i32> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let content = [ControlMessage::ScmRights(&numbers)];
+        let word = [IoSlice::new(&[0])];
+        let _ = sendmsg::<()>(reaper.as_raw_fd(), &word, &content, MsgFlags::MSG_NOSIGNAL, None);
+    }
+}
+
 /// The life of the child.
-fn reaper(lock: UnixListener, housekeeping: impl FnOnce()) {
-    let lock_fd = lock.as_raw_fd() as libc::c_uint;
+fn reaper(lock: UnixListener, files: Vec<OwnedFd>, housekeeping: impl FnOnce()) {
+    let mut kept: Vec<libc::c_uint> = files.iter().map(|file| file.as_raw_fd() as libc::c_uint).collect();
+    kept.push(lock.as_raw_fd() as libc::c_uint);
+    kept.sort_unstable();
     // Whoever reads the parent's output waits for its end of file, and its session's end must not end the child.
-    // SAFETY: these calls take numbers; the descriptors that they close are not used again, but for `lock`, which is spared.
+    // SAFETY: these calls take numbers; the descriptors that they close are not used again: those of `lock` and `files`
+    // are spared.
     unsafe {
         libc::setsid();
-        if lock_fd > 0 {
-            close_range(0, lock_fd - 1);
+        let mut from = 0;
+        for kept in kept {
+            if kept > from {
+                close_range(from, kept - 1);
+            }
+            from = kept + 1;
         }
-        close_range(lock_fd + 1, libc::c_uint::MAX);
+        close_range(from, libc::c_uint::MAX);
         // A namespace or file system must not be kept by the working directory. It may fail: then it is.
         libc::chdir(c"/".as_ptr());
         // Should the kernel hang, the child does not.
@@ -135,6 +174,7 @@ fn reaper(lock: UnixListener, housekeeping: impl FnOnce()) {
     // Who marks from now on starts a child of its own; who marked before is seen below.
     drop(lock);
     let _ = Netlink::open().and_then(|mut netlink| reap(&mut netlink));
+    drop(files);
     housekeeping();
 }
 
@@ -152,28 +192,44 @@ unsafe fn close_range(first: libc::c_uint, last: libc::c_uint) {
     }
 }
 
-/// Takes the lock of this namespace; None when a reaper of ours has it.
+/// Who has the lock of a namespace.
+enum Lock {
+    /// This process, from now on.
+    Ours(UnixListener),
+    /// A reaper, to which this leads.
+    Theirs(OwnedFd),
+}
+
+/// Takes the lock of this namespace, if no reaper of ours has it.
 ///
 /// # Errors
 /// When the name cannot be had, though no reaper has it: any user may bind it.
-fn lock() -> io::Result<Option<UnixListener>> {
+fn lock() -> io::Result<Lock> {
     let address = SocketAddr::from_abstract_name(LOCK)?;
     match UnixListener::bind_addr(&address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-        result => return result.map(Some),
+        result => return result.map(Lock::Ours),
     }
+    match reaper_at()? {
+        Some(reaper) => Ok(Lock::Theirs(reaper)),
+        // Released just now. It may have looked for the dead before there was ours.
+        None => UnixListener::bind_addr(&address).map(Lock::Ours),
+    }
+}
+
+/// A connection to the reaper of this namespace; None when there is none.
+fn reaper_at() -> io::Result<Option<OwnedFd>> {
     // Not blocking: whoever sits on the name may let nobody in.
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     match connect(stream.as_raw_fd(), &UnixAddr::new_abstract(LOCK)?) {
         Ok(()) => {}
-        // Released just now. It may have looked for the dead before there was ours.
-        Err(Errno::ECONNREFUSED) => return UnixListener::bind_addr(&address).map(Some),
+        Err(Errno::ECONNREFUSED) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
     let owner = getsockopt(&stream, sockopt::PeerCredentials)?.uid();
     if owner == nix::unistd::geteuid().as_raw() {
-        Ok(None)
+        Ok(Some(stream))
     } else {
         Err(io::ErrorKind::PermissionDenied.into())
     }

@@ -12,6 +12,7 @@ mod tests;
 use crate::{Error, Result, names::Owner};
 use ipnetwork::IpNetwork;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::{fmt, str::FromStr};
 
 /// A transport protocol that can be published.
@@ -194,6 +195,13 @@ pub trait Firewall {
     /// Removes what nobody uses any more: chains of subnets, guards of bridges that are gone, and in the end the whole
     /// frame. Something that is added at the same time is never lost.
     fn tidy(&mut self) -> Result<()>;
+
+    /// A second handle of the socket, where there is one. Closing the last one of a socket of nftables waits for what was
+    /// deleted, by whomever, to be out of use (nft_rcv_nl_event of net/netfilter/nf_tables_api.c): who is in a hurry has
+    /// [`crate::dead::reap_soon_and_close`] do it.
+    fn handle(&self) -> Option<OwnedFd> {
+        None
+    }
 }
 
 /// The address that a mapping leads to, per family: (address with its subnet, the host's address when it is a certain one).
