@@ -262,6 +262,8 @@ mod tests {
         let mut header = tar::Header::new_gnu();
         header.set_size(2);
         header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_cksum();
         builder.append_data(&mut header, "bin/x", &b"hi"[..]).unwrap();
         let plain = builder.into_inner().unwrap();
