@@ -155,9 +155,15 @@ impl Host {
     #[track_caller]
     pub fn leak(&self) -> Option<Leak> {
         let baseline = lock(&self.baseline).clone()?;
+        self.leak_since(&baseline)
+    }
+
+    /// What is there now and was not in `before`, or the other way round, once things have settled.
+    #[track_caller]
+    pub fn leak_since(&self, before: &Snapshot) -> Option<Leak> {
         let start = Instant::now();
         loop {
-            let leak = baseline.compare(&self.snapshot(), &lock(&self.tolerated));
+            let leak = before.compare(&self.snapshot(), &lock(&self.tolerated));
             if leak.is_none() || start.elapsed() > SETTLE {
                 return leak;
             }
@@ -172,6 +178,17 @@ impl Host {
     #[track_caller]
     pub fn assert_as_before(&self) {
         if let Some(leak) = self.leak() {
+            panic!("{leak}");
+        }
+    }
+
+    /// Fails when the machine does not look like this.
+    ///
+    /// # Panics
+    /// With the report of what differs.
+    #[track_caller]
+    pub fn assert_still(&self, before: &Snapshot) {
+        if let Some(leak) = self.leak_since(before) {
             panic!("{leak}");
         }
     }

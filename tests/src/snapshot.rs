@@ -104,6 +104,9 @@ fn links(host: &Host, lines: &mut Vec<String>) {
         lines.push(format!("link {name}{about}{up}"));
         for address in link["addr_info"].as_array().into_iter().flatten() {
             let (local, prefix) = (address["local"].as_str().unwrap_or_default(), &address["prefixlen"]);
+            if local.starts_with("fe80:") {
+                continue; // the kernel's own, and there some time after the link
+            }
             lines.push(format!("address {name} {local}/{prefix}"));
         }
     }
@@ -113,8 +116,10 @@ fn links(host: &Host, lines: &mut Vec<String>) {
 fn routes(host: &Host, lines: &mut Vec<String>) {
     for family in ["-4", "-6"] {
         for route in json(host, &["-j", family, "route", "show", "table", "all"]) {
-            // The kernel adds these to every interface as soon as the machine forwards IPv6.
-            if route["type"] == "anycast" {
+            // The kernel adds these by itself: when the machine forwards IPv6, when a link has its carrier, and when
+            // duplicate address detection of a link's own address is over.
+            let dst = route["dst"].as_str().unwrap_or_default();
+            if route["type"] == "anycast" || dst.starts_with("fe80:") || dst == "ff00::/8" {
                 continue;
             }
             let keys = ["type", "dst", "gateway", "dev", "table", "metric", "prefsrc", "scope"];
@@ -147,6 +152,10 @@ fn mounts(host: &Host, lines: &mut Vec<String>) {
     let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", host.pid())).unwrap_or_default();
     for line in table.lines() {
         let words: Vec<&str> = line.split(' ').collect();
+        // The rest is of the real machine, where others come and go.
+        if !words.get(4).is_some_and(|at| TREES.iter().any(|tree| at.starts_with(tree))) {
+            continue;
+        }
         let kind = words.iter().position(|word| *word == "-").and_then(|at| words.get(at + 1));
         lines.push(format!("mount {} {}", words.get(4).unwrap_or(&""), kind.unwrap_or(&"")));
     }

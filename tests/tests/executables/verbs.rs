@@ -48,13 +48,13 @@ fn a_second_add_is_an_error_and_changes_nothing() {
     let host = host_with(1);
     let chain = chain(&host, "/var/run/netns/pod1");
     let result = chain.add_ok();
-    host.note_baseline();
+    let before = host.snapshot();
     let out = chain.exec("ADD", 0, None);
     assert!(out.code != 0, "{out}");
-    host.assert_as_before();
+    host.assert_still(&before);
     chain.check(&result).unwrap_or_else(|failure| panic!("CHECK: {}", failure.output));
     chain.del_ok(Some(&result));
-    host.tolerate(""); // the baseline was taken with the container there
+    tolerate_bridge_and_store(&host);
 }
 
 #[test]
@@ -121,17 +121,17 @@ fn a_failing_link_of_the_chain_leaves_nothing_after_the_dels() {
     let one = chain(&host, "/var/run/netns/pod1");
     let two = one.of("c2", "/var/run/netns/pod2"); // the same host port
     let result = one.add_ok();
-    host.note_baseline();
+    let before = host.snapshot();
     let failure = two.add().expect_err("8080 is taken by c1");
     assert_eq!(failure.at, 1, "{}", failure.output);
     let document = failure.output.json();
     let text = format!("{} {}", document["msg"], document["details"]);
     assert!(text.contains("8080") && text.contains("c1"), "names port and holder: {document}");
     two.del_ok(None);
-    host.assert_as_before();
+    host.assert_still(&before);
     one.check(&result).unwrap_or_else(|failure| panic!("CHECK: {}", failure.output));
     one.del_ok(Some(&result));
-    host.tolerate(""); // the baseline was taken with c1 there
+    tolerate_bridge_and_store(&host);
 }
 
 #[test]

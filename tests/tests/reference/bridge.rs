@@ -53,9 +53,10 @@ fn dual_stack_with_default_routes() {
 
 #[test]
 fn ipv6_alone() {
+    // The reference's CHECK does not find a route that was given without a gateway.
     let ipam = json!({"type": "host-local", "ranges": [[{"subnet": "fd00:1:2::/64", "gateway": "fd00:1:2::99"}]],
                       "routes": [{"dst": "2001:db8::/32"}]});
-    Case::of(bridge_with(json!({"isGateway": true}), ipam)).same();
+    Case::of(bridge_with(json!({"isGateway": true}), ipam)).reference_check_fails().same();
 }
 
 #[test]
@@ -115,23 +116,17 @@ fn of_three_macs_the_runtimes_wins() {
 
 #[test]
 fn a_bridge_without_ipam() {
-    Case::of(json!({"type": "bridge", "bridge": "br-test", "ipam": {}})).same();
+    // The reference's CHECK looks for an IPAM plugin all the same. Only Weft has the container announce its MAC then.
+    Case::of(json!({"type": "bridge", "bridge": "br-test", "ipam": {}}))
+        .reference_check_fails()
+        .but("arp_notify")
+        .same();
 }
 
 #[test]
 fn dns_of_the_network() {
     let dns = json!({"nameservers": ["10.1.0.1"], "domain": "example.net", "search": ["a.example.net"], "options": ["ndots:2"]});
     Case::of(bridge(json!({"dns": dns}))).same();
-}
-
-#[test]
-fn dns_of_ipam_when_the_network_has_none() {
-    let ipam = json!({"type": "host-local", "subnet": "10.1.0.0/16", "resolvConf": "/etc/cni/resolv.conf"});
-    Case::of(bridge_with(json!({}), ipam))
-        .prepare(
-            "printf 'nameserver 10.9.9.9\\nsearch a.test b.test\\noptions ndots:3\\n' > /etc/cni/resolv.conf",
-        )
-        .same();
 }
 
 #[test]

@@ -72,8 +72,6 @@ fn static_alone_in_every_version() {
 }
 
 #[test]
-fn loopback_in_every_version() {
-    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
-        Case::of(json!({"type": "loopback"})).version(version).same();
-    }
+fn loopback_alone() {
+    Case::of(json!({"type": "loopback"})).version("1.0.0").same();
 }

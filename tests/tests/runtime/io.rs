@@ -7,22 +7,22 @@ use tests::Host;
 fn logs_keeps_the_two_streams_apart() {
     let host = Host::new();
     let weft = host.weft();
-    weft.run("run -d --name c --network none sh -c 'echo one; echo two >&2; echo three'").ok();
-    weft.run("wait c").ok();
-    let out = weft.run("logs c").ok();
+    weft.run("run -d --name box --network none sh -c 'echo one; echo two >&2; echo three'").ok();
+    weft.run("wait box").ok();
+    let out = weft.run("logs box").ok();
     assert_eq!((out.stdout.as_str(), out.stderr.as_str()), ("one\nthree\n", "two\n"));
-    assert_eq!(weft.run("logs --tail 1 c").ok().stdout, "three\n");
-    weft.run("rm c").ok();
+    assert_eq!(weft.run("logs --tail 1 box").ok().stdout, "three\n");
+    weft.run("rm box").ok();
 }
 
 #[test]
 fn logs_f_follows_until_the_container_ends() {
     let host = Host::new();
     let weft = host.weft();
-    weft.run("run -d --name c --network none sh -c 'echo one; sleep 1; echo two'").ok();
-    let out = weft.run("logs -f c").ok();
+    weft.run("run -d --name box --network none sh -c 'echo one; sleep 1; echo two'").ok();
+    let out = weft.run("logs -f box").ok();
     assert_eq!(out.stdout, "one\ntwo\n");
-    weft.run("rm -f c").ok();
+    weft.run("rm -f box").ok();
 }
 
 #[test]
@@ -49,17 +49,20 @@ fn standard_input_reaches_the_program() {
 fn exec_runs_in_the_container() {
     let host = Host::new();
     let weft = host.weft();
-    let c = weft.container("c", "--network none --hostname box -e COLOUR=red sleep 1000");
-    assert_eq!(weft.run("exec c hostname").ok().text(), "box");
+    let c = weft.container("box", "--network none --hostname box -e COLOUR=red sleep 1000");
+    assert_eq!(weft.run("exec box hostname").ok().text(), "box");
     assert_eq!(c.sh("echo $COLOUR").ok().text(), "red");
-    assert_eq!(weft.run("exec -e COLOUR=blue -w /usr c sh -c 'echo $COLOUR $PWD'").ok().text(), "blue /usr");
-    weft.run("exec c sh -c 'exit 9'").code(9);
-    weft.run("exec c no-such-program").code(127);
-    assert_eq!(weft.run_with("exec -i c cat", b"in\n").ok().stdout, "in\n");
+    assert_eq!(
+        weft.run("exec -e COLOUR=blue -w /usr box sh -c 'echo $COLOUR $PWD'").ok().text(),
+        "blue /usr"
+    );
+    weft.run("exec box sh -c 'exit 9'").code(9);
+    weft.run("exec box no-such-program").code(127);
+    assert_eq!(weft.run_with("exec -i box cat", b"in\n").ok().stdout, "in\n");
     let ps = c.sh("cat /proc/1/cmdline | tr '\\0' ' '").ok();
     assert_eq!(ps.text(), "sleep 1000", "its first process is the program");
     c.remove();
-    weft.run("exec c true").code(1);
+    weft.run("exec box true").code(1);
 }
 
 #[test]
@@ -167,9 +170,9 @@ fn the_container_has_few_capabilities_and_gains_none() {
 fn following_logs_starts_at_once() {
     let host = Host::new();
     let weft = host.weft();
-    let c = weft.container("c", "--network none sh -c 'echo one; sleep 1000'");
+    let c = weft.container("box", "--network none sh -c 'echo one; sleep 1000'");
     let start = Instant::now();
-    let mut follow = weft.spawn("logs -f c");
+    let mut follow = weft.spawn("logs -f box");
     follow.until("one");
     assert!(start.elapsed() < Duration::from_secs(3));
     c.remove();

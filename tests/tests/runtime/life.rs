@@ -39,12 +39,12 @@ fn the_exit_code_is_125_for_an_error_of_the_runtime() {
 fn the_exit_code_is_128_and_the_signal() {
     let host = Host::new();
     let weft = host.weft();
-    let c = weft.container("c", "--network none sleep 1000");
-    weft.run("kill c").ok();
-    assert_eq!(weft.run("wait c").ok().text(), "137");
+    let c = weft.container("box", "--network none sleep 1000");
+    weft.run("kill box").ok();
+    assert_eq!(weft.run("wait box").ok().text(), "137");
     c.remove();
-    let c = weft.container("c", "--network none sh -c 'sh -c \"kill -TERM \\$\\$\"; exit $?'");
-    assert_eq!(weft.run("wait c").ok().text(), "143");
+    let c = weft.container("box", "--network none sh -c 'sh -c \"kill -TERM \\$\\$\"; exit $?'");
+    assert_eq!(weft.run("wait box").ok().text(), "143");
     c.remove();
 }
 
@@ -56,11 +56,11 @@ fn stop_asks_first() {
         "c",
         "--network none sh -c 'trap \"exit 3\" TERM; echo ready; while :; do sleep 0.05; done'",
     );
-    while !weft.run("logs c").ok().stdout.contains("ready") {}
+    while !weft.run("logs box").ok().stdout.contains("ready") {}
     let start = Instant::now();
-    assert_eq!(weft.run("stop c").ok().text(), "c");
+    assert_eq!(weft.run("stop box").ok().text(), "box");
     assert!(start.elapsed() < Duration::from_secs(5), "it need not wait for the time limit");
-    assert_eq!(weft.run("wait c").ok().text(), "3");
+    assert_eq!(weft.run("wait box").ok().text(), "3");
     c.remove();
 }
 
@@ -68,11 +68,11 @@ fn stop_asks_first() {
 fn stop_kills_what_does_not_listen() {
     let host = Host::new();
     let weft = host.weft();
-    let c = weft.container("c", "--network none sh -c 'trap \"\" TERM; while :; do sleep 1; done'");
+    let c = weft.container("box", "--network none sh -c 'trap \"\" TERM; while :; do sleep 1; done'");
     let start = Instant::now();
-    weft.run("stop -t 1 c").ok();
+    weft.run("stop -t 1 box").ok();
     assert!(start.elapsed() >= Duration::from_secs(1) && start.elapsed() < Duration::from_secs(6));
-    assert_eq!(weft.run("wait c").ok().text(), "137");
+    assert_eq!(weft.run("wait box").ok().text(), "137");
     c.remove();
 }
 
@@ -84,9 +84,9 @@ fn kill_sends_the_signal_asked_for() {
         "c",
         "--network none sh -c 'trap \"exit 4\" USR1; echo ready; while :; do sleep 0.05; done'",
     );
-    while !weft.run("logs c").ok().stdout.contains("ready") {}
-    weft.run("kill -s USR1 c").ok();
-    assert_eq!(weft.run("wait c").ok().text(), "4");
+    while !weft.run("logs box").ok().stdout.contains("ready") {}
+    weft.run("kill -s USR1 box").ok();
+    assert_eq!(weft.run("wait box").ok().text(), "4");
     c.remove();
 }
 
@@ -119,8 +119,8 @@ fn ps_shows_the_running_ones_and_with_a_all() {
 fn a_container_is_found_by_name_id_and_the_start_of_its_id() {
     let host = Host::new();
     let weft = host.weft();
-    let c = weft.container("c", "--network none sleep 1000");
-    for key in ["c", &c.id, &c.id[..12], &c.id[..5]] {
+    let c = weft.container("box", "--network none sleep 1000");
+    for key in ["box", &c.id, &c.id[..12], &c.id[..5]] {
         assert_eq!(weft.run(&format!("inspect {key}")).ok().json()[0]["Id"], c.id.as_str());
     }
     weft.run("inspect nobody").code(1);
@@ -131,11 +131,11 @@ fn a_container_is_found_by_name_id_and_the_start_of_its_id() {
 fn a_name_can_be_used_once() {
     let host = Host::new();
     let weft = host.weft();
-    let c = weft.container("c", "--network none sleep 1000");
-    let out = weft.run("run --name c --network none true").code(125);
-    assert!(out.stderr.contains('c') && out.stdout.is_empty(), "{out}");
+    let c = weft.container("box", "--network none sleep 1000");
+    let out = weft.run("run --name box --network none true").code(125);
+    assert!(out.stderr.contains("box") && out.stdout.is_empty(), "{out}");
     c.remove();
-    weft.container("c", "--network none sleep 1000").remove();
+    weft.container("box", "--network none sleep 1000").remove();
 }
 
 #[test]
@@ -143,8 +143,10 @@ fn inspect_tells_state_and_addresses() {
     let host = Host::new();
     let weft = host.weft();
     weft.run("network create --subnet 192.168.10.1/24 testbridge").ok();
-    let c = weft
-        .container("c", "--network testbridge --ip 192.168.10.77 --mac-address 02:42:00:00:00:77 sleep 1000");
+    let c = weft.container(
+        "box",
+        "--network testbridge --ip 192.168.10.77 --mac-address 02:42:00:00:00:77 sleep 1000",
+    );
     let about = c.inspect();
     assert_eq!(about["State"]["Status"], "running", "{about}");
     let network = &about["NetworkSettings"]["Networks"]["testbridge"];
@@ -161,7 +163,7 @@ fn the_container_runs_soon() {
     let host = Host::new();
     let weft = host.weft();
     let start = Instant::now();
-    let c = weft.container("c", "--network none sleep 1000");
+    let c = weft.container("box", "--network none sleep 1000");
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     c.remove();
 }

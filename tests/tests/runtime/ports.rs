@@ -20,18 +20,19 @@ fn port_prints_where_it_is_published() {
 fn a_second_run_on_a_taken_port_fails_at_once_and_leaves_nothing() {
     let site = Site::set_up();
     let www = site.www();
-    site.host.note_baseline();
+    let before = site.host.snapshot();
     let start = Instant::now();
     let out =
         site.host.weft().run(&format!("run -d --name www2 --network testbridge -p 8080:80 {WWW}")).code(125);
     assert!(start.elapsed() < Duration::from_secs(2), "took {:?}", start.elapsed());
     assert!(out.stderr.contains("8080"), "names the port: {out}");
     assert!(out.stderr.contains("www") && !out.stderr.contains("panicked"), "names the holder: {out}");
-    site.host.assert_as_before();
+    site.host.assert_still(&before);
     let all = site.host.weft().run("ps -a").ok();
     assert!(!all.stdout.contains("www2"), "{all}");
     crate::is_page(site.host.run(&crate::page("127.0.0.1:8080")));
     www.remove();
+    site.finish();
 }
 
 #[test]
@@ -40,14 +41,13 @@ fn a_port_that_another_program_holds_is_refused() {
     let traffic = tests::traffic().display().to_string();
     let mut other = site.host.spawn(&traffic, &["tcp-serve", "0.0.0.0:8080", "other"]);
     other.until("listening");
-    site.host.note_baseline();
+    let before = site.host.snapshot();
     let out =
         site.host.weft().run(&format!("run -d --name www --network testbridge -p 8080:80 {WWW}")).code(125);
     assert!(out.stderr.contains("8080"), "names the port: {out}");
-    site.host.assert_as_before();
+    site.host.assert_still(&before);
     drop(other);
-    site.host.weft().run("network rm testbridge").ok();
-    site.host.tolerate(""); // the baseline was taken with the network and the other program there
+    site.finish();
 }
 
 #[test]
@@ -66,10 +66,11 @@ fn the_same_port_on_two_addresses_and_protocols() {
     let site = Site::set_up();
     let weft = site.host.weft();
     let a =
-        weft.traffic_container("a", "--network testbridge -p 127.0.0.1:7000:7000", "tcp-serve [::]:7000 a");
+        weft.traffic_container("aa", "--network testbridge -p 127.0.0.1:7000:7000", "tcp-serve [::]:7000 a");
     let b =
-        weft.traffic_container("b", "--network testbridge -p 192.0.2.1:7000:7000", "tcp-serve [::]:7000 b");
-    let c = weft.traffic_container("c", "--network testbridge -p 7000:7000/udp", "udp-serve 0.0.0.0:7000 c");
+        weft.traffic_container("bb", "--network testbridge -p 192.0.2.1:7000:7000", "tcp-serve [::]:7000 b");
+    let c =
+        weft.traffic_container("box", "--network testbridge -p 7000:7000/udp", "udp-serve 0.0.0.0:7000 c");
     for container in [&a, &b, &c] {
         container.until_listening(7000);
     }
@@ -89,13 +90,13 @@ fn a_port_chosen_by_the_kernel_and_a_range() {
     let site = Site::set_up();
     let weft = site.host.weft();
     let options = "--network testbridge -p 80 -p 8000-8002:90-92";
-    let c = weft.traffic_container("c", options, "tcp-serve [::]:80 c");
+    let c = weft.traffic_container("box", options, "tcp-serve [::]:80 c");
     c.until_listening(80);
-    let out = weft.run("port c").ok();
+    let out = weft.run("port cc").ok();
     for line in ["90/tcp -> 0.0.0.0:8000", "91/tcp -> 0.0.0.0:8001", "92/tcp -> 0.0.0.0:8002"] {
         assert!(out.stdout.contains(line), "{out}");
     }
-    let chosen = weft.run("port c 80").ok();
+    let chosen = weft.run("port cc 80").ok();
     let port: u16 = chosen.text().lines().next().unwrap().rsplit(':').next().unwrap().parse().unwrap();
     assert!(port >= 32768, "{chosen}");
     let answer = site.outside(&format!("{} tcp 192.0.2.1:{port}", tests::traffic().display())).ok();

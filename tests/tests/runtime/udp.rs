@@ -38,7 +38,7 @@ fn a_udp_port_answers_from_everywhere() {
     let local = format!("{} udp 127.0.0.1:5353", tests::traffic().display());
     assert!(site.host.run(&local).ok().text().starts_with("c "));
     assert!(c.sh(&format!("/traffic/weft-traffic udp {HOST}:5353")).ok().text().starts_with("c "));
-    assert_eq!(site.host.weft().run("port c").ok().text().lines().next(), Some("53/udp -> 0.0.0.0:5353"));
+    assert_eq!(site.host.weft().run("port cc").ok().text().lines().next(), Some("53/udp -> 0.0.0.0:5353"));
     c.remove();
     site.finish();
 }
