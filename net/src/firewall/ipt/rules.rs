@@ -103,7 +103,8 @@ pub fn publish(
             }
             // A rule takes one source: beside one of the user's, marking goes by our own alone. That is enough, as only
             // what was led to the container is masqueraded by the mark.
-            let has_source = conditions.iter().any(|word| matches!(word.as_str(), "-s" | "--source" | "--src"));
+            let has_source =
+                conditions.iter().any(|word| matches!(word.as_str(), "-s" | "--source" | "--src"));
             let bare = format!("{text}{tag}");
             for condition in conditions {
                 text.push_str(&word(condition)?);

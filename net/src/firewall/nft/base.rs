@@ -1,8 +1,9 @@
-//! The part of the table that is the same on every host, and the chains that a subnet needs.
+//! The frame of the table, which is the same on every host, and what a subnet needs in it.
 //!
-//! An attachment is elements in maps only; a packet's way therefore has the same length whatever the number of containers.
+//! An attachment is elements in sets and maps only; a packet's way therefore has the same length whatever the number of
+//! containers.
 
-use super::element::{GOTO, JUMP, Map, Value};
+use super::element::{Map, head, net_name, subnet};
 use super::expr::{Ct, Rule, Side, Verdict};
 use super::wire::{Batch, Writer, flag, msg};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -53,11 +54,8 @@ fn network(addr: IpAddr, prefix: u8) -> IpNetwork {
     }
 }
 
-/// The chain in which everything is masqueraded (`masqAll`).
-const HAIRPIN_ALL: &str = "hairpin-all";
-
 fn chains() -> Vec<Chain> {
-    use Verdict::{Accept, Drop, Jump};
+    use Verdict::{Accept, Drop, Jump, Return};
     vec![
         // Publishing on 127.0.0.1 needs route_localnet on the bridge, and that would let others reach this host's
         // loopback services by the wire (CVE-2020-8558).
@@ -75,7 +73,7 @@ fn chains() -> Vec<Chain> {
                 Rule::new().dnat(false, true, Map::Ports4At),
                 Rule::new().dnat(false, false, Map::Ports4),
                 // What comes from ::1 cannot leave by another link: that address is left to programs.
-                Rule::new().address(Side::Destination, loopback6()).then(Verdict::Return),
+                Rule::new().address(Side::Destination, loopback6()).then(Return),
                 Rule::new().dnat(true, true, Map::Ports6At),
                 Rule::new().dnat(true, false, Map::Ports6),
             ],
@@ -84,10 +82,8 @@ fn chains() -> Vec<Chain> {
             "postrouting",
             hook("nat", 4, 100),
             vec![
-                Rule::new().ct(Ct::Dnat).vmap(Side::Destination, false, Map::Hairpin4),
-                Rule::new().ct(Ct::Dnat).vmap(Side::Destination, true, Map::Hairpin6),
-                Rule::new().vmap(Side::Source, false, Map::Masq4),
-                Rule::new().vmap(Side::Source, true, Map::Masq6),
+                Rule::new().ct(Ct::Dnat).address_in(Side::Destination, false, Map::HairpinAll4).masquerade(),
+                Rule::new().ct(Ct::Dnat).address_in(Side::Destination, true, Map::HairpinAll6).masquerade(),
             ],
         ),
         chain("forward", hook("filter", 2, 0), vec![Rule::new().out_of(Map::Guarded).then(Jump("guard"))]),
@@ -101,88 +97,42 @@ fn chains() -> Vec<Chain> {
                 Rule::new().then(Drop),
             ],
         ),
-        chain(HAIRPIN_ALL, None, vec![Rule::new().masquerade()]),
     ]
 }
 
-/// A chain that attachments' verdicts lead to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Target {
-    /// Masquerades what leaves this subnet.
-    Masquerade(IpNetwork),
-    /// Masquerades what comes to a published port from this subnet itself or from the host's loopback.
-    Hairpin(IpNetwork),
-    /// Masquerades all that comes to a published port.
-    HairpinAll,
+/// The name of a subnet's chain.
+pub fn chain_of(net: IpNetwork) -> String {
+    format!("subnet-{}", net_name(net))
 }
 
-/// A network without host bits.
-fn subnet(net: IpNetwork) -> IpNetwork {
-    network(net.network(), net.prefix())
-}
-
-impl Target {
-    /// The chain's name. Colons cannot be in a name that nft reads back, so IPv6's are written `_`.
-    pub fn name(self) -> String {
-        match self {
-            Target::Masquerade(net) => format!("masq-{}", subnet(net)).replace(':', "_"),
-            Target::Hairpin(net) => format!("hairpin-{}", subnet(net)).replace(':', "_"),
-            Target::HairpinAll => HAIRPIN_ALL.to_owned(),
-        }
+/// What a subnet needs besides its two sets: a chain that masquerades what leaves the subnet, and what comes to published
+/// ports from the subnet itself or from the host's loopback. It hangs in the hook by itself, so that no rule has to lead
+/// to it.
+fn subnet_chain(net: IpNetwork) -> Chain {
+    let (net, v6) = (subnet(net), net.is_ipv6());
+    let multicast = match v6 {
+        false => network(Ipv4Addr::new(224, 0, 0, 0).into(), 4),
+        true => network(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0).into(), 8),
+    };
+    let hairpin = |from| {
+        Rule::new()
+            .ct(Ct::Dnat)
+            .address(Side::Source, from)
+            .address_in(Side::Destination, v6, Map::hairpin(net))
+            .masquerade()
+    };
+    let mut rules = vec![
+        Rule::new()
+            .address_in(Side::Source, v6, Map::masq(net))
+            .not_address(Side::Destination, net)
+            .not_address(Side::Destination, multicast)
+            .masquerade(),
+        hairpin(net),
+    ];
+    if !v6 {
+        rules.push(hairpin(loopback4()));
     }
-
-    /// The element's value that leads there.
-    pub fn value(self) -> Value {
-        match self {
-            Target::Masquerade(_) => Value::Verdict(GOTO, self.name()),
-            // A jump: what the hairpin does not concern may still be masqueraded.
-            _ => Value::Verdict(JUMP, self.name()),
-        }
-    }
-
-    /// Is that the name of a chain which is made for a subnet? Then, how many rules it has.
-    pub fn rules_of(name: &str) -> Option<u32> {
-        match name {
-            HAIRPIN_ALL => None,
-            _ if name.starts_with("masq-") => Some(3),
-            // IPv6 (a name with `_`) has none for the loopback.
-            _ if name.starts_with("hairpin-") => Some(if name.contains('_') { 1 } else { 2 }),
-            _ => None,
-        }
-    }
-
-    fn chain(self) -> Option<Chain> {
-        let rules = match self {
-            Target::HairpinAll => return None,
-            Target::Masquerade(net) => {
-                let multicast = match net {
-                    IpNetwork::V4(_) => network(Ipv4Addr::new(224, 0, 0, 0).into(), 4),
-                    IpNetwork::V6(_) => network(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0).into(), 8),
-                };
-                vec![
-                    Rule::new().address(Side::Destination, subnet(net)).then(Verdict::Return),
-                    Rule::new().address(Side::Destination, multicast).then(Verdict::Return),
-                    Rule::new().masquerade(),
-                ]
-            }
-            Target::Hairpin(net) => {
-                let mut rules = vec![Rule::new().address(Side::Source, subnet(net)).masquerade()];
-                if net.is_ipv4() {
-                    rules.push(Rule::new().address(Side::Source, loopback4()).masquerade());
-                }
-                rules
-            }
-        };
-        Some(Chain { name: self.name(), hook: None, rules })
-    }
-
-    /// Adds the chain to a batch; it must not be there yet (EEXIST), or its rules would be doubled.
-    pub fn push(self, batch: &mut Batch) {
-        if let Some(chain) = self.chain() {
-            chain.push(batch);
-            chain.push_rules(batch);
-        }
-    }
+    chain(&chain_of(net), hook("nat", 4, 100), rules)
 }
 
 impl Chain {
@@ -212,7 +162,13 @@ impl Chain {
     }
 }
 
-/// Adds the table with all of its base to a batch; it must not be there yet (EEXIST).
+fn push_set(batch: &mut Batch, map: Map) {
+    // The number only has to differ from those of the batch's other sets.
+    let id = batch.len() as u32 + 1;
+    batch.push("add a set to table inet weft", msg::NEWSET, flag::CREATE | flag::EXCL, |w| map.write(id, w));
+}
+
+/// Adds the table with all of its frame to a batch; it must not be there yet (EEXIST).
 pub fn push(batch: &mut Batch) {
     batch.push("create table inet weft", msg::NEWTABLE, flag::CREATE | flag::EXCL, |w| {
         w.str(1, TABLE);
@@ -222,19 +178,34 @@ pub fn push(batch: &mut Batch) {
         user.push(0);
         w.bytes(6, &user);
     });
-    for (id, map) in Map::ALL.into_iter().enumerate() {
-        batch.push("add a map to table inet weft", msg::NEWSET, flag::CREATE | flag::EXCL, |w| {
-            map.write(id as u32 + 1, w)
-        });
-    }
+    Map::FRAME.into_iter().for_each(|map| push_set(batch, map));
     let chains = chains();
     chains.iter().for_each(|chain| chain.push(batch));
     chains.iter().for_each(|chain| chain.push_rules(batch));
 }
 
-/// The names of the base chains and how many rules each has.
-pub fn census() -> Vec<(String, usize)> {
-    chains().into_iter().map(|c| (c.name, c.rules.len())).collect()
+/// Adds what a subnet needs to a batch; it must not be there yet (EEXIST), or its rules would be doubled.
+pub fn push_subnet(batch: &mut Batch, net: IpNetwork) {
+    for map in [Map::masq(net), Map::hairpin(net)] {
+        push_set(batch, map);
+    }
+    let chain = subnet_chain(net);
+    chain.push(batch);
+    chain.push_rules(batch);
+}
+
+/// Adds the deletion of what a subnet needed to a batch.
+pub fn push_subnet_deletion(batch: &mut Batch, net: IpNetwork) {
+    batch.push("delete a chain of table inet weft", msg::DELCHAIN, 0, |w| chain_key(w, &chain_of(net)));
+    for map in [Map::masq(net), Map::hairpin(net)] {
+        batch.push("delete a set of table inet weft", msg::DELSET, 0, |w| head(w, map));
+    }
+}
+
+/// The names of the frame's and these subnets' chains, and how many rules each has.
+pub fn census(subnets: &[IpNetwork]) -> Vec<(String, usize)> {
+    let subnets = subnets.iter().map(|net| subnet_chain(*net));
+    chains().into_iter().chain(subnets).map(|c| (c.name, c.rules.len())).collect()
 }
 
 /// Table and chain, the key of questions about a chain.

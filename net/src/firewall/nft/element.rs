@@ -2,8 +2,10 @@
 //! writing them.
 
 use super::base::TABLE;
-use super::wire::{Writer, attribute, attributes, number, text};
+use super::wire::{Writer, attribute, attributes, text};
 use crate::firewall::Protocol;
+use ipnetwork::IpNetwork;
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 /// nftables' datatype numbers (libnftables, enum datatypes); a concatenation has six bits for each part.
@@ -13,14 +15,10 @@ mod datatype {
     pub const INET_PROTO: u32 = 12;
     pub const INET_SERVICE: u32 = 13;
     pub const IFNAME: u32 = 41;
-    pub const VERDICT: u32 = 0xffff_ff00;
 }
 
-/// The verdicts jump and goto (enum nft_verdicts).
-pub const JUMP: i32 = -3;
-pub const GOTO: i32 = -4;
-
-/// The sets and maps of the table.
+/// The sets and maps of the table. A verdict in a map's elements would be handier in places, but the kernel goes through
+/// all of such a map whenever an element is added (nft_lookup_validate).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Map {
     /// protocol . host port : container address . port
@@ -29,54 +27,80 @@ pub enum Map {
     Ports4At,
     Ports6,
     Ports6At,
-    /// container address : goto the masquerading chain of its subnet
-    Masq4,
-    Masq6,
-    /// container address : jump to what masquerades its own published ports' traffic
-    Hairpin4,
-    Hairpin6,
+    /// addresses of containers all of whose published ports' traffic is masqueraded
+    HairpinAll4,
+    HairpinAll6,
     /// bridges that only let in what is theirs
     Guarded,
     /// such a bridge twice: in and out
     GuardedPairs,
+    /// addresses in this subnet whose outgoing traffic is masqueraded
+    Masq(IpNetwork),
+    /// addresses in this subnet with published ports
+    Hairpin(IpNetwork),
 }
 
 impl Map {
-    pub const ALL: [Map; 10] = [
+    /// Those of the frame.
+    pub const FRAME: [Map; 8] = [
         Map::Ports4,
         Map::Ports4At,
         Map::Ports6,
         Map::Ports6At,
-        Map::Masq4,
-        Map::Masq6,
-        Map::Hairpin4,
-        Map::Hairpin6,
+        Map::HairpinAll4,
+        Map::HairpinAll6,
         Map::Guarded,
         Map::GuardedPairs,
     ];
-    /// The maps of published ports, what belongs to them included.
-    pub const PORTS: [Map; 6] =
-        [Map::Ports4, Map::Ports4At, Map::Ports6, Map::Ports6At, Map::Hairpin4, Map::Hairpin6];
-    pub const MASQUERADE: [Map; 2] = [Map::Masq4, Map::Masq6];
 
-    pub fn name(self) -> &'static str {
-        match self {
+    /// The name. Colons cannot be in a name that nft reads back, so IPv6's are written `_`.
+    pub fn name(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Map::Ports4 => "ports4",
             Map::Ports4At => "ports4_at",
             Map::Ports6 => "ports6",
             Map::Ports6At => "ports6_at",
-            Map::Masq4 => "masq4",
-            Map::Masq6 => "masq6",
-            Map::Hairpin4 => "hairpin4",
-            Map::Hairpin6 => "hairpin6",
+            Map::HairpinAll4 => "hairpin4_all",
+            Map::HairpinAll6 => "hairpin6_all",
             Map::Guarded => "guarded",
             Map::GuardedPairs => "guarded_pairs",
+            Map::Masq(net) => return Cow::Owned(format!("masq-{}", net_name(net))),
+            Map::Hairpin(net) => return Cow::Owned(format!("hairpin-{}", net_name(net))),
+        })
+    }
+
+    /// The set or map of that name.
+    pub fn named(name: &str) -> Option<Map> {
+        let net = |text: &str| text.replace('_', ":").parse().ok();
+        match name.split_once('-') {
+            Some(("masq", text)) => net(text).map(Map::Masq),
+            Some(("hairpin", text)) => net(text).map(Map::Hairpin),
+            _ => Map::FRAME.into_iter().find(|map| map.name() == name),
         }
     }
 
     /// Is it one where a key is a port of the host?
     pub fn is_ports(self) -> bool {
         matches!(self, Map::Ports4 | Map::Ports4At | Map::Ports6 | Map::Ports6At)
+    }
+
+    /// Does what is in it belong to published ports?
+    pub fn is_of_ports(self) -> bool {
+        self.is_ports() || matches!(self, Map::HairpinAll4 | Map::HairpinAll6 | Map::Hairpin(_))
+    }
+
+    /// The set of a subnet, which may be given with host bits.
+    pub fn masq(net: IpNetwork) -> Map {
+        Map::Masq(subnet(net))
+    }
+
+    /// The set of a subnet, which may be given with host bits.
+    pub fn hairpin(net: IpNetwork) -> Map {
+        Map::Hairpin(subnet(net))
+    }
+
+    pub fn hairpin_all(v6: bool) -> Map {
+        if v6 { Map::HairpinAll6 } else { Map::HairpinAll4 }
     }
 
     /// The key's datatype and length.
@@ -87,8 +111,8 @@ impl Map {
             Map::Ports4 | Map::Ports6 => (port, 8),
             Map::Ports4At => (IPADDR << 12 | port, 12),
             Map::Ports6At => (IP6ADDR << 12 | port, 24),
-            Map::Masq4 | Map::Hairpin4 => (IPADDR, 4),
-            Map::Masq6 | Map::Hairpin6 => (IP6ADDR, 16),
+            Map::HairpinAll4 | Map::Masq(IpNetwork::V4(_)) | Map::Hairpin(IpNetwork::V4(_)) => (IPADDR, 4),
+            Map::HairpinAll6 | Map::Masq(IpNetwork::V6(_)) | Map::Hairpin(IpNetwork::V6(_)) => (IP6ADDR, 16),
             Map::Guarded => (IFNAME, 16),
             Map::GuardedPairs => (IFNAME << 6 | IFNAME, 32),
         }
@@ -100,26 +124,24 @@ impl Map {
         match self {
             Map::Ports4 | Map::Ports4At => Some((IPADDR << 6 | INET_SERVICE, 8)),
             Map::Ports6 | Map::Ports6At => Some((IP6ADDR << 6 | INET_SERVICE, 20)),
-            Map::Masq4 | Map::Masq6 | Map::Hairpin4 | Map::Hairpin6 => Some((VERDICT, 0)),
-            Map::Guarded | Map::GuardedPairs => None,
+            _ => None,
         }
     }
 
-    /// The byte orders of key and data as nft wants them in a set's user data (0 for a concatenation, 1 the host's,
-    /// 2 the network's), without which it prints the elements of some types wrongly.
-    fn byte_orders(self) -> (u32, u32) {
+    /// The byte order of the key as nft wants it in a set's user data (0 for a concatenation, 1 the host's, 2 the
+    /// network's), without which it prints the elements of some types wrongly.
+    fn byte_order(self) -> u32 {
         match self {
-            Map::Masq4 | Map::Masq6 | Map::Hairpin4 | Map::Hairpin6 => (2, 0),
-            Map::Guarded => (1, 0),
-            _ => (0, 0),
+            Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
+            Map::Guarded => 1,
+            _ => 0,
         }
     }
 
     /// The attributes of the NEWSET that makes it (enum nft_set_attributes).
     pub fn write(self, id: u32, w: &mut Writer) {
         let ((key_type, key_len), data) = (self.key(), self.data());
-        w.str(1, TABLE);
-        w.str(2, self.name());
+        head(w, self);
         w.u32(3, if data.is_some() { 8 } else { 0 });
         w.u32(4, key_type);
         w.u32(5, key_len);
@@ -128,15 +150,24 @@ impl Map {
             w.u32(7, data_len);
         }
         w.u32(10, id);
-        let (key_order, data_order) = self.byte_orders();
         let mut user = vec![0, 4];
-        user.extend_from_slice(&key_order.to_ne_bytes());
+        user.extend_from_slice(&self.byte_order().to_ne_bytes());
         if data.is_some() {
-            user.extend_from_slice(&[1, 4]);
-            user.extend_from_slice(&data_order.to_ne_bytes());
+            // That of a map's data: always a concatenation.
+            user.extend_from_slice(&[1, 4, 0, 0, 0, 0]);
         }
         w.bytes(13, &user);
     }
+}
+
+/// A network without host bits.
+pub fn subnet(net: IpNetwork) -> IpNetwork {
+    IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
+}
+
+/// A network in the name of a set or chain.
+pub fn net_name(net: IpNetwork) -> String {
+    subnet(net).to_string().replace(':', "_")
 }
 
 /// Where an element leads.
@@ -144,10 +175,8 @@ impl Map {
 pub enum Value {
     /// A set's element has none.
     None,
-    /// Bytes: container address . port.
+    /// A map's: container address . port.
     Bytes(Vec<u8>),
-    /// A verdict and the name of its chain.
-    Verdict(i32, String),
 }
 
 /// Which element: the map and the key in it.
@@ -193,9 +222,9 @@ impl Key {
         Key { map, bytes }
     }
 
-    /// A container's address in `masq` or `hairpin`.
-    pub fn address(v4: Map, v6: Map, addr: IpAddr) -> Self {
-        Key { map: if addr.is_ipv4() { v4 } else { v6 }, bytes: octets(addr) }
+    /// A container's address in one of the sets of addresses.
+    pub fn address(map: Map, addr: IpAddr) -> Self {
+        Key { map, bytes: octets(addr) }
     }
 
     /// A bridge in `guarded` or, twice, in `guarded_pairs`.
@@ -239,19 +268,8 @@ impl Value {
         match self {
             Value::None => {}
             Value::Bytes(bytes) => w.nest(2, |w| w.bytes(1, bytes)),
-            Value::Verdict(code, chain) => w.nest(2, |w| verdict(w, *code, Some(chain))),
         }
     }
-}
-
-/// NFTA_DATA_VERDICT.
-pub fn verdict(w: &mut Writer, code: i32, chain: Option<&str>) {
-    w.nest(2, |w| {
-        w.u32(1, code as u32);
-        if let Some(chain) = chain {
-            w.str(2, chain);
-        }
-    });
 }
 
 impl Element {
@@ -272,16 +290,9 @@ impl Element {
     /// Reads one list element of that map.
     fn parse(map: Map, attrs: &[u8]) -> Option<Self> {
         let bytes = attribute(attribute(attrs, 1)?, 1)?.to_vec();
-        let value = match attribute(attrs, 2) {
+        let value = match attribute(attrs, 2).and_then(|data| attribute(data, 1)) {
             None => Value::None,
-            Some(data) => match (attribute(data, 1), attribute(data, 2)) {
-                (Some(bytes), _) => Value::Bytes(bytes.to_vec()),
-                (_, Some(v)) => Value::Verdict(
-                    attribute(v, 1).and_then(number)? as i32,
-                    attribute(v, 2).map(text).unwrap_or_default(),
-                ),
-                _ => return None,
-            },
+            Some(bytes) => Value::Bytes(bytes.to_vec()),
         };
         Some(Element {
             key: Key { map, bytes },
@@ -312,7 +323,7 @@ fn comment(mut user: &[u8]) -> String {
 /// Writes table and set of a message about elements.
 pub fn head(w: &mut Writer, map: Map) {
     w.str(1, TABLE);
-    w.str(2, map.name());
+    w.str(2, &map.name());
 }
 
 /// A question for one element, or for deleting it.

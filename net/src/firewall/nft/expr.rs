@@ -1,7 +1,7 @@
 //! Rules: the few expressions they are made of (linux/netfilter/nf_tables.h), written as nft itself compiles them, so
 //! that `nft list ruleset` can read them back.
 
-use super::element::{Map, verdict};
+use super::element::Map;
 use super::wire::Writer;
 use ipnetwork::IpNetwork;
 use std::net::IpAddr;
@@ -46,12 +46,12 @@ pub enum Verdict {
     Jump(&'static str),
 }
 
-/// The expressions of one rule.
-pub struct Rule(Writer);
+/// The expressions of one rule, and the family (is it IPv6?) that it asks for already.
+pub struct Rule(Writer, Option<bool>);
 
 impl Rule {
     pub fn new() -> Self {
-        Rule(Writer::default())
+        Rule(Writer::default(), None)
     }
 
     /// The bytes of NFTA_RULE_EXPRESSIONS' content.
@@ -102,7 +102,7 @@ impl Rule {
 
     fn lookup(&mut self, map: Map, to: Option<u32>) {
         self.expr("lookup", |w| {
-            w.str(1, map.name());
+            w.str(1, &map.name());
             w.u32(2, REG1);
             if let Some(register) = to {
                 w.u32(3, register);
@@ -119,10 +119,13 @@ impl Rule {
         }
     }
 
-    /// Matches on NFPROTO_IPV4 or NFPROTO_IPV6.
-    pub fn family(mut self, v6: bool) -> Self {
-        self.meta_to(Meta::Nfproto, REG1);
-        self.compare(false, &[if v6 { 10 } else { 2 }]);
+    /// Matches on NFPROTO_IPV4 or NFPROTO_IPV6, once in a rule.
+    fn family(mut self, v6: bool) -> Self {
+        if self.1 != Some(v6) {
+            self.1 = Some(v6);
+            self.meta_to(Meta::Nfproto, REG1);
+            self.compare(false, &[if v6 { 10 } else { 2 }]);
+        }
         self
     }
 
@@ -159,36 +162,43 @@ impl Rule {
         self
     }
 
-    /// `ip saddr 10.1.0.0/16`: whole bytes are compared as such, as nft does; other lengths through a mask.
+    /// `ip saddr 10.1.0.0/16`
     pub fn address(self, side: Side, net: IpNetwork) -> Self {
+        self.in_net(side, false, net)
+    }
+
+    /// `ip daddr != 10.1.0.0/16`
+    pub fn not_address(self, side: Side, net: IpNetwork) -> Self {
+        self.in_net(side, true, net)
+    }
+
+    /// Whole bytes are compared as such, as nft does; other lengths through a mask.
+    fn in_net(self, side: Side, not: bool, net: IpNetwork) -> Self {
         let v6 = net.is_ipv6();
         let (addr, mask) = match (net.network(), net.mask()) {
             (IpAddr::V4(a), IpAddr::V4(m)) => (a.octets().to_vec(), m.octets().to_vec()),
             (IpAddr::V6(a), IpAddr::V6(m)) => (a.octets().to_vec(), m.octets().to_vec()),
             _ => return self,
         };
-        if net.prefix() == 0 {
-            return self.family(v6);
-        }
         let mut rule = self.family(v6);
         let offset = Self::offset(side, v6);
-        if net.prefix().is_multiple_of(8) {
+        if net.prefix() > 0 && net.prefix().is_multiple_of(8) {
             let len = net.prefix() as usize / 8;
             rule.payload(1, offset, len as u32, REG1);
-            rule.compare(false, &addr[..len]);
+            rule.compare(not, &addr[..len]);
         } else {
             rule.payload(1, offset, addr.len() as u32, REG1);
             rule.mask(&mask);
-            rule.compare(false, &addr);
+            rule.compare(not, &addr);
         }
         rule
     }
 
-    /// `ip saddr vmap @map`
-    pub fn vmap(self, side: Side, v6: bool, map: Map) -> Self {
+    /// `ip saddr @set`
+    pub fn address_in(self, side: Side, v6: bool, map: Map) -> Self {
         let mut rule = self.family(v6);
         rule.payload(1, Self::offset(side, v6), if v6 { 16 } else { 4 }, REG1);
-        rule.lookup(map, Some(VERDICT));
+        rule.lookup(map, None);
         rule
     }
 
@@ -239,15 +249,23 @@ impl Rule {
 
     /// Ends the rule with a verdict.
     pub fn then(mut self, end: Verdict) -> Self {
-        let (code, chain) = match end {
+        // Codes: enum nft_verdicts and linux/netfilter.h.
+        let (code, chain): (i32, _) = match end {
             Verdict::Accept => (1, None),
             Verdict::Drop => (0, None),
             Verdict::Return => (-5, None),
-            Verdict::Jump(chain) => (super::element::JUMP, Some(chain)),
+            Verdict::Jump(chain) => (-3, Some(chain)),
         };
         self.expr("immediate", |w| {
             w.u32(1, VERDICT);
-            w.nest(2, |w| verdict(w, code, chain));
+            w.nest(2, |w| {
+                w.nest(2, |w| {
+                    w.u32(1, code as u32);
+                    if let Some(chain) = chain {
+                        w.str(2, chain);
+                    }
+                });
+            });
         });
         self
     }

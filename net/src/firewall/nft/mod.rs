@@ -1,9 +1,12 @@
 //! The nftables backend: one table, `inet weft`, by netlink; no program is run.
 //!
 //! The frame of the table ([`base`]) is made with the first attachment and removed with the last ([`Firewall::tidy`]).
-//! An attachment is a handful of elements in maps, added in one transaction that fails as a whole: a hash insertion each,
-//! whatever is in the table already. Where something stands in its way (no frame yet, no chain for its subnet, a port that
-//! is taken) the refusal says so, and only then is looked at what there is ([`plan`]).
+//! An attachment is a handful of elements in sets and maps, added in one transaction: a hash insertion each, whatever is in
+//! the table already. Before that, one question tells what stands in its way (no frame yet, no chain for its subnet, a port
+//! that is taken; see [`plan`]); a transaction that fails is avoided, as the kernel waits 4 to 20 ms to undo it.
+//!
+//! The kernel also waits so long where a socket is closed soon after a deletion was made, by whomever: a process that is
+//! to end quickly hands its socket on ([`Firewall::handle`]).
 
 mod base;
 mod element;
@@ -17,21 +20,21 @@ pub use socket::Sent;
 
 use super::{Firewall, PortMapping, PublishOptions, What, distinct, first_of_each_family, is_stale, targets};
 use crate::{Error, Result, names, names::Owner};
-use base::Target;
-use element::{Element, Key, Map, Value};
+use element::{Element, Key, Map, Value, subnet};
 use ipnetwork::IpNetwork;
 use socket::Socket;
+use std::os::fd::OwnedFd;
 
 /// nftables in the network namespace in which it was opened. It must be used by a thread that is in that namespace.
 pub struct Nftables {
     socket: Socket,
 }
 
-/// What a caller wants to be in the table: elements, and the chains that they lead to.
+/// What a caller wants to be in the table: elements, and the subnets whose sets and chains they need.
 #[derive(Default, Clone, PartialEq, Eq, Debug)]
 struct Wanted {
     elements: Vec<Element>,
-    chains: Vec<Target>,
+    subnets: Vec<IpNetwork>,
 }
 
 impl Wanted {
@@ -39,15 +42,10 @@ impl Wanted {
         self.elements.push(Element { key, value, tag: tag.to_owned() });
     }
 
-    fn leading_to(&mut self, key: Key, target: Target, tag: &str) {
-        self.element(key, target.value(), tag);
-        self.chains.push(target);
-    }
-
     fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) {
-        let tag = owner.tag();
         for net in addrs {
-            self.leading_to(Key::address(Map::Masq4, Map::Masq6, net.ip()), Target::Masquerade(*net), &tag);
+            self.element(Key::address(Map::masq(*net), net.ip()), Value::None, &owner.tag());
+            self.subnets.push(subnet(*net));
         }
     }
 
@@ -72,8 +70,11 @@ impl Wanted {
             .filter(|net| self.elements[before..].iter().any(|e| e.value.address() == Some(net.ip())))
             .collect();
         for net in published.into_iter().filter(|_| options.snat) {
-            let target = if options.masq_all { Target::HairpinAll } else { Target::Hairpin(net) };
-            self.leading_to(Key::address(Map::Hairpin4, Map::Hairpin6, net.ip()), target, &tag);
+            self.element(Key::address(Map::hairpin(net), net.ip()), Value::None, &tag);
+            self.subnets.push(subnet(net));
+            if options.masq_all {
+                self.element(Key::address(Map::hairpin_all(net.is_ipv6()), net.ip()), Value::None, &tag);
+            }
         }
         Ok(())
     }
@@ -82,8 +83,8 @@ impl Wanted {
     fn sorted(mut self) -> Self {
         self.elements.sort_by(|a, b| a.key.cmp(&b.key));
         self.elements.dedup_by(|a, b| a.key == b.key);
-        self.chains.sort();
-        self.chains.dedup();
+        self.subnets.sort();
+        self.subnets.dedup();
         self
     }
 }
@@ -134,8 +135,8 @@ impl Firewall for Nftables {
     }
 
     fn unmasquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
-        let keys = addrs.iter().map(|net| Key::address(Map::Masq4, Map::Masq6, net.ip())).collect();
-        self.take(&Map::MASQUERADE, keys, &|tag| owner.same(tag)).map(drop)
+        let keys = addrs.iter().map(|net| Key::address(Map::masq(*net), net.ip())).collect();
+        self.take(What::Masquerade, keys, &|tag| owner.same(tag)).map(drop)
     }
 
     fn check_masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
@@ -158,7 +159,7 @@ impl Firewall for Nftables {
 
     fn unpublish(&mut self, owner: &Owner, ports: &[PortMapping]) -> Result<()> {
         let keys = ports.iter().flat_map(possible_keys).collect();
-        self.take(&Map::PORTS, keys, &|tag| owner.same(tag)).map(drop)
+        self.take(What::Ports, keys, &|tag| owner.same(tag)).map(drop)
     }
 
     fn check_publish(
@@ -196,20 +197,20 @@ impl Firewall for Nftables {
 
     fn unguard(&mut self, bridge: &str) -> Result<()> {
         let keys = [Map::Guarded, Map::GuardedPairs].map(|map| Key::bridge(map, bridge));
-        self.take(&[], keys.into(), &|_| true).map(drop)
+        self.delete(keys.into(), &|_| true).map(drop)
     }
 
     fn gc(&mut self, network: &str, what: What, valid: &dyn Fn(&str, &str) -> bool) -> Result<usize> {
         let network = names::clip_network(network);
-        let maps: &[Map] = match what {
-            What::Masquerade => &Map::MASQUERADE,
-            What::Ports => &Map::PORTS,
-        };
-        self.take(maps, Vec::new(), &|tag| is_stale(tag, &network, valid))
+        self.take(what, Vec::new(), &|tag| is_stale(tag, &network, valid))
     }
 
     fn tidy(&mut self) -> Result<()> {
         self.remove_unused()
+    }
+
+    fn handle(&self) -> Option<OwnedFd> {
+        self.socket.handle()
     }
 }
 

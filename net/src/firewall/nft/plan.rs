@@ -1,15 +1,15 @@
-//! Adding to the table: blindly first, and when that is refused, after a look at what stands in the way.
+//! Adding to the table, after a look at what is missing and what stands in the way.
 
-use super::base::{self, TABLE, Target};
-use super::element::{Element, Key, Map, head, key_element, list_of_key};
-use super::socket::{Question, generation_of, refused};
+use super::base;
+use super::element::{Element, Key, head, key_element};
+use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::wire::{Batch, Writer, flag, msg};
 use super::{Nftables, Wanted};
 use crate::firewall::{is_alive, taken};
 use crate::{Error, Result};
+use ipnetwork::IpNetwork;
 
-/// How often a change that others' changes got in the way of is tried. Each try takes 0.1 ms, and of those that
-/// compete, one succeeds each time.
+/// How often a change that others' changes got in the way of is tried; of those that compete, one succeeds each time.
 pub const TRIES: usize = 200;
 /// How often in a row something may be missing although it was seen, or is made in the same batch.
 const VAIN: usize = 20;
@@ -17,16 +17,23 @@ const BROKEN: &str = "table inet weft is there, but is not as Weft makes it: rem
                       and attach again";
 /// Bytes of elements in one message: an attribute's length has 16 bits.
 const LIST: usize = 60_000;
-/// Questions in one sendmsg; the receive buffer (net.core.rmem_default, 208 KiB) holds the answers of so many for certain.
-pub const QUESTIONS: usize = 16;
+
+/// How closely is looked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// With one system call.
+    Cheap,
+    /// At everything.
+    Thorough,
+}
 
 /// What has to be done so that the elements can be added.
 #[derive(Default)]
 struct Plan {
     /// The table is missing.
     table: bool,
-    /// These chains are missing.
-    chains: Vec<Target>,
+    /// These subnets' sets and chains are missing.
+    subnets: Vec<IpNetwork>,
     /// Elements of the dead, in the place of wanted ones.
     dead: Vec<Key>,
     /// Wanted elements that are there already, by index.
@@ -72,9 +79,12 @@ impl Nftables {
         if wanted.elements.is_empty() {
             return Ok(());
         }
-        let mut plan = Plan::default();
-        let mut in_vain = 0;
+        let (mut look, mut in_vain) = (Look::Cheap, 0);
         for _ in 0..TRIES {
+            let plan = self.inspect(&wanted, look)?;
+            if plan.done.len() == wanted.elements.len() {
+                return Ok(());
+            }
             let batch = self.compose(&wanted, &plan);
             let Err(errors) = self.socket.commit(batch)? else { return Ok(()) };
             let transient =
@@ -88,10 +98,7 @@ impl Nftables {
             if in_vain > VAIN {
                 return Err(Error::Mismatch(BROKEN.into()));
             }
-            plan = self.inspect(&wanted)?;
-            if plan.done.len() == wanted.elements.len() {
-                return Ok(());
-            }
+            look = Look::Thorough;
         }
         Err(refused("add to table inet weft, which others change all the time", libc::EBUSY))
     }
@@ -101,100 +108,76 @@ impl Nftables {
         if plan.table {
             base::push(&mut batch);
         }
-        plan.chains.iter().for_each(|target| target.push(&mut batch));
+        plan.subnets.iter().for_each(|net| base::push_subnet(&mut batch, *net));
         push_deletions(&mut batch, &plan.dead);
-        let missing: Vec<&Element> = wanted
-            .elements
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| !plan.done.contains(i))
-            .map(|(_, e)| e)
-            .collect();
+        // They are in the elements' order.
+        let mut done = plan.done.iter().peekable();
+        let is_missing = |(index, _): &(usize, &Element)| done.next_if(|done| **done == *index).is_none();
+        let missing: Vec<&Element> =
+            wanted.elements.iter().enumerate().filter(is_missing).map(|(_, e)| e).collect();
         let what = ("add elements to table inet weft", msg::NEWSETELEM, flag::CREATE | flag::EXCL);
         push_lists(&mut batch, what, &missing, |e| &e.key, |e, w| e.write(w));
         batch
     }
 
     /// Looks at what the wanted elements need and meet.
-    fn inspect(&mut self, wanted: &Wanted) -> Result<Plan> {
-        let mut plan = Plan::default();
-        let (mut generation, mut table) = (0, false);
-        let questions: [Question<'_>; 2] = [(msg::GETGEN, &|_| {}), (msg::GETTABLE, &|w| w.str(1, TABLE))];
-        self.socket.ask(&questions, |index, answer| match index {
-            0 => generation = generation_of(answer),
-            _ => table = answer.is_ok(),
-        })?;
-        if !table {
-            plan.table = true;
-            plan.chains = wanted.chains.clone();
-            return Ok(plan);
+    fn inspect(&mut self, wanted: &Wanted, look: Look) -> Result<Plan> {
+        let mut questions = vec![Question::Generation, Question::Table];
+        questions.extend(wanted.subnets.iter().map(|net| Question::Subnet(*net)));
+        let first = questions.len();
+        // The elements are asked for too when that takes no further system call; of many, the transaction's failing tells.
+        if look == Look::Thorough || first + wanted.elements.len() <= QUESTIONS {
+            questions.extend(wanted.elements.iter().map(|e| Question::Element(&e.key)));
         }
-        plan.chains = self.missing_chains(&wanted.chains)?;
-        let keys: Vec<&Key> = wanted.elements.iter().map(|e| &e.key).collect();
-        let mut hairpins: Vec<(Key, String)> = Vec::new();
-        for (index, found) in self.find(&keys)?.into_iter().enumerate() {
-            let (Some(found), want) = (found, &wanted.elements[index]) else { continue };
+        let (mut generation, mut plan, mut met) = (0, Plan::default(), Vec::new());
+        self.socket.ask(&questions, |index, answer| match questions[index] {
+            Question::Generation => generation = generation_of(answer),
+            Question::Table => plan.table = answer.is_err(),
+            Question::Subnet(net) if answer.is_err() => plan.subnets.push(net),
+            Question::Subnet(_) => {}
+            Question::Element(key) => {
+                let found = answer.ok().and_then(|m| Element::parse_all(key.map, m.attrs()).pop());
+                met.extend(found.map(|found| (index - first, found)));
+            }
+        })?;
+        let mut replaced: Vec<Element> = Vec::new();
+        for (index, found) in met {
+            let want = &wanted.elements[index];
             if found == *want {
                 plan.done.push(index);
                 continue;
             }
             // The same owner's is brought up to date; an address has the owner whom the address store gave it to.
-            if found.tag != want.tag
-                && let Some((protocol, port)) = found.key.parts().filter(|_| found.key.map.is_ports())
-                && is_alive(&found.tag)
-            {
-                return Err(taken(protocol, port, &found.tag));
-            }
-            if let Some(addr) = found.value.address().filter(|_| found.tag != want.tag) {
-                hairpins.push((Key::address(Map::Hairpin4, Map::Hairpin6, addr), found.tag));
+            if found.key.map.is_ports() && found.tag != want.tag {
+                if let Some((protocol, port)) = found.key.parts().filter(|_| is_alive(&found.tag)) {
+                    return Err(taken(protocol, port, &found.tag));
+                }
+                replaced.push(found.clone());
             }
             plan.dead.push(found.key);
         }
-        // With its port goes the hairpin of the dead, which nothing would lead to any more; but not under a wanted key.
-        hairpins.retain(|(key, _)| !keys.contains(&key));
-        let found = self.find(&hairpins.iter().map(|(key, _)| key).collect::<Vec<_>>())?;
-        let of_dead =
-            found.into_iter().zip(&hairpins).filter_map(|(e, (_, tag))| e.filter(|e| e.tag == *tag));
-        plan.dead.extend(of_dead.map(|e| e.key));
+        // With its ports goes the hairpin of the dead, which nothing would lead to any more; but not under a wanted key.
+        if !replaced.is_empty() {
+            let keys = self.hairpins_of(&replaced)?;
+            let hairpins = self.find(&keys.iter().collect::<Vec<_>>())?.into_iter().flatten();
+            let of_dead = hairpins.filter(|e| replaced.iter().any(|dead| dead.tag == e.tag));
+            plan.dead.extend(of_dead.map(|e| e.key));
+        }
         plan.dead.sort();
         plan.dead.dedup();
-        if !plan.dead.is_empty() {
-            plan.generation = Some(generation);
-        }
+        plan.generation = (!plan.dead.is_empty()).then_some(generation);
         Ok(plan)
-    }
-
-    /// Those of the chains that are not there.
-    pub(super) fn missing_chains(&mut self, chains: &[Target]) -> Result<Vec<Target>> {
-        let mut missing = Vec::new();
-        for some in chains.chunks(QUESTIONS) {
-            let fills: Vec<_> =
-                some.iter().map(|target| move |w: &mut Writer| base::chain_key(w, &target.name())).collect();
-            let questions: Vec<Question<'_>> =
-                fills.iter().map(|fill| (msg::GETCHAIN, fill as &dyn Fn(&mut Writer))).collect();
-            self.socket.ask(&questions, |index, answer| {
-                if answer.is_err() {
-                    missing.push(some[index]);
-                }
-            })?;
-        }
-        Ok(missing)
     }
 
     /// The elements of these keys, where they exist, in the keys' order.
     pub(super) fn find(&mut self, keys: &[&Key]) -> Result<Vec<Option<Element>>> {
         let mut found = vec![None; keys.len()];
-        for (start, some) in keys.chunks(QUESTIONS).enumerate() {
-            let fills: Vec<_> = some.iter().map(|key| move |w: &mut Writer| list_of_key(w, key)).collect();
-            let questions: Vec<Question<'_>> =
-                fills.iter().map(|fill| (msg::GETSETELEM, fill as &dyn Fn(&mut Writer))).collect();
-            self.socket.ask(&questions, |index, answer| {
-                if let Ok(m) = answer {
-                    let elements = Element::parse_all(some[index].map, m.attrs());
-                    found[start * QUESTIONS + index] = elements.into_iter().next();
-                }
-            })?;
-        }
+        let questions: Vec<_> = keys.iter().map(|key| Question::Element(key)).collect();
+        self.socket.ask(&questions, |index, answer| {
+            if let Ok(m) = answer {
+                found[index] = Element::parse_all(keys[index].map, m.attrs()).pop();
+            }
+        })?;
         Ok(found)
     }
 }

@@ -1,31 +1,36 @@
 //! Taking from the table, checking it, and removing it when it is of no use any more.
 
-use super::base::{self, TABLE, Target};
+use super::base::{self, TABLE};
 use super::element::{Element, Key, Map, head};
-use super::plan::{QUESTIONS, TRIES, push_deletions};
-use super::socket::refused;
-use super::wire::{attribute, msg, number, text};
+use super::plan::{TRIES, push_deletions};
+use super::socket::{QUESTIONS, Question, refused};
+use super::wire::{attribute, msg, text};
 use super::{Nftables, Wanted};
+use crate::firewall::{Firewall, What};
 use crate::{Error, Result};
-use std::collections::BTreeMap;
+use ipnetwork::IpNetwork;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
+/// How often tidying is tried while others change things: whoever removes something tidies afterwards.
+const PATIENCE: usize = 5;
 /// With more keys than this, going through the whole maps is cheaper than asking for each.
 const KEYS: usize = 64;
 
 impl Nftables {
-    /// Removes those elements whose tag is `whose`: under the keys, or without any, wherever they are in the maps.
-    /// Returns how many. Only what still has such a tag at that moment is removed.
-    pub(super) fn take(
-        &mut self,
-        maps: &[Map],
-        keys: Vec<Key>,
-        whose: &dyn Fn(&str) -> bool,
-    ) -> Result<usize> {
-        let mut keys = if (keys.is_empty() || keys.len() > KEYS) && !maps.is_empty() {
-            self.search(maps, whose)?
+    /// Removes those elements of published ports or of masquerading whose tag is `whose`: under the keys, or without any,
+    /// wherever they are. Returns how many.
+    pub(super) fn take(&mut self, what: What, keys: Vec<Key>, whose: &dyn Fn(&str) -> bool) -> Result<usize> {
+        let keys = if keys.is_empty() || keys.len() > KEYS {
+            self.search(what, whose)?
         } else {
             self.with_hairpins(keys)?
         };
+        self.delete(keys, whose)
+    }
+
+    /// Deletes the elements of these keys which, at that moment, have such a tag. Returns how many.
+    pub(super) fn delete(&mut self, mut keys: Vec<Key>, whose: &dyn Fn(&str) -> bool) -> Result<usize> {
         keys.sort();
         keys.dedup();
         let (mut removed, mut tries) = (0, 0);
@@ -65,31 +70,75 @@ impl Nftables {
     /// To the keys of ports adds those of the hairpins of the containers that they lead to.
     fn with_hairpins(&mut self, mut keys: Vec<Key>) -> Result<Vec<Key>> {
         if keys.iter().any(|key| key.map.is_ports()) {
-            let found = self.find(&keys.iter().collect::<Vec<_>>())?;
-            let addrs = found.into_iter().flatten().filter_map(|e| e.value.address());
-            keys.extend(addrs.map(|addr| Key::address(Map::Hairpin4, Map::Hairpin6, addr)));
+            let ports: Vec<_> = self.find(&keys.iter().collect::<Vec<_>>())?.into_iter().flatten().collect();
+            keys.extend(self.hairpins_of(&ports)?);
         }
         Ok(keys)
     }
 
-    /// Goes through maps for elements of certain tags.
-    fn search(&mut self, maps: &[Map], whose: &dyn Fn(&str) -> bool) -> Result<Vec<Key>> {
+    /// Where the hairpins may be of the containers that these ports lead to.
+    pub(super) fn hairpins_of(&mut self, ports: &[Element]) -> Result<Vec<Key>> {
+        let mut addrs: Vec<_> = ports.iter().filter_map(|e| e.value.address()).collect();
+        addrs.sort();
+        addrs.dedup();
+        let maps = if addrs.is_empty() { Vec::new() } else { self.maps()? };
+        let may_have = |map: &Map, addr: IpAddr| match map {
+            Map::HairpinAll4 => addr.is_ipv4(),
+            Map::HairpinAll6 => addr.is_ipv6(),
+            Map::Hairpin(net) => net.contains(addr),
+            _ => false,
+        };
+        let keys = addrs.iter().flat_map(|addr| {
+            let maps = maps.iter().filter(|map| may_have(map, *addr));
+            maps.map(|map| Key::address(*map, *addr)).collect::<Vec<_>>()
+        });
+        Ok(keys.collect())
+    }
+
+    /// The sets and maps that there are: the frame's and two of each subnet.
+    fn maps(&mut self) -> Result<Vec<Map>> {
+        let mut maps = Vec::new();
+        self.socket.dump(
+            msg::GETSET,
+            |w| w.str(1, TABLE),
+            |m| {
+                let ours = attribute(m.attrs(), 1).map(text).as_deref() == Some(TABLE);
+                let name = attribute(m.attrs(), 2).map(text).filter(|_| ours);
+                maps.extend(name.and_then(|name| Map::named(&name)));
+                true
+            },
+        )?;
+        Ok(maps)
+    }
+
+    /// Goes through a set or map.
+    fn each_element(&mut self, map: Map, mut each: impl FnMut(Element)) -> Result<()> {
+        self.socket.dump(
+            msg::GETSETELEM,
+            |w| head(w, map),
+            |m| {
+                Element::parse_all(map, m.attrs()).into_iter().for_each(&mut each);
+                true
+            },
+        )
+    }
+
+    /// Goes through sets and maps for elements of certain tags.
+    fn search(&mut self, what: What, whose: &dyn Fn(&str) -> bool) -> Result<Vec<Key>> {
         let mut keys = Vec::new();
-        for &map in maps {
-            self.socket.dump(
-                msg::GETSETELEM,
-                |w| head(w, map),
-                |m| {
-                    let elements = Element::parse_all(map, m.attrs());
-                    keys.extend(elements.into_iter().filter(|e| whose(&e.tag)).map(|e| e.key));
-                    true
-                },
-            )?;
+        for map in self.maps()? {
+            let concerned = match what {
+                What::Ports => map.is_of_ports(),
+                What::Masquerade => matches!(map, Map::Masq(_)),
+            };
+            if concerned {
+                self.each_element(map, |e| keys.extend(whose(&e.tag).then_some(e.key)))?;
+            }
         }
         Ok(keys)
     }
 
-    /// Fails when one of the wanted elements, their chains or the frame is not there as wanted.
+    /// Fails when one of the wanted elements, their subnets' chains or the frame is not there as wanted.
     pub(super) fn check(&mut self, wanted: &Wanted) -> Result<()> {
         if wanted.elements.is_empty() {
             return Ok(());
@@ -106,12 +155,7 @@ impl Nftables {
                 true
             },
         )?;
-        let chains = wanted
-            .chains
-            .iter()
-            .map(|target| target.name())
-            .filter_map(|name| Target::rules_of(&name).map(|count| (name, count as usize)));
-        for (chain, count) in base::census().into_iter().chain(chains) {
+        for (chain, count) in base::census(&wanted.subnets) {
             let has = rules.get(&chain).copied().unwrap_or(0);
             if has < count {
                 return Err(Error::Mismatch(format!(
@@ -120,55 +164,50 @@ impl Nftables {
             }
         }
         let keys: Vec<&Key> = wanted.elements.iter().map(|e| &e.key).collect();
-        for (found, want) in self.find(&keys)?.iter().zip(&wanted.elements) {
-            match found {
-                Some(found) if found == want => {}
-                Some(found) => {
-                    return Err(Error::Mismatch(format!(
-                        "an element of nftables map {} in table inet weft belongs to {} and leads elsewhere than that of {}",
-                        want.key.map.name(),
-                        found.tag,
-                        want.tag
-                    )));
+        for (found, want) in self.find(&keys)?.into_iter().zip(&wanted.elements) {
+            let name = want.key.map.name();
+            let what = match found {
+                Some(found) if found == *want => continue,
+                Some(found) if found.tag == want.tag => {
+                    format!("leads elsewhere than for {} wanted", want.tag)
                 }
-                None => {
-                    return Err(Error::Mismatch(format!(
-                        "nftables map {} in table inet weft has no element of {}",
-                        want.key.map.name(),
-                        want.tag
-                    )));
-                }
-            }
+                Some(found) => format!("belongs to {} instead of {}", found.tag, want.tag),
+                None => format!("is missing, that of {}", want.tag),
+            };
+            return Err(Error::Mismatch(format!("an element of {name} in nftables table inet weft {what}")));
         }
         Ok(())
     }
 
-    /// Removes guards of bridges that are gone, then the table when it has no element, else its unused chains.
+    /// Removes guards of bridges that are gone, then the table when it has no element, else what subnets without one have.
     pub(super) fn remove_unused(&mut self) -> Result<()> {
-        let mut swept = false;
-        for _ in 0..TRIES {
+        self.remove_guards_of_gone_bridges()?;
+        for _ in 0..PATIENCE {
+            // Whatever is added after this makes the kernel refuse the deletion (ERESTART).
             let generation = self.socket.generation()?;
-            if !self.has_table()? {
+            let maps = self.maps()?;
+            if maps.is_empty() && !self.has_table()? {
                 return Ok(());
             }
-            if !swept {
-                swept = true;
-                self.remove_guards_of_gone_bridges()?;
-                continue;
-            }
-            if !self.is_empty()? {
-                return self.remove_unused_chains();
-            }
-            let mut batch = self.socket.batch(Some(generation));
-            batch.push("delete table inet weft", msg::DELTABLE, 0, |w| w.str(1, TABLE));
-            match self.socket.commit(batch)? {
-                Ok(()) => return Ok(()),
-                Err(errors) => {
-                    let transient = |errno| matches!(errno, libc::ENOENT | libc::ERESTART);
-                    if let Some((errno, what)) = errors.iter().find(|(errno, _)| !transient(*errno)) {
-                        return Err(refused(what, *errno));
-                    }
+            let mut unused: BTreeMap<IpNetwork, bool> = BTreeMap::new();
+            for map in &maps {
+                if let Map::Masq(net) | Map::Hairpin(net) = *map {
+                    let still_unused = unused.get(&net) != Some(&false) && self.is_empty(*map)?;
+                    unused.insert(net, still_unused);
                 }
+            }
+            let frame: BTreeSet<Map> = maps.into_iter().filter(|map| Map::FRAME.contains(map)).collect();
+            let mut batch = self.socket.batch(Some(generation));
+            if unused.values().all(|unused| *unused) && self.are_empty(frame)? {
+                batch.push("delete table inet weft", msg::DELTABLE, 0, |w| w.str(1, TABLE));
+            } else {
+                let unused = unused.into_iter().filter(|(_, unused)| *unused);
+                unused.for_each(|(net, _)| base::push_subnet_deletion(&mut batch, net));
+            }
+            let Err(errors) = self.socket.commit(batch)? else { return Ok(()) };
+            let transient = |errno| matches!(errno, libc::ENOENT | libc::ERESTART | libc::EBUSY);
+            if let Some((errno, what)) = errors.iter().find(|(errno, _)| !transient(*errno)) {
+                return Err(refused(what, *errno));
             }
         }
         // Somebody is at work here all the time, and will tidy in the end.
@@ -177,71 +216,40 @@ impl Nftables {
 
     fn has_table(&mut self) -> Result<bool> {
         let mut there = false;
-        self.socket.ask(&[(msg::GETTABLE, &|w| w.str(1, TABLE))], |_, answer| there = answer.is_ok())?;
+        self.socket.ask(&[Question::Table], |_, answer| there = answer.is_ok())?;
         Ok(there)
     }
 
-    /// Has none of the maps an element? Of one that has, only the first datagram is read.
-    fn is_empty(&mut self) -> Result<bool> {
-        for map in Map::ALL {
-            let mut empty = true;
-            self.socket.dump(
-                msg::GETSETELEM,
-                |w| head(w, map),
-                |m| {
-                    empty &= Element::parse_all(map, m.attrs()).is_empty();
-                    empty
-                },
-            )?;
-            if !empty {
+    fn are_empty(&mut self, maps: impl IntoIterator<Item = Map>) -> Result<bool> {
+        for map in maps {
+            if !self.is_empty(map)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn remove_guards_of_gone_bridges(&mut self) -> Result<()> {
-        let mut bridges = Vec::new();
+    /// Has it no element? Of one that has many, only the first are read.
+    fn is_empty(&mut self, map: Map) -> Result<bool> {
+        let mut empty = true;
         self.socket.dump(
             msg::GETSETELEM,
-            |w| head(w, Map::Guarded),
+            |w| head(w, map),
             |m| {
-                let elements = Element::parse_all(Map::Guarded, m.attrs());
-                bridges.extend(elements.into_iter().map(|e| text(&e.key.bytes)));
-                true
+                empty &= Element::parse_all(map, m.attrs()).is_empty();
+                empty
             },
         )?;
-        for bridge in bridges {
-            if nix::net::if_::if_nametoindex(bridge.as_str()).is_err() {
-                crate::firewall::Firewall::unguard(self, &bridge)?;
-            }
-        }
-        Ok(())
+        Ok(empty)
     }
 
-    /// Removes the subnets' chains that no element leads to. One that gets an element meanwhile is in use (EBUSY).
-    fn remove_unused_chains(&mut self) -> Result<()> {
-        let mut unused = Vec::new();
-        self.socket.dump(
-            msg::GETCHAIN,
-            |w| w.str(1, TABLE),
-            |m| {
-                let attrs = m.attrs();
-                let name = attribute(attrs, 3).map(text).unwrap_or_default();
-                let uses = attribute(attrs, 6).and_then(number).unwrap_or(u32::MAX);
-                // Its own rules count as uses.
-                if attribute(attrs, 1).map(text).as_deref() == Some(TABLE)
-                    && Target::rules_of(&name).is_some_and(|rules| uses <= rules)
-                {
-                    unused.push(name);
-                }
-                true
-            },
-        )?;
-        for name in unused {
-            let mut batch = self.socket.batch(None);
-            batch.push("delete a chain of table inet weft", msg::DELCHAIN, 0, |w| base::chain_key(w, &name));
-            let _in_use_or_gone = self.socket.commit(batch)?;
+    fn remove_guards_of_gone_bridges(&mut self) -> Result<()> {
+        let mut bridges = Vec::new();
+        self.each_element(Map::Guarded, |e| bridges.push(text(&e.key.bytes)))?;
+        for bridge in bridges {
+            if nix::net::if_::if_nametoindex(bridge.as_str()).is_err() {
+                self.unguard(&bridge)?;
+            }
         }
         Ok(())
     }

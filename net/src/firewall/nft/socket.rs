@@ -1,10 +1,14 @@
 //! The NETLINK_NETFILTER socket: batches, questions and dumps.
 
-use super::wire::{Batch, Message, Sealed, Writer, flag, messages, msg};
+use super::base::{TABLE, chain_key, chain_of};
+use super::element::{Key, list_of_key};
+use super::wire::{Batch, Message, Sealed, Writer, attribute, flag, messages, msg, number};
 use crate::{Error, Refusal, Result};
+use ipnetwork::IpNetwork;
 use netlink_sys::{Socket as Raw, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Netlink's own message types.
 const NLMSG_ERROR: u16 = 2;
@@ -15,18 +19,21 @@ const BUFFER: usize = 32 * 1024;
 const SMALL: usize = 128 * 1024;
 /// A dump that was disturbed by a change is asked for again, this often; then what was seen is taken.
 const DUMPS: usize = 16;
+/// So many more datagrams of a dump are read when no more is wanted of it, before its socket is put aside instead.
+const REST: usize = 4;
+/// Questions in one sendmsg; the receive buffer (net.core.rmem_default, 208 KiB) holds the answers of so many for certain.
+pub const QUESTIONS: usize = 16;
 
 /// How a batch ended: `Err` has the errno of each refused message and what that was to do.
 pub type Verdict = std::result::Result<(), Vec<(i32, &'static str)>>;
-
-/// A question to the kernel: the message's type, and what fills it.
-pub type Question<'a> = (u16, &'a dyn Fn(&mut Writer));
 
 /// A socket of the network namespace in which it was opened.
 pub struct Socket {
     raw: Raw,
     seq: u32,
     buf: Vec<u8>,
+    /// Sockets with dumps that were not read to their end. They stay open: it is closing that may wait.
+    left: Vec<Raw>,
     /// Messages and bytes sent so far (asserted on by tests: the cost of an attachment).
     pub sent: Sent,
 }
@@ -42,6 +49,38 @@ pub struct Sent {
     pub bytes: usize,
 }
 
+/// A question to the kernel about one thing.
+pub enum Question<'a> {
+    /// The generation of the namespace's rules.
+    Generation,
+    /// Is the table there?
+    Table,
+    /// Is the chain of this subnet there?
+    Subnet(IpNetwork),
+    /// The element of this key.
+    Element(&'a Key),
+}
+
+impl Question<'_> {
+    fn kind(&self) -> u16 {
+        match self {
+            Question::Generation => msg::GETGEN,
+            Question::Table => msg::GETTABLE,
+            Question::Subnet(_) => msg::GETCHAIN,
+            Question::Element(_) => msg::GETSETELEM,
+        }
+    }
+
+    fn write(&self, w: &mut Writer) {
+        match self {
+            Question::Generation => {}
+            Question::Table => w.str(1, TABLE),
+            Question::Subnet(net) => chain_key(w, &chain_of(*net)),
+            Question::Element(key) => list_of_key(w, key),
+        }
+    }
+}
+
 /// How the kernel's lack of nf_tables is reported.
 fn none() -> Error {
     Error::Unsupported("nftables (CONFIG_NF_TABLES)".into())
@@ -52,21 +91,25 @@ pub fn refused(what: &str, errno: i32) -> Error {
     Error::Kernel { what: what.into(), refusal: Refusal { errno, text: None } }
 }
 
+fn open() -> Result<Raw> {
+    let open = || {
+        let mut raw = Raw::new(NETLINK_NETFILTER)?;
+        raw.bind_auto()?;
+        // Errors without a copy of the message they are about, which may have 60 KiB.
+        raw.set_cap_ack(true)?;
+        Ok(raw)
+    };
+    open().map_err(|e: io::Error| match e.raw_os_error() {
+        Some(libc::EPROTONOSUPPORT) => none(),
+        _ => Error::io("open a netlink socket for nftables", e),
+    })
+}
+
 impl Socket {
     /// Opens it in the thread's current network namespace.
     pub fn open() -> Result<Self> {
-        let open = || -> io::Result<Raw> {
-            let mut raw = Raw::new(NETLINK_NETFILTER)?;
-            raw.bind_auto()?;
-            // Errors without a copy of the message they are about, which may have 60 KiB.
-            raw.set_cap_ack(true)?;
-            Ok(raw)
-        };
-        let raw = open().map_err(|e| match e.raw_os_error() {
-            Some(libc::EPROTONOSUPPORT) => none(),
-            _ => Error::io("open a netlink socket for nftables", e),
-        })?;
-        Ok(Socket { raw, seq: 1, buf: Vec::with_capacity(BUFFER), sent: Sent::default() })
+        let buf = Vec::with_capacity(BUFFER);
+        Ok(Socket { raw: open()?, seq: 1, buf, left: Vec::new(), sent: Sent::default() })
     }
 
     /// Starts a batch (see [`Batch::new`]).
@@ -109,7 +152,7 @@ impl Socket {
         let sealed: Sealed = batch.finish();
         self.seq = sealed.last.wrapping_add(2);
         self.send(&sealed.buf, count)?;
-        let mut errors = Vec::new();
+        let (mut errors, mut acknowledged) = (Vec::new(), false);
         // Only the last message is acknowledged; a refused batch as a whole answers with the begin's number alone.
         'answers: while self.receive()? {
             for m in messages(&self.buf) {
@@ -117,52 +160,61 @@ impl Socket {
                     continue;
                 }
                 match m.errno() {
-                    0 if m.seq == sealed.last => break 'answers,
+                    0 if m.seq == sealed.last => {
+                        acknowledged = true;
+                        break 'answers;
+                    }
                     0 => {}
                     errno => errors.push((errno, sealed.what(m.seq))),
                 }
             }
         }
-        match errors.iter().find(|(errno, _)| matches!(*errno, libc::EPERM | libc::EOPNOTSUPP)) {
+        match errors.first() {
+            None if acknowledged => Ok(Ok(())),
+            None => Err(Error::Decode {
+                what: "change table inet weft".into(),
+                why: "the transaction was not acknowledged".into(),
+            }),
             Some((libc::EPERM, what)) => Err(refused(what, libc::EPERM)),
-            Some((_, what)) if *what == "change nftables" => Err(none()),
-            _ if errors.is_empty() => Ok(Ok(())),
-            _ => Ok(Err(errors)),
+            Some((libc::EOPNOTSUPP, "change nftables")) => Err(none()),
+            Some(_) => Ok(Err(errors)),
         }
     }
 
-    /// Asks several questions in one sendmsg; `answer` gets the index of the question and its answer, an Err being the
-    /// errno. At most 16 questions: the receive buffer holds no more answers for certain.
+    /// Asks questions, 16 in a sendmsg; `answer` gets the index of the question and its answer, an Err being the errno.
     pub fn ask(
         &mut self,
         questions: &[Question<'_>],
         mut answer: impl FnMut(usize, std::result::Result<&Message<'_>, i32>),
     ) -> Result<()> {
-        let first = self.seq;
-        let mut writer = Writer::default();
-        for (index, (kind, fill)) in questions.iter().enumerate() {
-            writer.message(*kind, 0, first.wrapping_add(index as u32), |w| fill(w));
-        }
-        self.seq = first.wrapping_add(questions.len() as u32);
-        self.send(&writer.buf, questions.len())?;
-        let mut open = questions.len();
-        while open > 0 && self.receive()? {
-            for m in messages(&self.buf) {
-                let index = m.seq.wrapping_sub(first) as usize;
-                if index >= questions.len() {
-                    continue;
-                }
-                open -= 1;
-                match m.kind {
-                    NLMSG_ERROR => answer(index, Err(m.errno())),
-                    _ => answer(index, Ok(&m)),
+        for (part, questions) in questions.chunks(QUESTIONS).enumerate() {
+            let first = self.seq;
+            let mut writer = Writer::default();
+            for (index, question) in questions.iter().enumerate() {
+                let seq = first.wrapping_add(index as u32);
+                writer.message(question.kind(), 0, seq, |w| question.write(w));
+            }
+            self.seq = first.wrapping_add(questions.len() as u32);
+            self.send(&writer.buf, questions.len())?;
+            let mut open = questions.len();
+            while open > 0 && self.receive()? {
+                for m in messages(&self.buf) {
+                    let index = m.seq.wrapping_sub(first) as usize;
+                    if index >= questions.len() {
+                        continue;
+                    }
+                    open -= 1;
+                    match m.kind {
+                        NLMSG_ERROR => answer(part * QUESTIONS + index, Err(m.errno())),
+                        _ => answer(part * QUESTIONS + index, Ok(&m)),
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// Dumps; `each` gets every message and says whether to go on. False means: enough, the rest is not read.
+    /// Dumps; `each` gets every message and says whether it wants more.
     /// A thing that does not exist (ENOENT) is an empty dump.
     pub fn dump(
         &mut self,
@@ -176,7 +228,7 @@ impl Socket {
             let mut writer = Writer::default();
             writer.message(kind, flag::DUMP, seq, &fill);
             self.send(&writer.buf, 1)?;
-            let (mut disturbed, mut enough) = (false, false);
+            let (mut disturbed, mut enough, mut rest) = (false, false, REST);
             'dump: while self.receive()? {
                 for m in messages(&self.buf) {
                     if m.seq != seq {
@@ -188,19 +240,15 @@ impl Socket {
                             0 | libc::ENOENT => break 'dump,
                             errno => return Err(refused("list what nftables has", errno)),
                         },
-                        _ if each(&m) => {}
-                        _ => {
-                            enough = true;
-                            break 'dump;
-                        }
+                        _ => enough = enough || !each(&m),
                     }
                 }
-            }
-            if enough {
-                // A dump under way cannot be called off, but left behind with its socket.
-                let sent = self.sent;
-                *self = Socket::open()?;
-                self.sent = sent;
+                rest -= usize::from(enough);
+                if rest == 0 {
+                    // A dump under way cannot be called off, but left behind with its socket.
+                    self.left.push(std::mem::replace(&mut self.raw, open()?));
+                    break;
+                }
             }
             if enough || !disturbed {
                 break;
@@ -212,12 +260,17 @@ impl Socket {
     /// The generation of the namespace's rules: it counts every change.
     pub fn generation(&mut self) -> Result<u32> {
         let mut generation = 0;
-        self.ask(&[(msg::GETGEN, &|_: &mut Writer| {})], |_, m| generation = generation_of(m))?;
+        self.ask(&[Question::Generation], |_, m| generation = generation_of(m))?;
         Ok(generation)
+    }
+
+    /// See [`crate::firewall::Firewall::handle`].
+    pub fn handle(&self) -> Option<OwnedFd> {
+        self.raw.as_fd().try_clone_to_owned().ok()
     }
 }
 
 /// The generation in the answer to a GETGEN.
 pub fn generation_of(answer: std::result::Result<&Message<'_>, i32>) -> u32 {
-    answer.ok().and_then(|m| super::wire::attribute(m.attrs(), 1)).and_then(super::wire::number).unwrap_or(0)
+    answer.ok().and_then(|m| attribute(m.attrs(), 1)).and_then(number).unwrap_or(0)
 }

@@ -60,6 +60,11 @@ impl Lab {
         serve(&lab.b, "fd00::4");
         serve(&lab.other, "192.0.2.2");
         serve(&lab.other, "2001:db8::2");
+        // The kernel tells IPv6 of a link's carrier up to a second late.
+        for to in ["10.1.0.3:80", "10.1.0.4:80", "[fd00::3]:80", "[fd00::4]:80"] {
+            let reached = (0..20).any(|_| lab.ask(Some(&lab.other), to, Protocol::Udp).is_some());
+            assert!(reached, "{to} cannot be reached in the lab");
+        }
         lab
     }
 

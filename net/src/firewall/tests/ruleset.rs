@@ -25,24 +25,12 @@ const FULL: &str = r#"table inet weft {
 		elements = { 2001:db8::1 . 132 . 9000 comment "web/abc/eth0" : fd00::3 . 9001 }
 	}
 
-	map masq4 {
-		type ipv4_addr : verdict
-		elements = { 10.1.0.3 comment "web/abc/eth0" : goto masq-10.1.0.0/16 }
+	set hairpin4_all {
+		type ipv4_addr
 	}
 
-	map masq6 {
-		type ipv6_addr : verdict
-		elements = { fd00::3 comment "web/abc/eth0" : goto masq-fd00__/64 }
-	}
-
-	map hairpin4 {
-		type ipv4_addr : verdict
-		elements = { 10.1.0.3 comment "web/abc/eth0" : jump hairpin-10.1.0.0/16 }
-	}
-
-	map hairpin6 {
-		type ipv6_addr : verdict
-		elements = { fd00::3 comment "web/abc/eth0" : jump hairpin-fd00__/64 }
+	set hairpin6_all {
+		type ipv6_addr
 	}
 
 	set guarded {
@@ -53,6 +41,26 @@ const FULL: &str = r#"table inet weft {
 	set guarded_pairs {
 		type ifname . ifname
 		elements = { "br0" . "br0" }
+	}
+
+	set masq-10.1.0.0/16 {
+		type ipv4_addr
+		elements = { 10.1.0.3 comment "web/abc/eth0" }
+	}
+
+	set hairpin-10.1.0.0/16 {
+		type ipv4_addr
+		elements = { 10.1.0.3 comment "web/abc/eth0" }
+	}
+
+	set masq-fd00__/64 {
+		type ipv6_addr
+		elements = { fd00::3 comment "web/abc/eth0" }
+	}
+
+	set hairpin-fd00__/64 {
+		type ipv6_addr
+		elements = { fd00::3 comment "web/abc/eth0" }
 	}
 
 	chain raw {
@@ -80,10 +88,8 @@ const FULL: &str = r#"table inet weft {
 
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
-		ct status dnat ip daddr vmap @hairpin4
-		ct status dnat ip6 daddr vmap @hairpin6
-		ip saddr vmap @masq4
-		ip6 saddr vmap @masq6
+		ct status dnat ip daddr @hairpin4_all masquerade
+		ct status dnat ip6 daddr @hairpin6_all masquerade
 	}
 
 	chain forward {
@@ -98,29 +104,17 @@ const FULL: &str = r#"table inet weft {
 		drop
 	}
 
-	chain hairpin-all {
-		masquerade
+	chain subnet-10.1.0.0/16 {
+		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr @masq-10.1.0.0/16 ip daddr != 10.1.0.0/16 ip daddr != 224.0.0.0/4 masquerade
+		ct status dnat ip saddr 10.1.0.0/16 ip daddr @hairpin-10.1.0.0/16 masquerade
+		ct status dnat ip saddr 127.0.0.0/8 ip daddr @hairpin-10.1.0.0/16 masquerade
 	}
 
-	chain masq-10.1.0.0/16 {
-		ip daddr 10.1.0.0/16 return
-		ip daddr 224.0.0.0/4 return
-		masquerade
-	}
-
-	chain masq-fd00__/64 {
-		ip6 daddr fd00::/64 return
-		ip6 daddr ff00::/8 return
-		masquerade
-	}
-
-	chain hairpin-10.1.0.0/16 {
-		ip saddr 10.1.0.0/16 masquerade
-		ip saddr 127.0.0.0/8 masquerade
-	}
-
-	chain hairpin-fd00__/64 {
-		ip6 saddr fd00::/64 masquerade
+	chain subnet-fd00__/64 {
+		type nat hook postrouting priority srcnat; policy accept;
+		ip6 saddr @masq-fd00__/64 ip6 daddr != fd00::/64 ip6 daddr != ff00::/8 masquerade
+		ct status dnat ip6 saddr fd00::/64 ip6 daddr @hairpin-fd00__/64 masquerade
 	}
 }
 "#;
