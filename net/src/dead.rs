@@ -171,10 +171,14 @@ fn reaper(lock: UnixListener, files: Vec<OwnedFd>, housekeeping: impl FnOnce()) 
         libc::alarm(10);
     }
     sleep(GATHER);
+    // What was handed over stays open until the links are gone: then the wait for its closing is over, too, and no other
+    // user of nftables is kept waiting by it.
+    let _ = lock.set_nonblocking(true);
+    let handed: Vec<_> = std::iter::from_fn(|| lock.accept().ok()).collect();
     // Who marks from now on starts a child of its own; who marked before is seen below.
     drop(lock);
     let _ = Netlink::open().and_then(|mut netlink| reap(&mut netlink));
-    drop(files);
+    drop((files, handed));
     housekeeping();
 }
 

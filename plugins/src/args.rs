@@ -2,6 +2,7 @@
 
 use cni::Error;
 use cni::code::INVALID_CONFIG;
+use cni::config::present;
 use cni::types::{AddResult, Route};
 use cni::Version;
 use ipnetwork::IpNetwork;
@@ -37,7 +38,7 @@ pub fn address_or_cidr(key: &str, text: &str) -> Result<IpAddr, Error> {
 
 /// `routes` of an IPAM configuration: the same objects as in a result of the newest version.
 pub fn routes(ipam: &Map<String, Value>) -> Result<Vec<Route>, Error> {
-    let Some(routes) = ipam.get("routes").filter(|routes| !routes.is_null()) else { return Ok(Vec::new()) };
+    let Some(routes) = present(ipam, "routes") else { return Ok(Vec::new()) };
     AddResult::from_json_as(&json!({ "routes": routes }), Version::CURRENT)
         .map(|result| result.routes)
         .map_err(|error| Error::new(INVALID_CONFIG, "invalid \"ipam.routes\"").details(error.details))

@@ -3,7 +3,7 @@
 use crate::errors::Coded;
 use cni::Error;
 use cni::request::Request;
-use net::Owner;
+use net::{Owner, dead};
 use net::firewall::{Firewall, What, ipt::Iptables, nft::Nftables};
 use net::names::clip_container;
 
@@ -36,6 +36,19 @@ impl Backend {
         }
         .coded()
     }
+}
+
+/// Done with the firewall after an ADD. Its socket is closed where nobody waits for it.
+pub fn release(firewall: &dyn Firewall) {
+    if let Some(handle) = firewall.handle() {
+        dead::close_by_reaper(&[handle]);
+    }
+}
+
+/// Done with the firewall after a DEL, perhaps with dead links: a child process does what takes its time.
+pub fn finish(firewall: Option<&dyn Firewall>) -> Result<(), Error> {
+    let handles = firewall.and_then(Firewall::handle).into_iter().collect();
+    dead::reap_soon_and_close(handles, tidy_quietly).coded().map(drop)
 }
 
 /// Who owns what a request puts into the kernel.

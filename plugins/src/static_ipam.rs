@@ -1,7 +1,7 @@
 //! static: an IPAM plugin that gives out the addresses that its configuration names, and keeps no account of them.
 
 use crate::args::{address, cidr, one_each, routes};
-use cni::config::get;
+use cni::config::{get, present};
 use cni::plugin::Plugin;
 use cni::request::Request;
 use cni::types::{AddResult, Dns, IpConfig, Route};
@@ -68,7 +68,7 @@ impl Conf {
             }
         }
         one_each(request.conf.version, ips.iter().map(|ip| ip.address.ip()))?;
-        let dns = ipam.get("dns").filter(|dns| !dns.is_null());
+        let dns = present(ipam, "dns");
         let dns = dns.map_or(Ok(Dns::default()), |dns| {
             let result = serde_json::json!({ "dns": dns });
             AddResult::from_json_as(&result, cni::Version::CURRENT)

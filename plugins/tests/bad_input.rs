@@ -1,5 +1,7 @@
 //! Bad input: one error document with the right code, and nothing is changed.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Host, bridge, with};

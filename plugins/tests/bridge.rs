@@ -1,5 +1,7 @@
 //! The bridge plugin on a host of its own: what ADD makes, what DEL and GC leave, and who is refused.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Host, address, bridge, with};

@@ -1,5 +1,7 @@
 //! host-local and static by themselves: every source of ranges and of requested addresses, and whose leases are kept.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Call, Host, address, bridge, with};

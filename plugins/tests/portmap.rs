@@ -1,5 +1,7 @@
 //! portmap after a bridge: published ports answer from everywhere they should, and go without a trace.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Host, address, bridge, with};

@@ -6,7 +6,7 @@ use super::lock::BridgeLock;
 use super::result::{complete, kernel_routes};
 use crate::attach::{self, Settings, Wanted};
 use crate::errors::Coded;
-use crate::firewall::owner;
+use crate::firewall::{self, Backend, owner};
 use crate::ipam_client::{self, Ipam};
 use crate::netns;
 use crate::rollback::Rollback;
@@ -95,9 +95,10 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
             conf.masquerade.map_or(Ok(()), |backend| backend.open()?.unmasquerade(&owner, &[]).coded())
         });
         firewall.masquerade(&owner, &addresses).coded()?;
+        firewall::release(firewall.as_ref());
     }
     if conf.same_bridge {
-        crate::firewall::Backend::Nftables.open()?.guard(&conf.bridge).coded()?;
+        Backend::Nftables.open()?.guard(&conf.bridge).coded()?;
     }
     let interface = |link: &Link| Interface {
         name: link.name.clone(),
@@ -131,7 +132,7 @@ fn forwarding(gateways: &[IpNetwork]) -> Result<(), Error> {
 fn remove_link(owner: &Owner, netns: &Netns) -> Result<(), Error> {
     let mut netlink = Netlink::open().coded()?;
     if dead::detach(&mut netlink, &owner.host_veth(), Some(netns), &owner.ifname).coded()? {
-        dead::reap_soon(crate::firewall::tidy_quietly).coded()?;
+        firewall::finish(None)?;
     }
     Ok(())
 }

@@ -44,17 +44,20 @@ impl Plugin for Bridge {
         let mut failures = Failures::default();
         failures.note(detach(&owner, netns.as_ref()));
         failures.note(ipam_client::del(request));
+        let mut firewall = None;
         match Conf::of(request) {
             Ok(Conf { masquerade: Some(backend), .. }) => {
                 let addresses: Vec<_> = request.conf.prev_result.iter().flat_map(|result| &result.ips).collect();
                 let addresses: Vec<_> = addresses.iter().map(|ip| ip.address).collect();
-                let removed = backend.open().and_then(|mut firewall| firewall.unmasquerade(&owner, &addresses).coded());
-                failures.note(removed);
+                if let Some(mut opened) = failures.value(backend.open()) {
+                    failures.note(opened.unmasquerade(&owner, &addresses).coded());
+                    firewall = Some(opened);
+                }
             }
             Ok(_) => {}
             Err(error) => eprintln!("bridge: DEL goes on without reading the whole configuration: {error}"),
         }
-        failures.note(dead::reap_soon(firewall::tidy_quietly).coded().map(drop));
+        failures.note(firewall::finish(firewall.as_deref()));
         failures.outcome()
     }
 

@@ -5,7 +5,7 @@ use crate::args::{address, address_or_cidr, cidr, one_each, plain, routes};
 use crate::errors::Coded;
 use crate::place;
 use cni::Error;
-use cni::config::get;
+use cni::config::{get, present};
 use cni::request::Request;
 use cni::types::{Dns, Route};
 use ipam::{Range, RangeSet};
@@ -146,7 +146,7 @@ fn can_be_given(network: &str, address: IpAddr, sets: &[RangeSet]) -> Result<(),
 /// The ranges in the order in which their addresses appear in the result: the runtime's, the legacy one, the configured.
 fn all_sets(request: &Request, ipam: &Map<String, Value>) -> Result<Vec<RangeSet>, Error> {
     let mut all = sets("runtimeConfig.ipRanges", request.conf.capability("ipRanges")?.unwrap_or_default())?;
-    if ipam.get("subnet").is_some_and(|subnet| !subnet.is_null() && subnet != "") {
+    if present(ipam, "subnet").is_some_and(|subnet| subnet != "") {
         let legacy: RangeConf = cni::config::parse_object(ipam, "ipam")?;
         all.push(RangeSet::new(vec![legacy.read("ipam")?]).coded()?);
     }

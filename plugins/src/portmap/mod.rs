@@ -72,6 +72,7 @@ impl Plugin for Portmap {
             local::allow(&addresses)?;
         }
         forget_udp(&ports)?;
+        firewall::release(firewall.as_ref());
         rollback.keep();
         Ok(result)
     }
@@ -88,7 +89,10 @@ impl Plugin for Portmap {
         };
         let mut failures = Failures::default();
         match backend.open() {
-            Ok(mut firewall) => failures.note(firewall.unpublish(&owner(request), &ports).coded()),
+            Ok(mut firewall) => {
+                failures.note(firewall.unpublish(&owner(request), &ports).coded());
+                failures.note(firewall::finish(Some(firewall.as_ref())));
+            }
             // A host without this firewall has no ports in it either.
             Err(error) if error.code == crate::errors::NO_KERNEL_SUPPORT => {}
             Err(error) => failures.note(Err(error)),

@@ -1,6 +1,6 @@
 //! A host to test on: a network and mount namespace of its own, held by a child, with empty state directories. Needs
 //! root. Nothing of the machine's own network or files is touched, and nothing is left when the child ends.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};

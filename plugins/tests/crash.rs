@@ -1,0 +1,155 @@
+//! SIGKILL at any system call of an ADD, then a DEL or a GC: nothing is left.
+//!
+//! strace lets the process die at its n-th system call, for every n; each time the host must read as before.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Host, bridge, with};
+use serde_json::{Value, json};
+
+fn chain() -> (Value, Value) {
+    let mut web = with(&bridge("web", "10.5.0.0/24"), json!({"ipMasq": true}));
+    web["ipam"]["ranges"] = json!([[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd00:5::/64"}]]);
+    let ports = json!({"portMappings": [
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 5353, "containerPort": 53, "protocol": "udp"},
+    ]});
+    (web, json!({"cniVersion": "1.1.0", "name": "web", "type": "portmap", "runtimeConfig": ports}))
+}
+
+/// What a DEL must leave: no link but the bridge, no lease, no element; the short-lived child has done its work.
+fn settled(host: &Host, before: &str, how: &str) {
+    for _ in 0..200 {
+        if host.picture() == before {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(host.picture(), before, "{how}");
+}
+
+fn clean(host: &Host, conf: &Value) {
+    host.call("GC", &with(conf, json!({"cni.dev/valid-attachments": []}))).run().ok();
+}
+
+/// Lets an ADD die at its n-th system call for every n (every `step`-th), and calls `mend` after each. Returns how many
+/// system calls it lived through at most.
+fn die_everywhere(host: &Host, conf: &Value, step: usize, mut mend: impl FnMut(usize)) -> usize {
+    let mut at = 1;
+    loop {
+        host.netns("c1");
+        let inject = format!("inject=all:signal=KILL:when={at}");
+        let wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject];
+        let survived = host.about("ADD", conf, "c1").under(&wrapper).run().success;
+        mend(at);
+        host.sh("ip netns del c1");
+        if survived {
+            return at;
+        }
+        at += step;
+    }
+}
+
+#[test]
+fn bridge_killed_anywhere_then_del_then_gc() {
+    let host = Host::new();
+    let (web, _) = chain();
+    let empty = host.picture();
+    let tried = die_everywhere(&host, &web, 1, |at| {
+        host.about("DEL", &web, "c1").run().ok();
+        host.eventually("test $(ip -o link | grep -vc br0) = 1 && test -z \"$(nft list ruleset)\"");
+        assert_eq!(host.sh("ip -n c1 -o link | wc -l"), "1", "killed at {at}");
+        clean(&host, &web);
+        settled(&host, &empty, &format!("killed at {at}"));
+    });
+    println!("killed at {tried} places");
+    assert!(tried > 100);
+}
+
+#[test]
+fn bridge_killed_anywhere_then_gc_alone() {
+    let host = Host::new();
+    let (web, _) = chain();
+    let empty = host.picture();
+    die_everywhere(&host, &web, 3, |at| {
+        clean(&host, &web);
+        settled(&host, &empty, &format!("killed at {at}"));
+    });
+}
+
+#[test]
+fn bridge_killed_anywhere_can_be_added_again_after_del() {
+    let host = Host::new();
+    let (web, _) = chain();
+    host.netns("c0");
+    host.about("ADD", &web, "c0").run().ok();
+    let with_one = host.picture();
+    die_everywhere(&host, &web, 7, |at| {
+        host.about("DEL", &web, "c1").run().ok();
+        host.about("ADD", &web, "c1").run().ok();
+        host.about("DEL", &web, "c1").run().ok();
+        settled(&host, &with_one, &format!("killed at {at}"));
+    });
+}
+
+#[test]
+fn portmap_killed_anywhere_then_del() {
+    let host = Host::new();
+    let (web, map) = chain();
+    host.netns("c1");
+    host.about("ADD", &web, "c1").run().ok();
+    let before = host.sh("nft list ruleset");
+    host.about("DEL", &web, "c1").run().ok();
+    host.sh("ip netns del c1");
+    clean(&host, &web);
+    let empty = host.picture();
+    let mut at = 1;
+    loop {
+        host.netns("c1");
+        let result = host.about("ADD", &web, "c1").run().ok();
+        let inject = format!("inject=all:signal=KILL:when={at}");
+        let wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject];
+        let add = with(&map, json!({"prevResult": result}));
+        let survived = host.about("ADD", &add, "c1").under(&wrapper).run().success;
+        // Neither the result nor the ports are known to this DEL.
+        let del = if at % 2 == 0 { with(&map, json!({"runtimeConfig": {}})) } else { map.clone() };
+        host.about("DEL", &del, "c1").run().ok();
+        let left = host.sh("nft list ruleset");
+        assert_eq!(left.contains("8080"), false, "killed at {at}: {left}");
+        assert_eq!(left.matches("web/c1").count(), before.matches("web/c1").count(), "killed at {at}: {left}");
+        host.about("DEL", &web, "c1").run().ok();
+        host.sh("ip netns del c1");
+        clean(&host, &web);
+        settled(&host, &empty, &format!("killed at {at}"));
+        if survived {
+            break;
+        }
+        at += 1;
+    }
+}
+
+#[test]
+fn del_killed_anywhere_is_finished_by_the_next() {
+    let host = Host::new();
+    let (web, _) = chain();
+    let empty = host.picture();
+    let mut at = 1;
+    loop {
+        host.netns("c1");
+        host.about("ADD", &web, "c1").run().ok();
+        let inject = format!("inject=all:signal=KILL:when={at}");
+        let wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject];
+        let survived = host.about("DEL", &web, "c1").under(&wrapper).run().success;
+        host.about("DEL", &web, "c1").run().ok();
+        host.eventually("test $(ip -o link | grep -vc br0) = 1 && test -z \"$(nft list ruleset)\"");
+        host.sh("ip netns del c1");
+        clean(&host, &web);
+        settled(&host, &empty, &format!("killed at {at}"));
+        if survived {
+            break;
+        }
+        at += 5;
+    }
+}
