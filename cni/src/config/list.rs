@@ -1,7 +1,7 @@
 //! Network configuration lists, and the directory that a runtime reads them from (specification 1.1.0, section 1).
 
-use super::object::{self, present, text};
-use super::{decode_object, read_document};
+use super::object::{self, text};
+use super::{decode_object, present, read_document};
 use crate::error::{Error, code};
 use crate::validate;
 use crate::version::Version;

@@ -1,9 +1,11 @@
 //! Network configurations: what a plugin reads from its stdin ([`NetConf`]) and what a runtime reads from its
 //! configuration directory ([`ConfList`]). A wrong value is reported with its key, the value, and what is allowed.
 
+mod fold;
 mod list;
 mod object;
 
+pub use fold::present;
 pub use list::ConfList;
 pub use object::{get, parse_object};
 
@@ -11,7 +13,7 @@ use crate::error::{Error, code};
 use crate::types::{AddResult, Dns};
 use crate::version::Version;
 use crate::{MAX_DOCUMENT, validate};
-use object::{map, present, text};
+use object::{map, text};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::io::Read;
@@ -140,7 +142,7 @@ impl NetConf {
 
     /// The type of the `ipam` plugin; `None` without one, which may be by an empty `ipam`.
     pub fn ipam_kind(&self) -> Option<&str> {
-        self.ipam.as_ref()?.get("type")?.as_str().filter(|kind| !kind.is_empty())
+        present(self.ipam.as_ref()?, "type")?.as_str().filter(|kind| !kind.is_empty())
     }
 
     /// One of the plugin's own keys; absent and `null` are `None`.

@@ -1,8 +1,9 @@
 //! Reading keys of a JSON object into types, with errors that name the key, its value and what is expected.
 
+use super::fold::{Folded, field_of, present};
 use crate::error::{Error, code};
-use serde::de::DeserializeOwned;
 use serde::de::value::MapDeserializer;
+use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use serde_json::{Map, Value};
 use std::cell::Cell;
 
@@ -28,11 +29,6 @@ pub(super) fn describe(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
-}
-
-/// A key's value, with `null` as absent.
-pub(super) fn present<'a>(raw: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
-    raw.get(key).filter(|value| !value.is_null())
 }
 
 /// A key that must be a string.
@@ -62,7 +58,52 @@ pub(super) fn map<'a>(
 /// Code 7 for a value that does not fit, naming the key, the value and what is expected.
 pub fn get<T: DeserializeOwned>(raw: &Map<String, Value>, key: &str) -> Result<Option<T>, Error> {
     let Some(value) = present(raw, key) else { return Ok(None) };
-    T::deserialize(value).map(Some).map_err(|why| misfit(key, value, &why))
+    T::deserialize(Folded(value)).map(Some).map_err(|why| misfit(key, value, &why))
+}
+
+/// An object whose entries are remembered as they are handed out: serde's errors do not say which key they are about.
+struct Watched<'de, 'c> {
+    raw: &'de Map<String, Value>,
+    last: &'c Cell<Option<(&'de str, &'de Value)>>,
+}
+
+impl<'de> Watched<'de, '_> {
+    fn visit<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, serde_json::Error> {
+        let Watched { raw, last } = self;
+        let mut entries = raw.iter().filter(|(_, value)| !value.is_null());
+        // At the end nothing is remembered: what serde says then is about a key that is missing.
+        let watched = std::iter::from_fn(|| {
+            last.set(entries.next().map(|(key, value)| (key.as_str(), value)));
+            last.get().map(|(key, value)| (field_of(raw, key, fields), Folded(value)))
+        });
+        MapDeserializer::new(watched).deserialize_any(visitor)
+    }
+}
+
+impl<'de> Deserializer<'de> for Watched<'de, '_> {
+    type Error = serde_json::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, serde_json::Error> {
+        self.visit(&[], visitor)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, serde_json::Error> {
+        self.visit(fields, visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
 }
 
 /// Reads an object into a structure; keys that it does not have are passed over, and `null` is as absent. `path` is
@@ -71,14 +112,8 @@ pub fn get<T: DeserializeOwned>(raw: &Map<String, Value>, key: &str) -> Result<O
 /// # Errors
 /// Code 7 for a value that does not fit and for a key that is missing, naming it.
 pub fn parse_object<T: DeserializeOwned>(raw: &Map<String, Value>, path: &str) -> Result<T, Error> {
-    // serde's errors do not say which key they are about: remember the one that was handed out last.
-    let last: Cell<Option<(&str, &Value)>> = Cell::new(None);
-    let mut entries = raw.iter().filter(|(_, value)| !value.is_null());
-    let watched = std::iter::from_fn(|| {
-        last.set(entries.next().map(|(key, value)| (key.as_str(), value)));
-        last.get()
-    });
-    T::deserialize(MapDeserializer::new(watched)).map_err(|why: serde_json::Error| match last.get() {
+    let last = Cell::new(None);
+    T::deserialize(Watched { raw, last: &last }).map_err(|why: serde_json::Error| match last.get() {
         Some((key, value)) if path.is_empty() => misfit(key, value, &why),
         Some((key, value)) => misfit(&format!("{path}.{key}"), value, &why),
         None if path.is_empty() => Error::new(code::INVALID_CONFIG, format!("network configuration: {why}")),

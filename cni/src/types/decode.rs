@@ -1,6 +1,7 @@
 //! Reading results of every version. Unknown keys are passed over, `null` is the same as absent.
 
 use super::{AddResult, Dns, Interface, IpConfig, Route};
+use crate::config::present as field;
 use crate::error::Error;
 use crate::version::Version;
 use ipnetwork::IpNetwork;
@@ -11,11 +12,6 @@ type Object = Map<String, Value>;
 
 fn wrong(path: &str, value: &Value, expected: &str) -> Error {
     Error::decode("the result", format!("{path} is {value}, expected {expected}"))
-}
-
-/// An object's field, with `null` as absent.
-fn field<'a>(object: &'a Object, key: &str) -> Option<&'a Value> {
-    object.get(key).filter(|value| !value.is_null())
 }
 
 fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Object, Error> {

@@ -202,3 +202,39 @@ fn plugins_in_the_directory_of_the_networks_name_are_added() {
         ["inline"]
     );
 }
+
+#[test]
+fn keys_are_found_in_any_case_as_containerd_writes_them() {
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(rename_all = "camelCase")]
+    struct Mapping {
+        host_port: i64,
+        #[serde(rename = "hostIP")]
+        host_ip: Option<String>,
+    }
+    let conf = NetConf::from_value(json!({
+        "cniversion": "1.0.0", "Name": "net", "type": "bridge", "IsGateway": true, "MTU": 1400, "IPAM": {"Type": "x"},
+        "runtimeConfig": {"portMappings": [{"HostPort": 8080, "HostIP": "192.0.2.1"}, {"hostPort": 1, "HOSTIP": null}]},
+    }))
+    .unwrap();
+    assert_eq!((conf.version, conf.name.as_str(), conf.ipam_kind()), (Version::V1_0_0, "net", Some("x")));
+    assert_eq!(conf.parse::<Own>().unwrap(), Own { bridge: None, is_gateway: true, mtu: Some(1400) });
+    assert_eq!(conf.get::<u32>("mtu").unwrap(), Some(1400));
+    let mappings: Vec<Mapping> = conf.capability("portMappings").unwrap().unwrap();
+    let first = Mapping { host_port: 8080, host_ip: Some("192.0.2.1".into()) };
+    assert_eq!(mappings, [first, Mapping { host_port: 1, host_ip: None }]);
+}
+
+#[test]
+fn a_key_in_its_own_spelling_goes_before_one_in_another() {
+    let conf = json!({"name": "n", "MTU": 1, "mtu": 2, "Mtu": 3});
+    let conf = NetConf::from_value(conf).unwrap();
+    assert_eq!(conf.parse::<Own>().unwrap().mtu, Some(2));
+    assert_eq!(conf.get::<u32>("mtu").unwrap(), Some(2));
+}
+
+#[test]
+fn an_error_names_a_key_as_it_was_written() {
+    let error = NetConf::from_value(json!({"name": "n", "MTU": "big"})).unwrap().parse::<Own>().unwrap_err();
+    assert!(error.code == 7 && error.to_string().contains("MTU"), "{error}");
+}

@@ -132,3 +132,24 @@ pub fn usable(ports: &[PortMapping], addresses: &[IpNetwork]) -> Vec<PortMapping
     let reaches = |ip: IpAddr| addresses.iter().any(|address| address.is_ipv4() == ip.is_ipv4());
     ports.iter().filter(|port| port.host_ip.is_none_or(reaches)).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn port_mappings_are_read_as_containerd_writes_them() {
+        let conf = cni::config::NetConf::from_value(json!({
+            "name": "n", "type": "portmap",
+            "runtimeConfig": {"portMappings": [
+                {"HostPort": 8080, "ContainerPort": 80, "Protocol": "udp", "HostIP": "192.0.2.1"},
+            ]},
+        }))
+        .unwrap();
+        let mappings: Vec<Mapping> = conf.capability("portMappings").unwrap().unwrap();
+        let read = mapping(&mappings[0]).unwrap();
+        assert_eq!((read.host_port, read.container_port, read.protocol), (8080, 80, Protocol::Udp));
+        assert_eq!(read.host_ip, Some("192.0.2.1".parse().unwrap()));
+    }
+}
