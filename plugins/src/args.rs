@@ -1,10 +1,10 @@
 //! Reading addresses, routes and hardware addresses from configurations, with errors that name the key.
 
 use cni::Error;
+use cni::Version;
 use cni::code::INVALID_CONFIG;
 use cni::config::present;
 use cni::types::{AddResult, Route};
-use cni::Version;
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 use std::net::IpAddr;

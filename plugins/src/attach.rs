@@ -5,7 +5,8 @@ use cni::Error;
 use cni::types::{Interface, Route as RouteConf};
 use ipnetwork::IpNetwork;
 use net::{
-    Batch, Family, Link, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth, dead, mac_text, sysctl,
+    Batch, Family, Link, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth, dead, mac_text,
+    sysctl,
 };
 use std::hash::{BuildHasher, Hasher, RandomState};
 

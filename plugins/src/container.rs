@@ -28,7 +28,11 @@ fn target(request: &Request) -> Result<String, Error> {
     let id = id.ok_or_else(|| Error::config("container", "missing", "the ID of the container to join"))?;
     cni::validate::container_id(&id).map_err(|error| Error { code: code::INVALID_CONFIG, ..error })?;
     if id == request.container_id {
-        return Err(Error::config("container", format!("{id:?}"), "another container than the one that joins"));
+        return Err(Error::config(
+            "container",
+            format!("{id:?}"),
+            "another container than the one that joins",
+        ));
     }
     Ok(id)
 }

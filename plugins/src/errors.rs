@@ -120,7 +120,10 @@ mod tests {
     #[test]
     fn a_wrong_namespace_is_an_error_of_the_environment() {
         let error = from_net(&net::Error::NotANamespace(PathBuf::from("/tmp/x")));
-        assert!(error.code == 4 && error.msg.contains("CNI_NETNS") && error.msg.contains("/tmp/x"), "{error}");
+        assert!(
+            error.code == 4 && error.msg.contains("CNI_NETNS") && error.msg.contains("/tmp/x"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -128,7 +131,10 @@ mod tests {
         let error =
             net::Error::PortTaken { port: 8080, protocol: "tcp".into(), holder: "web/c1/eth0".into() };
         let error = from_net(&error);
-        assert!(error.code == 104 && error.msg.contains("8080") && error.msg.contains("web/c1/eth0"), "{error}");
+        assert!(
+            error.code == 104 && error.msg.contains("8080") && error.msg.contains("web/c1/eth0"),
+            "{error}"
+        );
     }
 
     #[test]

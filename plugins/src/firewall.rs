@@ -3,9 +3,9 @@
 use crate::errors::Coded;
 use cni::Error;
 use cni::request::Request;
-use net::{Owner, dead};
 use net::firewall::{Firewall, What, ipt::Iptables, nft::Nftables};
 use net::names::clip_container;
+use net::{Owner, dead};
 
 /// Who writes the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,8 @@ pub fn owner(request: &Request) -> Owner {
 /// clipped.
 pub fn valid(request: &Request) -> impl Fn(&str, &str) -> bool {
     let listed = request.conf.valid_attachments.iter().flatten();
-    let listed: Vec<_> = listed.map(|each| (clip_container(&each.container_id), each.ifname.clone())).collect();
+    let listed: Vec<_> =
+        listed.map(|each| (clip_container(&each.container_id), each.ifname.clone())).collect();
     move |container, ifname| listed.iter().any(|(id, name)| id == container && name == ifname)
 }
 

@@ -57,7 +57,9 @@ impl Conf {
         }
         for text in list("GATEWAY").filter(|text| !text.is_empty()) {
             let gateway = address("CNI_ARGS GATEWAY", text).map_err(argument)?;
-            ips.iter_mut().filter(|ip| ip.address.contains(gateway)).for_each(|ip| ip.gateway = Some(gateway));
+            ips.iter_mut()
+                .filter(|ip| ip.address.contains(gateway))
+                .for_each(|ip| ip.gateway = Some(gateway));
         }
         for (from, key) in
             [(&request.conf.args_cni, "args.cni.ips"), (&request.conf.runtime_config, "runtimeConfig.ips")]
@@ -71,9 +73,9 @@ impl Conf {
         let dns = present(ipam, "dns");
         let dns = dns.map_or(Ok(Dns::default()), |dns| {
             let result = serde_json::json!({ "dns": dns });
-            AddResult::from_json_as(&result, cni::Version::CURRENT)
-                .map(|result| result.dns)
-                .map_err(|error| Error::new(code::INVALID_CONFIG, "invalid \"ipam.dns\"").details(error.details))
+            AddResult::from_json_as(&result, cni::Version::CURRENT).map(|result| result.dns).map_err(
+                |error| Error::new(code::INVALID_CONFIG, "invalid \"ipam.dns\"").details(error.details),
+            )
         })?;
         Ok(Conf { ips, routes: routes(ipam)?, dns })
     }

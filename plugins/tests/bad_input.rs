@@ -74,12 +74,18 @@ fn wrong_ranges_routes_and_addresses() {
         (range(json!({"subnet": "10.1.0.0/31"})), ["10.1.0.0/31", "too small"]),
         (range(json!({"subnet": "10.1.0.1/24"})), ["10.1.0.1/24", "10.1.0.0/24"]),
         (range(json!({"subnet": "10.1.0.0/24", "rangeStart": "10.2.0.1"})), ["rangeStart", "10.2.0.1"]),
-        (range(json!({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"})), ["10.1.0.8", ""]),
+        (
+            range(json!({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"})),
+            ["10.1.0.8", ""],
+        ),
         (range(json!({"subnet": "10.1.0.0/24", "gateway": "x"})), ["gateway", "x"]),
         (json!({"ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.1.0.0/16"}]]}), ["overlap", ""]),
         (json!({"ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": 7}]]}), ["ranges", "7"]),
         (json!({"ranges": [[{"subnet": "10.1.0.0/24"}]], "routes": [{"dst": "x"}]}), ["routes[0].dst", "x"]),
-        (json!({"ranges": [[{"subnet": "10.1.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0", "gw": "y"}]}), ["gw", "y"]),
+        (
+            json!({"ranges": [[{"subnet": "10.1.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0", "gw": "y"}]}),
+            ["gw", "y"],
+        ),
         (json!({"ranges": [[{"subnet": "10.1.0.0/24"}]], "reserved": ["z"]}), ["reserved", "z"]),
     ] {
         let ipam = with(&json!({"type": "host-local"}), ipam);
@@ -113,7 +119,10 @@ fn wrong_ports() {
     }
     for (keys, words) in [
         (json!({"markMasqBit": 32}), ["markMasqBit", "32"]),
-        (json!({"markMasqBit": 3, "externalSetMarkChain": "KUBE-MARK-MASQ"}), ["externalSetMarkChain", "markMasqBit"]),
+        (
+            json!({"markMasqBit": 3, "externalSetMarkChain": "KUBE-MARK-MASQ"}),
+            ["externalSetMarkChain", "markMasqBit"],
+        ),
         (json!({"backend": "ebpf"}), ["backend", "ebpf"]),
         (json!({"snat": "yes"}), ["snat", "yes"]),
         (json!({"prevResult": null}), ["prevResult", ""]),

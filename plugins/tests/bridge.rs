@@ -25,7 +25,10 @@ fn add_gives_the_container_its_address_and_route() {
     for (at, list) in [(0, host.ip("link show br0")), (2, host.ip("-n c1 link show eth0"))] {
         assert_eq!(result["interfaces"][at]["mac"], list[0]["address"], "{result}");
     }
-    assert_eq!(host.sh("ip -n c1 route"), "default via 10.5.0.1 dev eth0 \n10.5.0.0/24 dev eth0 proto kernel scope link src 10.5.0.2");
+    assert_eq!(
+        host.sh("ip -n c1 route"),
+        "default via 10.5.0.1 dev eth0 \n10.5.0.0/24 dev eth0 proto kernel scope link src 10.5.0.2"
+    );
     assert_eq!(host.sh("cat /proc/sys/net/ipv4/ip_forward"), "1");
     host.sh("ip netns exec c1 ping -qc1 -W1 10.5.0.1");
     host.sh("ping -qc1 -W1 10.5.0.2");
@@ -86,7 +89,8 @@ fn del_works_without_a_namespace_and_without_the_results() {
     host.about("DEL", &conf, "c4").run().ok();
     host.eventually("test $(ip -o link | wc -l) = 2 && test -z \"$(nft list ruleset)\"");
     host.netns("c5");
-    let result = host.about("ADD", &with(&conf, json!({"args": {"cni": {"ips": ["10.5.0.2"]}}})), "c5").run().ok();
+    let result =
+        host.about("ADD", &with(&conf, json!({"args": {"cni": {"ips": ["10.5.0.2"]}}})), "c5").run().ok();
     assert_eq!(address(&result, 0), "10.5.0.2");
 }
 
@@ -136,7 +140,10 @@ fn both_families_work_at_once() {
     conf["ipam"]["ranges"] = json!([[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd00:5::/64"}]]);
     let result = host.about("ADD", &conf, "c1").run().ok();
     assert_eq!(address(&result, 1), "fd00:5::2");
-    assert_eq!(result["routes"], json!([{"dst": "0.0.0.0/0", "gw": "10.5.0.1"}, {"dst": "::/0", "gw": "fd00:5::1"}]));
+    assert_eq!(
+        result["routes"],
+        json!([{"dst": "0.0.0.0/0", "gw": "10.5.0.1"}, {"dst": "::/0", "gw": "fd00:5::1"}])
+    );
     assert_eq!(host.sh("cat /proc/sys/net/ipv6/conf/all/forwarding"), "1");
     // At once: nobody waits for duplicate address detection.
     host.sh("ip netns exec c1 ping -qc1 -W1 fd00:5::1 && ping -qc1 -W1 fd00:5::2");
@@ -331,7 +338,11 @@ fn the_hosts_own_namespace_is_refused_before_anything_is_changed() {
     let refused = host.about("ADD", &conf, "c1").env("CNI_NETNS", "/proc/self/ns/net").run();
     assert_eq!(refused.code(), 4);
     assert_eq!(host.picture(), before);
-    host.about("ADD", &conf, "c1").env("CNI_NETNS", "/proc/self/ns/net").env("CNI_NETNS_OVERRIDE", "1").run().ok();
+    host.about("ADD", &conf, "c1")
+        .env("CNI_NETNS", "/proc/self/ns/net")
+        .env("CNI_NETNS_OVERRIDE", "1")
+        .run()
+        .ok();
     host.sh("ip link show eth0");
 }
 

@@ -117,8 +117,12 @@ fn portmap_killed_anywhere_then_del() {
         let del = if at % 2 == 0 { with(&map, json!({"runtimeConfig": {}})) } else { map.clone() };
         host.about("DEL", &del, "c1").run().ok();
         let left = host.sh("nft list ruleset");
-        assert_eq!(left.contains("8080"), false, "killed at {at}: {left}");
-        assert_eq!(left.matches("web/c1").count(), before.matches("web/c1").count(), "killed at {at}: {left}");
+        assert!(!left.contains("8080"), "killed at {at}: {left}");
+        assert_eq!(
+            left.matches("web/c1").count(),
+            before.matches("web/c1").count(),
+            "killed at {at}: {left}"
+        );
         host.about("DEL", &web, "c1").run().ok();
         host.sh("ip netns del c1");
         clean(&host, &web);

@@ -77,9 +77,12 @@ fn a_requested_address_must_be_in_a_range_free_and_no_gateway() {
     let host = Host::new();
     let conf = ranges();
     about(&host, "ADD", &conf, "c1").env("CNI_ARGS", "IP=10.1.0.7").run().ok();
-    for (ip, code, word) in
-        [("10.9.0.1", 7, "10.1.0.1-10.1.0.254"), ("10.1.0.1", 7, "gateway"), ("10.1.0.7", 101, "c1"), ("x", 4, "IP")]
-    {
+    for (ip, code, word) in [
+        ("10.9.0.1", 7, "10.1.0.1-10.1.0.254"),
+        ("10.1.0.1", 7, "gateway"),
+        ("10.1.0.7", 101, "c1"),
+        ("x", 4, "IP"),
+    ] {
         let refused = about(&host, "ADD", &conf, "c2").env("CNI_ARGS", &format!("IP={ip}")).run();
         assert_eq!(refused.code(), code, "{ip}: {}", refused.text());
         assert!(refused.text().contains(word), "{}", refused.text());
@@ -106,7 +109,8 @@ fn addresses_are_given_in_turn_and_reserved_ones_only_when_asked_for() {
 #[test]
 fn an_exhausted_range_is_not_ready() {
     let host = Host::new();
-    let conf = with(&host_local(json!({"ranges": [[{"subnet": "10.1.0.0/30"}]]})), json!({"cniVersion": "1.1.0"}));
+    let conf =
+        with(&host_local(json!({"ranges": [[{"subnet": "10.1.0.0/30"}]]})), json!({"cniVersion": "1.1.0"}));
     host.call("STATUS", &conf).run().ok();
     about(&host, "ADD", &conf, "c1").run().ok();
     assert_eq!(host.call("STATUS", &conf).run().code(), 50);
@@ -147,11 +151,9 @@ fn data_dir_keeps_networks_apart() {
 #[test]
 fn leases_of_the_reference_plugin_are_taken_over() {
     let host = Host::new();
-    host.sh(
-        "mkdir -p /var/lib/cni/networks/net1 && cd /var/lib/cni/networks/net1 && \
+    host.sh("mkdir -p /var/lib/cni/networks/net1 && cd /var/lib/cni/networks/net1 && \
          printf 'old\\r\\neth0' > 10.1.0.2 && printf 'older' > 10.1.0.3 && : > 10.1.0.4 && \
-         printf 10.1.0.4 > last_reserved_ip.0 && : > lock",
-    );
+         printf 10.1.0.4 > last_reserved_ip.0 && : > lock");
     assert_eq!(address(&about(&host, "ADD", &ranges(), "c1").run().ok(), 0), "10.1.0.5");
     assert_eq!(about(&host, "ADD", &ranges(), "c2").env("CNI_ARGS", "IP=10.1.0.2").run().code(), 101);
     about(&host, "DEL", &ranges(), "old").run().ok();
@@ -238,10 +240,16 @@ fn static_adds_the_arguments_addresses_and_replaces_by_those_of_the_runtime() {
     let args = "IP=10.2.0.5/24, fd00::5/64;GATEWAY=10.2.0.1,fd00::1";
     let result = about(&host, "ADD", &conf, "c1").env("CNI_ARGS", args).run().ok();
     assert_eq!(ips(&result), ["10.1.0.5", "10.2.0.5", "fd00::5"]);
-    assert_eq!((&result["ips"][1]["gateway"], &result["ips"][2]["gateway"]), (&json!("10.2.0.1"), &json!("fd00::1")));
+    assert_eq!(
+        (&result["ips"][1]["gateway"], &result["ips"][2]["gateway"]),
+        (&json!("10.2.0.1"), &json!("fd00::1"))
+    );
     conf["args"] = json!({"cni": {"ips": ["10.3.0.5/24"]}});
     assert_eq!(ips(&about(&host, "ADD", &conf, "c1").env("CNI_ARGS", args).run().ok()), ["10.3.0.5"]);
     conf["runtimeConfig"] = json!({"ips": ["10.4.0.5/24"]});
     assert_eq!(ips(&about(&host, "ADD", &conf, "c1").run().ok()), ["10.4.0.5"]);
-    assert_eq!(about(&host, "ADD", &fixed(json!({"addresses": [{"address": "10.1.0.5"}]})), "c1").run().code(), 7);
+    assert_eq!(
+        about(&host, "ADD", &fixed(json!({"addresses": [{"address": "10.1.0.5"}]})), "c1").run().code(),
+        7
+    );
 }

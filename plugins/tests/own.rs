@@ -29,7 +29,10 @@ fn loopback_and_none_bring_lo_up_and_del_brings_it_down() {
         host.about("DEL", &conf(kind), "c1").run().ok();
         assert_eq!(host.about("CHECK", &check, "c1").run().code(), 105);
         host.about("DEL", &conf(kind), "gone").run().ok();
-        assert_eq!(host.about("ADD", &conf(kind), "c1").env("CNI_NETNS", "/proc/self/ns/net").run().code(), 4);
+        assert_eq!(
+            host.about("ADD", &conf(kind), "c1").env("CNI_NETNS", "/proc/self/ns/net").run().code(),
+            4
+        );
     }
     assert!(host.sh("ip link show lo").contains("UP"), "the host's own");
     let before = json!({"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.2/24"}]});
@@ -40,7 +43,9 @@ fn loopback_and_none_bring_lo_up_and_del_brings_it_down() {
 #[test]
 fn host_tells_of_the_host_and_refuses_any_other_namespace() {
     let host = Host::new();
-    host.sh("ip link add wan type veth peer name x && ip addr add 192.0.2.1/24 dev wan && ip link set wan up");
+    host.sh(
+        "ip link add wan type veth peer name x && ip addr add 192.0.2.1/24 dev wan && ip link set wan up",
+    );
     host.netns("c1");
     let before = host.picture();
     let result = host.about("ADD", &conf("host"), "c1").env("CNI_NETNS", "/proc/self/ns/net").run().ok();
@@ -60,7 +65,9 @@ fn keep(host: &Host, id: &str, result: &Value) {
         "kind": "cniCacheV1", "containerId": id, "ifName": "eth0", "networkName": "web",
         "netns": format!("/run/netns/{id}"), "config": "", "result": result,
     });
-    host.sh(&format!("mkdir -p /var/lib/weft/results && printf '%s' '{entry}' > /var/lib/weft/results/web-{id}-eth0"));
+    host.sh(&format!(
+        "mkdir -p /var/lib/weft/results && printf '%s' '{entry}' > /var/lib/weft/results/web-{id}-eth0"
+    ));
 }
 
 /// A call for container `side`, which joins `www`.
@@ -81,7 +88,8 @@ fn container_shares_a_namespace_and_counts_who_does() {
     let joined = side(&host, "ADD", &join).run().ok();
     assert_eq!(joined["ips"], result["ips"]);
     assert_eq!(joined["interfaces"], result["interfaces"]);
-    let runtime = with(&conf("container"), json!({"runtimeConfig": {"container": "www"}, "prevResult": joined}));
+    let runtime =
+        with(&conf("container"), json!({"runtimeConfig": {"container": "www"}, "prevResult": joined}));
     side(&host, "CHECK", &runtime).run().ok();
     assert_eq!(host.sh("find /var/lib/weft/shared -type f"), "/var/lib/weft/shared/www/side--eth0");
     side(&host, "DEL", &join).run().ok();
@@ -125,10 +133,18 @@ fn the_executable_installs_itself_under_every_name() {
     }
     let files: Vec<_> = std::fs::read_dir(&path).unwrap().map(|file| file.unwrap()).collect();
     assert_eq!(files.len(), list.lines().count());
-    let inodes: std::collections::HashSet<u64> = files.iter().map(|file| file.metadata().unwrap().ino()).collect();
+    let inodes: std::collections::HashSet<u64> =
+        files.iter().map(|file| file.metadata().unwrap().ino()).collect();
     assert_eq!(inodes.len(), 1);
     assert!(list.lines().eq([
-        "bridge", "container", "host", "host-local", "loopback", "none", "portmap", "static"
+        "bridge",
+        "container",
+        "host",
+        "host-local",
+        "loopback",
+        "none",
+        "portmap",
+        "static"
     ]));
     assert!(String::from_utf8(run(&["--version"]).stdout).unwrap().starts_with("weft-cni "));
     assert_eq!(run(&["bogus"]).status.code(), Some(2));
@@ -152,8 +168,9 @@ fn a_foreign_ipam_is_executed_and_its_failed_add_is_followed_by_its_del() {
     host.call("STATUS", &conf).run().ok();
     assert_eq!(host.sh("cat /run/calls"), "ADD \nDEL \nSTATUS");
     host.eventually("test $(ip -o link | wc -l) = 2");
+    host.sh("rm /run/calls");
     let before = host.picture();
-    host.sh("rm /run/calls; touch /run/fail");
+    host.sh("touch /run/fail");
     let failed = host.about("ADD", &conf, "c1").run();
     assert_eq!((failed.code(), failed.document["msg"].as_str()), (142, Some("acme-ipam ADD: no more")));
     assert_eq!(host.sh("cat /run/calls; rm /run/calls /run/fail"), "ADD \nDEL");

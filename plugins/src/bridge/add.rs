@@ -1,9 +1,9 @@
 //! ADD: everything is opened and checked; then lease, bridge, link, firewall, each undone when a later one fails.
 
 use super::conf::Conf;
-use super::{link, vlan};
 use super::lock::BridgeLock;
 use super::result::{complete, kernel_routes};
+use super::{link, vlan};
 use crate::attach::{self, Settings, Wanted};
 use crate::errors::Coded;
 use crate::firewall::{self, Backend, owner};
@@ -14,8 +14,8 @@ use cni::Error;
 use cni::request::Request;
 use cni::types::{AddResult, Interface};
 use ipnetwork::IpNetwork;
-use std::time::Duration;
 use net::{Link, Netlink, Netns, Owner, PortSet, dead, sysctl};
+use std::time::Duration;
 
 /// How long duplicate address detection may take; the kernel needs one to two seconds.
 const DAD_PATIENCE: Duration = Duration::from_secs(10);
@@ -100,11 +100,8 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     if conf.same_bridge {
         Backend::Nftables.open()?.guard(&conf.bridge).coded()?;
     }
-    let interface = |link: &Link| Interface {
-        name: link.name.clone(),
-        mac: link.mac_text(),
-        ..Interface::default()
-    };
+    let interface =
+        |link: &Link| Interface { name: link.name.clone(), mac: link.mac_text(), ..Interface::default() };
     result.interfaces = vec![interface(&bridge)];
     result.interfaces.extend(pair.interfaces);
     if gateway_link.index != bridge.index && !gateways.is_empty() {

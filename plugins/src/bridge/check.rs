@@ -24,7 +24,8 @@ pub fn check(request: &Request) -> Result<(), Error> {
 
     let mut host = Netlink::open().coded()?;
     let missing = |what: &str| mismatch(format!("{what} does not exist"));
-    let bridge = host.link(&conf.bridge).coded()?.ok_or_else(|| missing(&format!("bridge {}", conf.bridge)))?;
+    let bridge =
+        host.link(&conf.bridge).coded()?.ok_or_else(|| missing(&format!("bridge {}", conf.bridge)))?;
     if bridge.bridge.is_none() {
         return Err(mismatch(format!("{} is no bridge", conf.bridge)));
     }
@@ -39,7 +40,10 @@ pub fn check(request: &Request) -> Result<(), Error> {
 
     let mut container = Netlink::open_in(&netns).coded()?;
     let ifname = &request.ifname;
-    let link = container.link(ifname).coded()?.ok_or_else(|| missing(&format!("the container's interface {ifname}")))?;
+    let link = container
+        .link(ifname)
+        .coded()?
+        .ok_or_else(|| missing(&format!("the container's interface {ifname}")))?;
     if link.peer_index != Some(veth.index) {
         return Err(mismatch(format!("{ifname} is not connected to {}", veth.name)));
     }
@@ -70,7 +74,10 @@ fn check_gateways(host: &mut Netlink, bridge: &Link, result: &AddResult, ifname:
     for ip in result.ips.iter().filter(|ip| is_ours(result, ip.interface, ifname)) {
         let Some(gateway) = ip.gateway else { continue };
         if !has.iter().any(|addr| addr.net.ip() == gateway) {
-            return Err(mismatch(format!("bridge {} does not have the gateway's address {gateway}", bridge.name)));
+            return Err(mismatch(format!(
+                "bridge {} does not have the gateway's address {gateway}",
+                bridge.name
+            )));
         }
     }
     Ok(())

@@ -128,20 +128,29 @@ impl Conf {
     pub fn of(request: &Request) -> Result<Conf, Error> {
         let keys: Keys = request.conf.parse()?;
         let bridge = if keys.bridge.is_empty() { "cni0".to_owned() } else { keys.bridge };
-        cni::validate::ifname(&bridge)
-            .map_err(|_| Error::config("bridge", format!("{bridge:?}"), "the name of an interface, at most 15 bytes"))?;
+        cni::validate::ifname(&bridge).map_err(|_| {
+            Error::config("bridge", format!("{bridge:?}"), "the name of an interface, at most 15 bytes")
+        })?;
         let backend = match keys.ip_masq_backend.as_deref().unwrap_or_default() {
             "" | "nftables" => Backend::Nftables,
             "iptables" => Backend::Iptables,
             other => {
-                return Err(Error::config("ipMasqBackend", format!("{other:?}"), "\"nftables\" or \"iptables\""));
+                return Err(Error::config(
+                    "ipMasqBackend",
+                    format!("{other:?}"),
+                    "\"nftables\" or \"iptables\"",
+                ));
             }
         };
         let same_bridge = match keys.ingress_policy.as_deref().unwrap_or_default() {
             "" | "open" => false,
             "same-bridge" => true,
             other => {
-                return Err(Error::config("ingressPolicy", format!("{other:?}"), "\"open\" or \"same-bridge\""));
+                return Err(Error::config(
+                    "ingressPolicy",
+                    format!("{other:?}"),
+                    "\"open\" or \"same-bridge\"",
+                ));
             }
         };
         if keys.hairpin_mode && keys.promisc_mode {

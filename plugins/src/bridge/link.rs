@@ -80,7 +80,12 @@ pub fn ensure(netlink: &mut Netlink, conf: &Conf) -> Result<(Link, bool), Error>
 }
 
 /// What must change so that a link has these addresses: (to remove, to add).
-fn plan(name: &str, has: &[IpNetwork], wanted: &[IpNetwork], force: bool) -> Result<(Vec<IpNetwork>, Vec<IpNetwork>), Error> {
+fn plan(
+    name: &str,
+    has: &[IpNetwork],
+    wanted: &[IpNetwork],
+    force: bool,
+) -> Result<(Vec<IpNetwork>, Vec<IpNetwork>), Error> {
     let mut remove = Vec::new();
     let missing: Vec<IpNetwork> = wanted.iter().filter(|address| !has.contains(address)).copied().collect();
     for address in &missing {
@@ -105,7 +110,12 @@ fn plan(name: &str, has: &[IpNetwork], wanted: &[IpNetwork], force: bool) -> Res
 }
 
 /// Gives a link the gateways' addresses.
-pub fn ensure_addresses(netlink: &mut Netlink, link: &Link, wanted: &[IpNetwork], force: bool) -> Result<(), Error> {
+pub fn ensure_addresses(
+    netlink: &mut Netlink,
+    link: &Link,
+    wanted: &[IpNetwork],
+    force: bool,
+) -> Result<(), Error> {
     let has: Vec<IpNetwork> = netlink.addrs(Some(link.index)).coded()?.iter().map(|addr| addr.net).collect();
     let (remove, add) = plan(&link.name, &has, wanted, force)?;
     let mut batch = Batch::new();

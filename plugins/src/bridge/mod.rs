@@ -47,7 +47,8 @@ impl Plugin for Bridge {
         let mut firewall = None;
         match Conf::of(request) {
             Ok(Conf { masquerade: Some(backend), .. }) => {
-                let addresses: Vec<_> = request.conf.prev_result.iter().flat_map(|result| &result.ips).collect();
+                let addresses: Vec<_> =
+                    request.conf.prev_result.iter().flat_map(|result| &result.ips).collect();
                 let addresses: Vec<_> = addresses.iter().map(|ip| ip.address).collect();
                 if let Some(mut opened) = failures.value(backend.open()) {
                     failures.note(opened.unmasquerade(&owner, &addresses).coded());

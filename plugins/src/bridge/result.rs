@@ -57,8 +57,9 @@ pub fn complete(result: &mut AddResult, conf: &Conf) -> Result<Vec<IpNetwork>, E
             continue;
         }
         let gateway = *ip.gateway.get_or_insert_with(|| first_host(ip.address));
-        let address = IpNetwork::new(gateway, ip.address.prefix())
-            .map_err(|_| Error::config("gateway", gateway, "an address of the same family as the container's"))?;
+        let address = IpNetwork::new(gateway, ip.address.prefix()).map_err(|_| {
+            Error::config("gateway", gateway, "an address of the same family as the container's")
+        })?;
         if !gateways.contains(&address) {
             gateways.push(address);
         }

@@ -152,7 +152,11 @@ fn all_sets(request: &Request, ipam: &Map<String, Value>) -> Result<Vec<RangeSet
     }
     all.extend(sets("ipam.ranges", get(ipam, "ranges")?.unwrap_or_default())?);
     if all.is_empty() {
-        return Err(Error::config("ipam.ranges", "empty", "at least one list with a range, as [[{\"subnet\": …}]]"));
+        return Err(Error::config(
+            "ipam.ranges",
+            "empty",
+            "at least one list with a range, as [[{\"subnet\": …}]]",
+        ));
     }
     ipam::check_disjoint(&all).coded().map_err(|error| at("ipam.ranges", error))?;
     Ok(all)

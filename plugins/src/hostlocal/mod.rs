@@ -86,19 +86,23 @@ pub fn gc(request: &Request) -> Result<(), Error> {
     let valid: &[ValidAttachment] = request.conf.valid_attachments.as_deref().unwrap_or_default();
     let dirs = Dirs::of(request)?;
     let network = &request.conf.name;
-    let Some(store) = leases::open_existing(network, &dirs)? else { return Ok(()) };
     let keep = |held: &Attachment| {
         let same_name = |ifname: &str| held.ifname.is_empty() || held.ifname == ifname;
         valid.iter().any(|each| each.container_id == held.container && same_name(&each.ifname))
     };
     let mut failures = Failures::default();
-    let freed = failures.value(store.retain(network, &keep).coded()).unwrap_or_default();
-    for lease in &freed {
-        eprintln!("host-local: network {network}: {} given back, {} is no more", lease.address, lease.attachment);
+    if let Some(store) = leases::open_existing(network, &dirs)? {
+        let freed = failures.value(store.retain(network, &keep).coded()).unwrap_or_default();
+        for lease in &freed {
+            let (address, holder) = (lease.address, &lease.attachment);
+            eprintln!("host-local: network {network}: {address} given back, {holder} is no more");
+        }
+        if valid.is_empty() {
+            failures.note(store.forget_network(network).coded().map(drop));
+        }
     }
     if valid.is_empty() {
-        failures.note(store.forget_network(network).coded().map(drop));
-        drop(store);
+        // Also of a store that somebody was killed over while making it.
         failures.note(Store::remove_if_empty(&dirs.store).coded().map(drop));
         // The reference's directory of the network goes too, if nothing is left in it.
         let _ = std::fs::remove_dir(&dirs.reference);

@@ -10,7 +10,8 @@ use std::path::Path;
 /// Code 5 when it cannot be read.
 pub fn read(path: &Path) -> Result<Dns, Error> {
     let text = std::fs::read_to_string(path);
-    let text = text.map_err(|error| Error::io(format!("cannot read resolvConf {}", path.display()), error))?;
+    let text =
+        text.map_err(|error| Error::io(format!("cannot read resolvConf {}", path.display()), error))?;
     Ok(parse(&text))
 }
 

@@ -65,9 +65,7 @@ impl Plugin for Portmap {
         let mut firewall = conf.backend.open()?;
         firewall.publish(&owner, &addresses, &ports, &conf.options).coded()?;
         let mut rollback = Rollback::new();
-        rollback.on_failure("the published ports", || {
-            conf.backend.open()?.unpublish(&owner, &ports).coded()
-        });
+        rollback.on_failure("the published ports", || conf.backend.open()?.unpublish(&owner, &ports).coded());
         if conf.options.snat {
             local::allow(&addresses)?;
         }
@@ -99,7 +97,8 @@ impl Plugin for Portmap {
         }
         if ports.is_empty() {
             let addresses = request.conf.prev_result.as_ref().map(container_addresses).unwrap_or_default();
-            failures.note(flush(addresses.iter().map(|address| UdpFlow::ToContainer(address.ip())).collect()));
+            failures
+                .note(flush(addresses.iter().map(|address| UdpFlow::ToContainer(address.ip())).collect()));
         } else {
             failures.note(forget_udp(&ports));
         }

@@ -111,7 +111,9 @@ impl Running {
         let text = String::from_utf8(output.stdout).unwrap();
         let document = match text.trim() {
             "" => Value::Null,
-            text => serde_json::from_str(text).unwrap_or_else(|error| panic!("not one document: {error}: {text}")),
+            text => {
+                serde_json::from_str(text).unwrap_or_else(|error| panic!("not one document: {error}: {text}"))
+            }
         };
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         Outcome { success: output.status.success(), document, stderr }
@@ -162,7 +164,10 @@ impl Host {
     pub fn try_sh(&self, script: &str) -> (bool, String) {
         let output = self.command("sh").args(["-c", script]).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
-        (output.status.success(), format!("{}{stderr}", String::from_utf8_lossy(&output.stdout)).trim().to_owned())
+        (
+            output.status.success(),
+            format!("{}{stderr}", String::from_utf8_lossy(&output.stdout)).trim().to_owned(),
+        )
     }
 
     /// Output of an `ip -json` command.
