@@ -19,8 +19,9 @@ const BUFFER: usize = 32 * 1024;
 const SMALL: usize = 128 * 1024;
 /// A dump that was disturbed by a change is asked for again, this often; then what was seen is taken.
 const DUMPS: usize = 16;
-/// So many more datagrams of a dump are read when no more is wanted of it, before its socket is put aside instead.
-const REST: usize = 4;
+/// So many more datagrams of a dump are read when no more is wanted of it (of a short one, its end); then its socket is put
+/// aside, as the kernel starts from the front again for each.
+const REST: usize = 1;
 /// Questions in one sendmsg; the receive buffer (net.core.rmem_default, 208 KiB) holds the answers of so many for certain.
 pub const QUESTIONS: usize = 16;
 
@@ -243,12 +244,12 @@ impl Socket {
                         _ => enough = enough || !each(&m),
                     }
                 }
-                rest -= usize::from(enough);
-                if rest == 0 {
+                if enough && rest == 0 {
                     // A dump under way cannot be called off, but left behind with its socket.
                     self.left.push(std::mem::replace(&mut self.raw, open()?));
                     break;
                 }
+                rest -= usize::from(enough);
             }
             if enough || !disturbed {
                 break;

@@ -156,3 +156,22 @@ fn several_processes_take_turns() {
         assert_eq!(saved(), "");
     });
 }
+
+/// Run by the next one, where no program is to be found.
+#[test]
+#[ignore = "needs a PATH without iptables"]
+fn without_iptables() {
+    let error = Iptables::new().err().unwrap().to_string();
+    assert!(error.contains("this host has no iptables"), "{error}");
+}
+
+#[test]
+fn a_host_without_iptables_is_told_so() {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .env("PATH", "/nonexistent")
+        .args(["--ignored", "--exact", "firewall::tests::iptables::without_iptables"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && text.contains("1 passed"), "{text}");
+}
