@@ -146,6 +146,20 @@ impl Host {
         Snapshot::take(self)
     }
 
+    /// What the machine looks like once it has settled: dead links and ended processes are gone.
+    #[track_caller]
+    pub fn settled(&self) -> Snapshot {
+        let (start, mut last) = (Instant::now(), self.snapshot());
+        loop {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = self.snapshot();
+            if now == last || start.elapsed() > SETTLE {
+                return now;
+            }
+            last = now;
+        }
+    }
+
     /// Lines of a leak report that contain `text` are no leak on this machine; say why where it is called.
     pub fn tolerate(&self, text: &str) {
         lock(&self.tolerated).push(text.to_owned());

@@ -44,7 +44,7 @@ fn an_exhausted_range() {
     one.plugins = vec![bridge()];
     one.plugins[0]["ipam"] = json!({"type": "host-local", "subnet": "10.1.2.0/30"});
     let result = one.add_ok();
-    let before = host.snapshot();
+    let before = host.settled();
     let two = one.of("c2", "/var/run/netns/pod2");
     let out = two.exec("ADD", 0, None);
     assert!(out.code != 0 && out.stdout.contains("10.1.2."), "names the range: {out}");

@@ -48,7 +48,7 @@ fn a_second_add_is_an_error_and_changes_nothing() {
     let host = host_with(1);
     let chain = chain(&host, "/var/run/netns/pod1");
     let result = chain.add_ok();
-    let before = host.snapshot();
+    let before = host.settled();
     let out = chain.exec("ADD", 0, None);
     assert!(out.code != 0, "{out}");
     host.assert_still(&before);
@@ -121,7 +121,7 @@ fn a_failing_link_of_the_chain_leaves_nothing_after_the_dels() {
     let one = chain(&host, "/var/run/netns/pod1");
     let two = one.of("c2", "/var/run/netns/pod2"); // the same host port
     let result = one.add_ok();
-    let before = host.snapshot();
+    let before = host.settled();
     let failure = two.add().expect_err("8080 is taken by c1");
     assert_eq!(failure.at, 1, "{}", failure.output);
     let document = failure.output.json();

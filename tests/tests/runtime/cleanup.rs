@@ -87,7 +87,7 @@ fn a_run_that_fails_after_the_network_was_there_leaves_nothing() {
     let site = Site::set_up();
     let weft = site.host.weft();
     weft.run("run --rm --network testbridge true").ok(); // the bridge is there from now on
-    let before = site.host.snapshot();
+    let before = site.host.settled();
     weft.run("run --rm --network testbridge -p 8080:80 /no/such/program").code(127);
     site.host.assert_still(&before);
     weft.run("run -d --rm --network testbridge -p 8080:80 /etc/passwd").code(126);

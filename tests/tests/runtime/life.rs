@@ -53,7 +53,7 @@ fn stop_asks_first() {
     let host = Host::new();
     let weft = host.weft();
     let c = weft.container(
-        "c",
+        "box",
         "--network none sh -c 'trap \"exit 3\" TERM; echo ready; while :; do sleep 0.05; done'",
     );
     while !weft.run("logs box").ok().stdout.contains("ready") {}
@@ -81,7 +81,7 @@ fn kill_sends_the_signal_asked_for() {
     let host = Host::new();
     let weft = host.weft();
     let c = weft.container(
-        "c",
+        "box",
         "--network none sh -c 'trap \"exit 4\" USR1; echo ready; while :; do sleep 0.05; done'",
     );
     while !weft.run("logs box").ok().stdout.contains("ready") {}

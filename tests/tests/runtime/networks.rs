@@ -183,7 +183,7 @@ fn a_chosen_address_and_one_that_is_taken() {
     let weft = site.host.weft();
     let c = weft.container("box", "--network testbridge --ip 192.168.10.50 sleep 1000");
     assert_eq!(c.address(), "192.168.10.50");
-    let before = site.host.snapshot();
+    let before = site.host.settled();
     let out = weft.run("run --rm --network testbridge --ip 192.168.10.50 true").code(125);
     assert!(out.stderr.contains("192.168.10.50"), "{out}");
     weft.run("run --rm --network testbridge --ip 10.0.0.1 true").code(125);

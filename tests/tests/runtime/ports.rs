@@ -20,7 +20,7 @@ fn port_prints_where_it_is_published() {
 fn a_second_run_on_a_taken_port_fails_at_once_and_leaves_nothing() {
     let site = Site::set_up();
     let www = site.www();
-    let before = site.host.snapshot();
+    let before = site.host.settled();
     let start = Instant::now();
     let out =
         site.host.weft().run(&format!("run -d --name www2 --network testbridge -p 8080:80 {WWW}")).code(125);
@@ -41,7 +41,7 @@ fn a_port_that_another_program_holds_is_refused() {
     let traffic = tests::traffic().display().to_string();
     let mut other = site.host.spawn(&traffic, &["tcp-serve", "0.0.0.0:8080", "other"]);
     other.until("listening");
-    let before = site.host.snapshot();
+    let before = site.host.settled();
     let out =
         site.host.weft().run(&format!("run -d --name www --network testbridge -p 8080:80 {WWW}")).code(125);
     assert!(out.stderr.contains("8080"), "names the port: {out}");
@@ -90,13 +90,13 @@ fn a_port_chosen_by_the_kernel_and_a_range() {
     let site = Site::set_up();
     let weft = site.host.weft();
     let options = "--network testbridge -p 80 -p 8000-8002:90-92";
-    let c = weft.traffic_container("box", options, "tcp-serve [::]:80 c");
+    let c = weft.traffic_container("cc", options, "tcp-serve [::]:80 c");
     c.until_listening(80);
-    let out = weft.run("port cc").ok();
+    let out = weft.run("port box").ok();
     for line in ["90/tcp -> 0.0.0.0:8000", "91/tcp -> 0.0.0.0:8001", "92/tcp -> 0.0.0.0:8002"] {
         assert!(out.stdout.contains(line), "{out}");
     }
-    let chosen = weft.run("port cc 80").ok();
+    let chosen = weft.run("port box 80").ok();
     let port: u16 = chosen.text().lines().next().unwrap().rsplit(':').next().unwrap().parse().unwrap();
     assert!(port >= 32768, "{chosen}");
     let answer = site.outside(&format!("{} tcp 192.0.2.1:{port}", tests::traffic().display())).ok();

@@ -7,7 +7,7 @@ fn refused(code: i32, lines: &[&str]) {
     let host = Host::new();
     let weft = host.weft();
     weft.run("network create --subnet 192.168.10.1/24 testbridge").ok();
-    let before = host.snapshot();
+    let before = host.settled();
     for line in lines {
         let out = weft.run(line).code(code);
         assert!(out.text().is_empty() || out.text() == "[]", "{out}"); // an empty list, as Docker's inspect

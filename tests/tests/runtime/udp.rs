@@ -27,7 +27,7 @@ fn until_answers(flow: &Running, name: &str) {
 fn a_udp_port_answers_from_everywhere() {
     let site = Site::set_up();
     let c = site.host.weft().traffic_container(
-        "c",
+        "box",
         "--network testbridge -p 5353:53/udp",
         "udp-serve 0.0.0.0:53 c",
     );
@@ -38,7 +38,7 @@ fn a_udp_port_answers_from_everywhere() {
     let local = format!("{} udp 127.0.0.1:5353", tests::traffic().display());
     assert!(site.host.run(&local).ok().text().starts_with("c "));
     assert!(c.sh(&format!("/traffic/weft-traffic udp {HOST}:5353")).ok().text().starts_with("c "));
-    assert_eq!(site.host.weft().run("port cc").ok().text().lines().next(), Some("53/udp -> 0.0.0.0:5353"));
+    assert_eq!(site.host.weft().run("port box").ok().text().lines().next(), Some("53/udp -> 0.0.0.0:5353"));
     c.remove();
     site.finish();
 }
@@ -49,7 +49,7 @@ fn a_flow_that_was_there_before_the_port_is_published_reaches_it() {
     let flow = tick(&site);
     std::thread::sleep(Duration::from_millis(500)); // the kernel tracks it now
     let c = site.host.weft().traffic_container(
-        "c",
+        "box",
         "--network testbridge -p 5353:53/udp",
         "udp-serve 0.0.0.0:53 c",
     );
