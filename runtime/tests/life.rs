@@ -1,6 +1,6 @@
 //! A container's life: run, stop, kill, start, wait, rm, and the exit codes of each.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

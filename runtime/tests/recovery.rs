@@ -1,6 +1,6 @@
 //! What is left when something is killed: nothing.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

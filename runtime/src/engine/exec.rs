@@ -19,7 +19,7 @@ use super::cgroup::Cgroup;
 use super::launch::report::{self, Reporter};
 use super::launch::{self, Filters, Launched, Program, Stdio};
 use super::sys::{self, Cloned};
-use super::{ExecOptions, etc, process, release, tty};
+use super::{ExecOptions, etc, own, process, release, tty};
 use crate::state::{Container, Status};
 
 /// How long output is waited for when the process has ended but something else holds its pipes.
@@ -36,6 +36,7 @@ impl Container {
     /// Runs one more process in it; gives that process's exit code, 128+signal when a signal ended it, 0 when detached.
     /// The calling process has one thread.
     pub fn exec(&self, options: &ExecOptions) -> Result<i32> {
+        own::protect(&self.paths);
         let this = release::current(self)?;
         tty::check(options.tty, options.stdin)?;
         let process = (this.state.status == Status::Running).then(|| process::find(&this.state)).flatten();

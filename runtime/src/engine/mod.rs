@@ -11,6 +11,7 @@ mod exec;
 mod launch;
 mod lifecycle;
 mod logs;
+mod own;
 mod process;
 mod release;
 mod starter;

@@ -1,18 +1,16 @@
 //! Starting a container: its supervisor is made, and heard until the container runs or does not.
 
-use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::client::{self, End};
 use super::supervisor::Report;
-use super::{Interact, release, sys, tty};
+use super::{Interact, own, release, tty};
 use crate::state::{Container, Status};
 
 impl Container {
@@ -74,8 +72,8 @@ impl Container {
             };
         }
         let (mut report, theirs) = UnixStream::pair().context("socketpair")?;
-        let executable = executable().context("cannot find this executable")?;
-        let mut command = Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
+        let executable = own::executable().context("cannot find this executable")?;
+        let mut command = Command::new(own::path(&executable));
         command.arg0("runtime").args(self.paths.to_args()).arg("supervise").arg(self.id());
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stderr(Stdio::null());
         command.stdout(client.map_or_else(Stdio::null, |client| Stdio::from(OwnedFd::from(client))));
@@ -92,17 +90,4 @@ impl Container {
         }
         report.failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
-}
-
-/// This executable, as a mount of its own that cannot be written to: a container's root that finds it by /proc/PID/exe
-/// finds no way to change the host's file (as in CVE-2019-5736). Opened rather than named, so that it may be replaced
-/// meanwhile.
-fn executable() -> std::io::Result<OwnedFd> {
-    let path = Path::new("/proc/self/exe");
-    let read_only = sys::open_tree(path, false).and_then(|tree| {
-        sys::mount_setattr(tree.as_fd(), libc::MOUNT_ATTR_RDONLY, false)?;
-        Ok(tree)
-    });
-    // Not of every file system, nor of a file that was replaced, can such a mount be made.
-    read_only.or_else(|_| Ok(File::open(path)?.into()))
 }

@@ -1,0 +1,173 @@
+//! What a container sees of the host, and what it may do to it.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use common::Host;
+use std::fs;
+
+#[test]
+fn it_has_dockers_capabilities_no_new_privileges_and_a_filter() {
+    let host = Host::new();
+    let status = host.sh("cat /proc/self/status");
+    for line in [
+        "CapInh:\t0000000000000000",
+        "CapPrm:\t00000000a80425fb",
+        "CapEff:\t00000000a80425fb",
+        "CapBnd:\t00000000a80425fb",
+        "CapAmb:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        assert!(status.contains(line), "{line:?} in {status}");
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn another_user_has_no_capabilities() {
+    let host = Host::new();
+    let run = ["run", "--rm", "--network", "none", "-u", "65534:65534", "grep", "Cap", "/proc/self/status"];
+    let status = host.ok(&run);
+    assert!(status.contains("CapPrm:\t0000000000000000") && status.contains("CapEff:\t0000000000000000"));
+    host.assert_clean();
+}
+
+#[test]
+fn what_docker_refuses_is_refused() {
+    let host = Host::new();
+    for (script, why) in [
+        ("unshare -U true", "Operation not permitted"),
+        ("unshare -n true", "Operation not permitted"),
+        ("mount -t tmpfs none /mnt", "permission denied"),
+        ("echo 1 > /proc/sys/net/ipv4/ip_forward", "Read-only file system"),
+        ("mkdir /sys/fs/x", "Read-only file system"),
+        ("hostname other", "you must be root"),
+    ] {
+        let out = host.sh(&format!("{{ {script}; }} 2>&1; true"));
+        assert!(out.to_lowercase().contains(&why.to_lowercase()), "{script}: {out}");
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn what_docker_masks_shows_nothing() {
+    let host = Host::new();
+    assert_eq!(
+        host.sh("cat /proc/keys /proc/timer_list; ls /sys/firmware /proc/acpi 2>/dev/null | grep -v :"),
+        ""
+    );
+    host.assert_clean();
+}
+
+#[test]
+fn it_sees_its_own_processes_alone_and_is_number_1() {
+    let host = Host::new();
+    let pids = host.sh("echo /proc/[0-9]*; echo $$");
+    assert_eq!(pids, "/proc/1\n1");
+    host.assert_clean();
+}
+
+#[test]
+fn it_writes_to_its_own_copy_of_the_hosts_files() {
+    let host = Host::new();
+    let script = "echo changed > /etc/passwd-of-test; rm -f /etc/debian_version; ls /etc/passwd-of-test; ls /etc/debian_version 2>&1";
+    let out = host.sh(&format!("{script}; true"));
+    assert!(out.starts_with("/etc/passwd-of-test\n"), "{out}");
+    assert!(!std::path::Path::new("/etc/passwd-of-test").exists());
+    host.assert_clean();
+}
+
+#[test]
+fn the_hosts_sockets_temporary_files_and_the_runtimes_own_do_not_leak_in() {
+    let host = Host::new();
+    assert_eq!(host.sh("ls -A /run /tmp | grep -v :; true"), "");
+    let root = host.path("root").display().to_string();
+    assert_eq!(host.sh(&format!("ls -A {root} 2>/dev/null; true")), "");
+    assert_eq!(
+        host.sh("ls /dev | sort | tr '\\n' ' '").trim(),
+        "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    );
+    host.assert_clean();
+}
+
+#[test]
+fn no_descriptor_of_the_host_is_open_in_it() {
+    let host = Host::new();
+    // 3 is the directory that ls reads.
+    assert_eq!(host.sh("ls /proc/self/fd | tr '\\n' ' '").trim(), "0 1 2 3");
+    host.sleeper("one", &["--network", "none"]);
+    assert_eq!(host.ok(&["exec", "one", "sh", "-c", "ls /proc/self/fd | tr '\\n' ' '"]).trim(), "0 1 2 3");
+    let escape = ["run", "--rm", "--network", "none", "-w", "/proc/self/fd/3", "pwd"];
+    assert_ne!(host.all(&escape).0, 0);
+    host.ok(&["rm", "-f", "one"]);
+    host.assert_clean();
+}
+
+#[test]
+fn a_container_that_gets_hold_of_the_executable_finds_it_read_only() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none"]);
+    let read_only = |pid: &str| {
+        let file = fs::File::open(format!("/proc/{pid}/exe")).unwrap();
+        let flags = nix::sys::statvfs::fstatvfs(&file).unwrap().flags();
+        flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY)
+    };
+    assert!(read_only(&host.pid(&id, "supervisor_pid").to_string()));
+    let child = host.command(&["exec", "one", "sleep", "1"]).spawn().unwrap();
+    common::until("the client is a read-only one", || read_only(&child.id().to_string()));
+    child.wait_with_output().unwrap();
+    host.ok(&["rm", "-f", "one"]);
+    host.assert_clean();
+}
+
+#[test]
+fn the_host_has_only_the_mount_of_the_network_namespace() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none"]);
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let own: Vec<_> =
+        mounts.lines().filter(|line| line.contains("runtime-test-") && line.contains(&id)).collect();
+    assert!(own.len() == 1 && own[0].contains("/run/netns/"), "{own:?}");
+    host.ok(&["rm", "-f", "one"]);
+    host.assert_clean();
+}
+
+#[test]
+fn without_a_network_it_has_loopback_alone_and_can_ping_it_as_any_user() {
+    let host = Host::new();
+    let links = host.sh("ip -o link | cut -d: -f2; ping -c1 -W2 127.0.0.1 >/dev/null && echo root pings");
+    assert_eq!(links, " lo\nroot pings");
+    let nobody = ["run", "--rm", "--network", "none", "-u", "nobody", "ping", "-c1", "-W2", "127.0.0.1"];
+    host.ok(&nobody);
+    host.assert_clean();
+}
+
+#[test]
+fn with_the_hosts_network_it_sees_the_hosts_links_and_has_its_name() {
+    let host = Host::new();
+    let add = ["link", "add", "weft-seen", "type", "bridge"];
+    assert!(std::process::Command::new("ip").args(add).status().unwrap().success());
+    let out =
+        host.ok(&["run", "--rm", "--network", "host", "sh", "-c", "ip -o link show weft-seen; hostname"]);
+    assert!(out.contains("weft-seen"), "{out}");
+    let name = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    assert_eq!(out.lines().last(), Some(name.as_str()));
+    host.assert_clean();
+}
+
+#[test]
+fn resource_limits_are_the_callers() {
+    let host = Host::new();
+    let line = host.command(&["run", "--rm", "--network", "none", "sh", "-c", "ulimit -n"]);
+    let line =
+        std::iter::once(line.get_program()).chain(line.get_args()).map(|a| a.to_str().unwrap().to_owned());
+    let quoted: Vec<String> = line.map(|word| format!("'{word}'")).collect();
+    let output = std::process::Command::new("sh")
+        .arg("-c")
+        .arg(format!("ulimit -n 777; {}", quoted.join(" ")))
+        .output();
+    assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), "777\n");
+    host.assert_clean();
+}
