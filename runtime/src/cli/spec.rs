@@ -34,6 +34,8 @@ pub fn build(paths: &Paths, args: &CreateArgs, detach: bool) -> Result<Spec> {
     if let Some(workdir) = args.workdir.as_ref().filter(|dir| !dir.starts_with('/')) {
         bail!("--workdir {workdir:?}: allowed is an absolute path");
     }
+    // Before the default network is made.
+    args.publish.iter().try_for_each(|publish| ports::form::parse(publish).map(drop))?;
     let (network, networks) = network_of(paths, args)?;
     let default_ip = networks.iter().find_map(|network| network.options().host_binding);
     let mut ports = ports::form::mappings(&args.publish, default_ip, ports::free_port)?;

@@ -86,7 +86,9 @@ fn serve(ports: Vec<Port>, addresses: &[IpAddr]) -> Vec<Socket> {
                     }
                 }
                 Protocol::Udp => {
-                    if let Ok(socket) = UdpSocket::from_std(socket.into()) {
+                    let socket = socket.into();
+                    discard(&socket);
+                    if let Ok(socket) = UdpSocket::from_std(socket) {
                         tokio::spawn(udp(Arc::new(socket), to, room.clone()));
                     }
                 }
@@ -125,6 +127,12 @@ async fn pass(mut client: TcpStream, to: SocketAddr) -> io::Result<()> {
     server.set_nodelay(true)?;
     tokio::io::copy_bidirectional(&mut client, &mut server).await?;
     Ok(())
+}
+
+/// Drops what arrived before the port's address translation was there. Were it answered, conntrack would know the answer as
+/// a flow of the host's own, and every later datagram of that client as its reply: none would be translated any more.
+fn discard(socket: &std::net::UdpSocket) {
+    while socket.recv_from(&mut [0; 1]).is_ok() {}
 }
 
 type Flows = Arc<Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>>;

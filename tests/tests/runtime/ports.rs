@@ -92,11 +92,11 @@ fn a_port_chosen_by_the_kernel_and_a_range() {
     let options = "--network testbridge -p 80 -p 8000-8002:90-92";
     let c = weft.traffic_container("cc", options, "tcp-serve [::]:80 c");
     c.until_listening(80);
-    let out = weft.run("port box").ok();
+    let out = weft.run("port cc").ok();
     for line in ["90/tcp -> 0.0.0.0:8000", "91/tcp -> 0.0.0.0:8001", "92/tcp -> 0.0.0.0:8002"] {
         assert!(out.stdout.contains(line), "{out}");
     }
-    let chosen = weft.run("port box 80").ok();
+    let chosen = weft.run("port cc 80").ok();
     let port: u16 = chosen.text().lines().next().unwrap().rsplit(':').next().unwrap().parse().unwrap();
     assert!(port >= 32768, "{chosen}");
     let answer = site.outside(&format!("{} tcp 192.0.2.1:{port}", tests::traffic().display())).ok();
