@@ -3,7 +3,7 @@
 use crate::errors::Coded;
 use cni::Error;
 use cni::request::Request;
-use net::firewall::{Firewall, What, ipt::Iptables, nft::Nftables};
+use net::firewall::{Firewall, What, ipt, ipt::Iptables, nft::Nftables};
 use net::names::clip_container;
 use net::{Owner, dead};
 
@@ -54,6 +54,17 @@ pub fn finish(firewall: Option<&dyn Firewall>) -> Result<(), Error> {
 /// Who owns what a request puts into the kernel.
 pub fn owner(request: &Request) -> Owner {
     Owner::new(&*request.conf.name, &*request.container_id, &*request.ifname)
+}
+
+/// Removes what the reference plugins made for an attachment that is now ours to detach, as after an upgrade of a node with
+/// running pods. What Weft made is known by its link in `prevResult`, and nothing is looked for then.
+pub fn forget_reference(request: &Request, what: What) -> Result<(), Error> {
+    let veth = owner(request).host_veth();
+    let interfaces = request.conf.prev_result.iter().flat_map(|result| &result.interfaces);
+    if interfaces.into_iter().any(|interface| interface.name == veth) {
+        return Ok(());
+    }
+    ipt::forget_reference(&request.conf.name, &request.container_id, what).coded().map(drop)
 }
 
 /// The test whether an attachment is still valid, for GC. Containers are asked about as they stand in tags, long IDs

@@ -50,6 +50,7 @@ impl Plugin for Bridge {
                 let addresses: Vec<_> =
                     request.conf.prev_result.iter().flat_map(|result| &result.ips).collect();
                 let addresses: Vec<_> = addresses.iter().map(|ip| ip.address).collect();
+                failures.note(firewall::forget_reference(request, What::Masquerade));
                 if let Some(mut opened) = failures.value(backend.open()) {
                     failures.note(opened.unmasquerade(&owner, &addresses).coded());
                     firewall = Some(opened);

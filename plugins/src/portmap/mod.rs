@@ -95,6 +95,7 @@ impl Plugin for Portmap {
             Err(error) if error.code == crate::errors::NO_KERNEL_SUPPORT => {}
             Err(error) => failures.note(Err(error)),
         }
+        failures.note(firewall::forget_reference(request, What::Ports));
         if ports.is_empty() {
             let addresses = request.conf.prev_result.as_ref().map(container_addresses).unwrap_or_default();
             failures

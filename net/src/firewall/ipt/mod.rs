@@ -6,7 +6,10 @@
 
 mod command;
 mod frame;
+mod reference;
 mod rules;
+
+pub use reference::forget_reference;
 
 use super::{Firewall, PortMapping, PublishOptions, What, distinct, is_alive, is_stale, taken};
 use crate::{Error, Result, names, names::Owner};

@@ -22,8 +22,21 @@ use super::{Firewall, PortMapping, PublishOptions, What, distinct, first_of_each
 use crate::{Error, Result, names, names::Owner};
 use element::{Element, Key, Map, Value, subnet};
 use ipnetwork::IpNetwork;
-use socket::Socket;
+use socket::{Question, Socket};
 use std::os::fd::OwnedFd;
+
+/// Whether there is such a chain in a table of iptables' (of ip6tables' when `v6`), as its nftables variant makes them.
+pub(super) fn has_chain(v6: bool, table: &str, chain: &str) -> Result<bool> {
+    let family = if v6 { wire::IPV6 } else { wire::IPV4 };
+    let mut found = false;
+    let asked = Socket::open().and_then(|mut socket| {
+        socket.ask(&[Question::Foreign { family, table, chain }], |_, answer| found = answer.is_ok())
+    });
+    match asked {
+        Err(Error::Unsupported(_)) => Ok(false),
+        asked => asked.map(|()| found),
+    }
+}
 
 /// nftables in the network namespace in which it was opened. It must be used by a thread that is in that namespace.
 pub struct Nftables {

@@ -134,7 +134,7 @@ impl Nftables {
             Question::Generation => generation = generation_of(answer),
             Question::Table => plan.table = answer.is_err(),
             Question::Subnet(net) if answer.is_err() => plan.subnets.push(net),
-            Question::Subnet(_) => {}
+            Question::Subnet(_) | Question::Foreign { .. } => {}
             Question::Element(key) => {
                 let found = answer.ok().and_then(|m| Element::parse_all(key.map, m.attrs()).pop());
                 met.extend(found.map(|found| (index - first, found)));

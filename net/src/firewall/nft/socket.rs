@@ -2,7 +2,7 @@
 
 use super::base::{TABLE, chain_key, chain_of};
 use super::element::{Key, list_of_key};
-use super::wire::{Batch, Message, Sealed, Writer, attribute, flag, messages, msg, number};
+use super::wire::{Batch, INET, Message, Sealed, Writer, attribute, flag, messages, msg, number};
 use crate::{Error, Refusal, Result};
 use ipnetwork::IpNetwork;
 use netlink_sys::{Socket as Raw, protocols::NETLINK_NETFILTER};
@@ -13,6 +13,9 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Netlink's own message types.
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+/// Attributes of chains (enum nft_chain_attributes).
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
 /// The kernel fills a dump's datagram up to the size of the buffer that is waiting, 32 KiB at most.
 const BUFFER: usize = 32 * 1024;
 /// A socket takes messages up to about its send buffer (net.core.wmem_default, 208 KiB); above this it is enlarged.
@@ -60,6 +63,8 @@ pub enum Question<'a> {
     Subnet(IpNetwork),
     /// The element of this key.
     Element(&'a Key),
+    /// Is this chain of another's table there?
+    Foreign { family: u8, table: &'a str, chain: &'a str },
 }
 
 impl Question<'_> {
@@ -67,13 +72,24 @@ impl Question<'_> {
         match self {
             Question::Generation => msg::GETGEN,
             Question::Table => msg::GETTABLE,
-            Question::Subnet(_) => msg::GETCHAIN,
+            Question::Subnet(_) | Question::Foreign { .. } => msg::GETCHAIN,
             Question::Element(_) => msg::GETSETELEM,
+        }
+    }
+
+    fn family(&self) -> u8 {
+        match self {
+            Question::Foreign { family, .. } => *family,
+            _ => INET,
         }
     }
 
     fn write(&self, w: &mut Writer) {
         match self {
+            Question::Foreign { table, chain, .. } => {
+                w.str(NFTA_CHAIN_TABLE, table);
+                w.str(NFTA_CHAIN_NAME, chain);
+            }
             Question::Generation => {}
             Question::Table => w.str(1, TABLE),
             Question::Subnet(net) => chain_key(w, &chain_of(*net)),
@@ -193,7 +209,7 @@ impl Socket {
             let mut writer = Writer::default();
             for (index, question) in questions.iter().enumerate() {
                 let seq = first.wrapping_add(index as u32);
-                writer.message(question.kind(), 0, seq, |w| question.write(w));
+                writer.message_of(question.family(), question.kind(), 0, seq, |w| question.write(w));
             }
             self.seq = first.wrapping_add(questions.len() as u32);
             self.send(&writer.buf, questions.len())?;

@@ -21,6 +21,9 @@ pub const HEADER: usize = NLMSG_HEADER + 4;
 
 /// NFPROTO_INET: the family of Weft's table.
 pub const INET: u8 = 1;
+/// NFPROTO_IPV4 and NFPROTO_IPV6: the families of iptables' tables and ip6tables'.
+pub const IPV4: u8 = 2;
+pub const IPV6: u8 = 10;
 
 /// Flags of `nlmsghdr` (`linux/netlink.h`).
 pub mod flag {
@@ -86,7 +89,12 @@ impl Writer {
 
     /// One message of nf_tables.
     pub fn message(&mut self, kind: u16, flags: u16, seq: u32, fill: impl FnOnce(&mut Self)) {
-        self.raw(SUBSYSTEM | kind, flags, seq, INET, 0, fill);
+        self.message_of(INET, kind, flags, seq, fill);
+    }
+
+    /// One message about a table of this family (NFPROTO_…).
+    pub fn message_of(&mut self, family: u8, kind: u16, flags: u16, seq: u32, fill: impl FnOnce(&mut Self)) {
+        self.raw(SUBSYSTEM | kind, flags, seq, family, 0, fill);
     }
 
     fn raw(
