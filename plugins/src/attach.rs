@@ -26,8 +26,8 @@ pub struct Wanted<'a> {
     pub netns: &'a Netns,
     /// Its path, as results name it.
     pub sandbox: Option<String>,
-    /// The container's hardware address; `None`: a random one.
-    pub mac: Option<[u8; 6]>,
+    /// The container's hardware address.
+    pub mac: [u8; 6],
     /// MTU of both ends in bytes; `None`: the kernel's choice.
     pub mtu: Option<u32>,
     /// The bridge that the host's end is a port of.
@@ -64,7 +64,7 @@ pub fn open_container(netns: &Netns, ifname: &str) -> Result<Netlink, Error> {
 pub fn make_pair(netlink: &mut Netlink, wanted: &Wanted<'_>) -> Result<Pair, Error> {
     let name = wanted.owner.host_veth();
     let alias = wanted.owner.alias();
-    let (mac, peer_mac) = (random_mac(), wanted.mac.unwrap_or_else(random_mac));
+    let (mac, peer_mac) = (random_mac(), wanted.mac);
     let veth = Veth {
         mac: Some(mac),
         peer_mac: Some(peer_mac),

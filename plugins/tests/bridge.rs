@@ -47,6 +47,13 @@ fn the_first_packet_after_add_arrives() {
         let result = host.about("ADD", &conf, &id).run().ok();
         host.sh(&format!("ip netns exec c0 ping -qc1 -W1 {}", address(&result, 0)));
     }
+    // The bridge is without carrier as long as nobody is on it.
+    let conf = with(&bridge("other", "10.6.0.0/24"), json!({"bridge": "br1"}));
+    for _ in 0..5 {
+        let result = host.about("ADD", &conf, "c0").env("CNI_IFNAME", "eth1").run().ok();
+        host.sh(&format!("ping -qc1 -W1 {}", address(&result, 0)));
+        host.about("DEL", &conf, "c0").env("CNI_IFNAME", "eth1").run().ok();
+    }
 }
 
 #[test]
@@ -361,6 +368,58 @@ fn vlans_are_set_or_named_as_missing() {
     println!("skipped: this kernel has no bridge VLAN filtering");
     assert_eq!(outcome.code(), 2);
     assert!(outcome.text().contains("vlan") && outcome.text().contains("100"), "{}", outcome.text());
+    assert_eq!(host.picture(), before);
+}
+
+#[test]
+fn frames_with_a_false_source_address_are_dropped() {
+    let host = Host::new();
+    host.netns("c1");
+    let before = host.picture();
+    let conf = with(&bridge("web", "10.5.0.0/24"), json!({"macspoofchk": true}));
+    let result = host.about("ADD", &conf, "c1").run().ok();
+    let check = with(&conf, json!({"prevResult": result}));
+    let ping = "ip netns exec c1 ping -qc1 -W1 10.5.0.1";
+    host.sh(ping);
+    host.about("CHECK", &check, "c1").run().ok();
+    let mac = result["interfaces"][2]["mac"].as_str().unwrap();
+    let set = |mac: &str| host.sh(&format!("ip -n c1 link set eth0 address {mac}"));
+    set("02:00:00:00:00:66");
+    assert!(!host.try_sh(ping).0);
+    set(mac);
+    host.sh(ping);
+    host.sh("nft delete table bridge weft");
+    assert_eq!(host.about("CHECK", &check, "c1").run().code(), 105);
+    host.about("DEL", &conf, "c1").run().ok();
+    host.about("ADD", &conf, "c1").run().ok();
+    host.sh("ip netns del c1");
+    let gc = with(&conf, json!({"cni.dev/valid-attachments": []}));
+    host.call("GC", &gc).run().ok();
+    host.eventually("test $(ip -o link | wc -l) = 1");
+    assert_eq!(host.picture(), before);
+}
+
+#[test]
+fn only_answers_and_published_ports_come_into_a_guarded_bridge() {
+    let host = Host::new();
+    host.netns("c1");
+    host.netns("far");
+    let before = host.picture();
+    host.sh("ip link add wan type veth peer name wan netns far && ip addr add 192.0.2.1/24 dev wan && ip link set wan up && \
+             ip -n far addr add 192.0.2.2/24 dev wan && ip -n far link set wan up && ip -n far route add default via 192.0.2.1");
+    let open = bridge("web", "10.5.0.0/24");
+    host.about("ADD", &open, "c1").run().ok();
+    host.sh("ip netns exec far ping -qc1 -W1 10.5.0.2");
+    host.about("DEL", &open, "c1").run().ok();
+    let conf = with(&open, json!({"ingressPolicy": "same-bridge"}));
+    host.about("ADD", &conf, "c1").run().ok();
+    let own = host.sh("ip -n c1 -4 -o addr show eth0 | sed 's/.*inet //;s/\\/.*//'");
+    host.sh("ip netns exec c1 ping -qc1 -W1 192.0.2.2");
+    assert!(!host.try_sh(&format!("ip netns exec far ping -qc1 -W1 {own}")).0);
+    host.about("DEL", &conf, "c1").run().ok();
+    host.sh("ip link del wan");
+    host.call("GC", &with(&conf, json!({"cni.dev/valid-attachments": []}))).run().ok();
+    host.eventually("test $(ip -o link | wc -l) = 1");
     assert_eq!(host.picture(), before);
 }
 

@@ -6,6 +6,7 @@
 
 pub mod ipt;
 pub mod nft;
+pub mod spoof;
 #[cfg(test)]
 mod tests;
 

@@ -4,7 +4,7 @@ use super::conf::Conf;
 use super::lock::BridgeLock;
 use super::result::{complete, kernel_routes};
 use super::{link, vlan};
-use crate::attach::{self, Settings, Wanted};
+use crate::attach::{self, Settings, Wanted, random_mac};
 use crate::errors::Coded;
 use crate::firewall::{self, Backend, owner};
 use crate::ipam_client::{self, Ipam};
@@ -14,6 +14,7 @@ use cni::Error;
 use cni::request::Request;
 use cni::types::{AddResult, Interface};
 use ipnetwork::IpNetwork;
+use net::firewall::spoof;
 use net::{Link, Netlink, Netns, Owner, PortSet, dead, sysctl};
 use std::time::Duration;
 
@@ -26,9 +27,6 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let ipam = Ipam::of(request)?;
     if !ipam.is_some() {
         AddResult::default().check_version(request.conf.version)?;
-    }
-    if conf.mac_spoof_check {
-        return Err(Error::unsupported_field("macspoofchk", "true"));
     }
     let netns = netns::open(request)?;
     let owner = owner(request);
@@ -60,12 +58,18 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     link::ensure_addresses(&mut host, &gateway_link, &gateways, conf.force_address)?;
     forwarding(&gateways)?;
 
+    let mac = conf.mac.unwrap_or_else(random_mac);
+    if conf.mac_spoof_check {
+        // By name, so that no frame passes unwatched.
+        rollback.on_failure("the watch on its port", || spoof::unwatch(&owner).coded());
+        spoof::watch(&owner, mac).coded()?;
+    }
     rollback.on_failure("the link", || remove_link(&owner, &netns));
     let wanted = Wanted {
         owner: &owner,
         netns: &netns,
         sandbox: netns::sandbox(request),
-        mac: conf.mac,
+        mac,
         mtu: conf.mtu,
         master: bridge.index,
         port: PortSet {
@@ -81,9 +85,10 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         let routes = kernel_routes(&result);
         let settings = Settings { addresses: &addresses, routes: &routes, dad: conf.dad };
         attach::configure(&netns, &mut container, &request.ifname, index, &settings)?;
-        // The kernel acts on the new carrier in the background; asked for the link, it does so first. Then the port
-        // forwards, and the container's first packet is not lost.
+        // The kernel acts on a new carrier in the background; asked for the link, it does so first. Then the port forwards,
+        // the bridge sends, and the container's first packets are not lost.
         host.link_at(pair.host.index).coded()?;
+        host.link_at(bridge.index).coded()?;
         if conf.dad {
             container.wait_for_dad(index, DAD_PATIENCE).coded()?;
         }

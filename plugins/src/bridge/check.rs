@@ -10,6 +10,7 @@ use cni::Error;
 use cni::request::Request;
 use cni::types::AddResult;
 use ipnetwork::IpNetwork;
+use net::firewall::spoof;
 use net::{Family, Link, Netlink, Route, RouteFilter, mac_text};
 
 /// Serves a CHECK. `prevResult` is the whole chain's, so it may tell of more than this plugin made.
@@ -48,6 +49,9 @@ pub fn check(request: &Request) -> Result<(), Error> {
         return Err(mismatch(format!("{ifname} is not connected to {}", veth.name)));
     }
     check_mac(&link, result, ifname)?;
+    if let Some(mac) = link.mac.filter(|_| conf.mac_spoof_check) {
+        spoof::check_watched(&owner, mac).coded()?;
+    }
     check_addresses(&mut container, &link, &addresses)?;
     if ipam.is_some() {
         check_routes(&mut container, result)?;

@@ -17,7 +17,7 @@ use cni::plugin::Plugin;
 use cni::request::Request;
 use cni::types::AddResult;
 use conf::Conf;
-use net::firewall::{Firewall, What, nft::Nftables};
+use net::firewall::{Firewall, What, nft::Nftables, spoof};
 use net::names::clip_network;
 use net::{DEAD_GROUP, Netlink, Netns, Owner, dead};
 
@@ -46,17 +46,17 @@ impl Plugin for Bridge {
         failures.note(ipam_client::del(request));
         let mut firewall = None;
         match Conf::of(request) {
-            Ok(Conf { masquerade: Some(backend), .. }) => {
-                let addresses: Vec<_> =
-                    request.conf.prev_result.iter().flat_map(|result| &result.ips).collect();
-                let addresses: Vec<_> = addresses.iter().map(|ip| ip.address).collect();
-                failures.note(firewall::forget_reference(request, What::Masquerade));
-                if let Some(mut opened) = failures.value(backend.open()) {
+            Ok(conf) => {
+                if let Some(mut opened) = conf.masquerade.and_then(|backend| failures.value(backend.open())) {
+                    let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
+                    let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
                     failures.note(opened.unmasquerade(&owner, &addresses).coded());
                     firewall = Some(opened);
                 }
+                if conf.mac_spoof_check {
+                    failures.note(spoof::unwatch(&owner).coded());
+                }
             }
-            Ok(_) => {}
             Err(error) => eprintln!("bridge: DEL goes on without reading the whole configuration: {error}"),
         }
         failures.note(firewall::finish(firewall.as_deref()));
@@ -108,6 +108,9 @@ fn gc(request: &Request) -> Result<(), Error> {
     failures.note(ipam_client::gc(request));
     if let Some(backend) = conf.masquerade {
         failures.note(firewall::gc(request, backend, What::Masquerade));
+    }
+    if conf.mac_spoof_check {
+        failures.note(spoof::gc(&request.conf.name, &firewall::valid(request)).coded().map(drop));
     }
     if request.conf.valid_attachments.as_ref().is_some_and(Vec::is_empty) {
         let removed = failures.value(link::remove_if_unused(&mut host, &conf));
