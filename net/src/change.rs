@@ -292,6 +292,15 @@ impl Batch {
         let what = format!("delete the interfaces of group {group:#x}");
         self.push(what, libc::RTM_DELLINK, 0, |bytes| emit(bytes, &message))
     }
+
+    /// Has the links of a group take an MTU that none can have: refused (EINVAL) when there is one, and nothing is changed.
+    pub(crate) fn link_group_probe(&mut self, group: u32) -> &mut Batch {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(group));
+        message.attributes.push(LinkAttribute::Mtu(u32::MAX));
+        let what = format!("look for interfaces of group {group:#x}");
+        self.push(what, libc::RTM_NEWLINK, 0, |bytes| emit(bytes, &message))
+    }
 }
 
 /// A message about one link.

@@ -83,6 +83,18 @@ pub fn reap(netlink: &mut Netlink) -> Result<()> {
     netlink.run(batch).map(|_| ())
 }
 
+/// Are there dead links in the namespace of `netlink`? One request, whatever the number of links: the kernel is asked to
+/// change them in a way that it must refuse.
+pub fn remain(netlink: &mut Netlink) -> Result<bool> {
+    let mut batch = Batch::new();
+    batch.link_group_probe(DEAD_GROUP);
+    match netlink.run(batch) {
+        Ok(_) => Ok(false),
+        Err(error) if error.errno() == Some(libc::EINVAL) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// Sees to it that the dead links of this thread's namespace are deleted soon, and does not wait for it: a child process
 /// gathers for some 20 ms what other DELs leave, deletes it at once, calls `housekeeping` and ends. While a child is
 /// gathering, no second one is started: mark first ([`detach`]), then call this. The child has none of the caller's files

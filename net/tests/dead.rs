@@ -71,7 +71,9 @@ fn detached_names_and_addresses_are_free_at_once() {
         batch.addr_add(near.peer_index.unwrap(), &NewAddr::new("10.1.0.5/16".parse().unwrap()));
         pair.inside.run(batch).unwrap();
 
+        assert!(dead::remain(&mut pair.host).unwrap());
         dead::reap(&mut pair.host).unwrap();
+        assert!(!dead::remain(&mut pair.host).unwrap());
         dead::reap(&mut pair.host).unwrap();
         assert_eq!(pair.host.links_of_group(DEAD_GROUP).unwrap(), []);
         assert_eq!(pair.inside.links_of_group(DEAD_GROUP).unwrap(), []);

@@ -157,3 +157,18 @@ fn del_killed_anywhere_is_finished_by_the_next() {
         at += 5;
     }
 }
+
+#[test]
+fn what_a_killed_reaper_left_goes_with_the_next_add() {
+    let host = Host::new();
+    let (web, _) = chain();
+    host.netns("c1");
+    host.netns("c2");
+    host.about("ADD", &web, "c1").run().ok();
+    // The child's first steps; the DEL itself has ended by then.
+    let wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=setsid:signal=KILL"];
+    host.about("DEL", &web, "c1").under(&wrapper).run();
+    host.eventually("ip -o link | grep -q dead");
+    host.about("ADD", &web, "c2").run().ok();
+    host.eventually("! ip -o link | grep -q dead");
+}

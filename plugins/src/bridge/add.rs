@@ -116,6 +116,12 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         result.dns = request.conf.dns.clone();
     }
     rollback.keep();
+    // What the child of a DEL that was killed left behind; this ADD itself does not wait for it.
+    match dead::remain(&mut host) {
+        Ok(true) => drop(firewall::finish(None)),
+        Ok(false) => {}
+        Err(error) => eprintln!("bridge: {error}"),
+    }
     Ok(result)
 }
 
