@@ -1,7 +1,7 @@
 //! How long ADD and DEL take, one at a time and eight at once.
 
 use crate::Plan;
-use crate::chain::{Attachment, Chain};
+use crate::chain::{Attachment, Chain, finish};
 use crate::report::{Budget, Report, Unit, median, quantile};
 use crate::space::{Machine, delete, fresh};
 use anyhow::Result;
@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A pause after each measurement, longer than what either side leaves to the background, so that nobody pays for
-/// the other's deletions (the kernel's lock for links is one for all namespaces).
+/// A pause after each DEL, longer than what either side leaves to the background, so that nobody pays for the other's
+/// deletions (the kernel's lock for links is one for all namespaces).
 const PAUSE: Duration = Duration::from_millis(60);
 
 /// ADD and DEL times of one side.
@@ -20,36 +20,77 @@ struct Times {
     del: Vec<Duration>,
 }
 
-fn round(chain: &Chain, machine: &Machine, name: &str, times: &mut Times) -> Result<()> {
-    let netns = fresh(name)?;
-    machine.enter()?;
-    let mut attachment = Attachment::new(name, &netns);
-    std::thread::sleep(PAUSE);
-    times.add.push(chain.add(&mut attachment)?);
-    std::thread::sleep(PAUSE);
-    times.del.push(chain.del(&attachment)?);
-    std::thread::sleep(PAUSE);
-    delete(&netns)
+/// One side: its machine, its chain, and its containers.
+struct Side {
+    machine: Machine,
+    chain: Chain,
+    attachments: Vec<Attachment>,
+    times: Times,
 }
 
-/// Both sides in turn, each round in fresh namespaces; the first round is not counted (it makes bridge and tables).
-fn both(plan: &Plan, name: &str, chain: impl Fn(&Path, &Machine) -> Chain) -> Result<(Times, Times)> {
-    let sides = [("peer", &plan.peer), ("weft", &plan.weft)];
-    let mut machines = Vec::new();
-    for (side, dir) in sides {
-        let machine = Machine::new(&format!("{name}-{side}"))?;
-        machines.push((side, chain(dir, &machine), machine, Times::default()));
+impl Side {
+    fn chain_of(&self, n: usize) -> Chain {
+        self.chain.clone().with_ports(&[10_000 + n as u16])
     }
+}
+
+/// Both sides in turn: ADDs into fresh namespaces until the machines are full, then the DELs. The first ADD (it makes
+/// bridge and tables) and the last DEL (it may remove them) are not counted.
+fn both(plan: &Plan, name: &str, chain: impl Fn(&Path, &Machine) -> Chain) -> Result<(Times, Times)> {
+    let mut sides = Vec::new();
+    for (side, dir) in [("peer", &plan.peer), ("weft", &plan.weft)] {
+        let machine = Machine::new(&format!("{name}-{side}"))?;
+        let mut attachments = Vec::new();
+        for n in 0..=plan.rounds {
+            let id = format!("{name}-{side}-{n}");
+            attachments.push(Attachment::new(&id, &fresh(&id)?));
+        }
+        sides.push(Side { chain: chain(dir, &machine), machine, attachments, times: Times::default() });
+    }
+    std::thread::sleep(Duration::from_millis(500));
     for n in 0..=plan.rounds {
-        for (side, chain, machine, times) in &mut machines {
-            round(chain, machine, &format!("{name}-{side}-{n}"), times)?;
-            if n == 0 {
-                *times = Times::default();
+        for side in &mut sides {
+            side.machine.enter()?;
+            let time = side.chain_of(n).add(&mut side.attachments[n])?;
+            if n > 0 {
+                side.times.add.push(time);
             }
         }
     }
-    let mut all = machines.into_iter().map(|(_, _, _, times)| times);
+    for n in (0..=plan.rounds).rev() {
+        for side in &mut sides {
+            side.machine.enter()?;
+            let time = side.chain_of(n).del(&side.attachments[n])?;
+            if n > 0 {
+                side.times.del.push(time);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+    for attachment in sides.iter().flat_map(|side| &side.attachments) {
+        delete(&attachment.netns)?;
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let mut all = sides.into_iter().map(|side| side.times);
     Ok((all.next().unwrap_or_default(), all.next().unwrap_or_default()))
+}
+
+/// The least that any plugin can take: one that is started and only says which versions it knows.
+pub fn floor(plan: &Plan, report: &mut Report) -> Result<()> {
+    let machine = Machine::new("floor")?;
+    let attachment = Attachment::new("floor", Path::new("/"));
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..plan.rounds {
+        for (at, dir) in [&plan.peer, &plan.weft].into_iter().enumerate() {
+            let chain = Chain::bridge(dir, &machine);
+            let start = Instant::now();
+            finish(chain.command(&[], "VERSION", 0, &attachment), br#"{"cniVersion": "1.0.0"}"#)?;
+            times[at].push(start.elapsed());
+        }
+    }
+    let row = (Some(median(&times[0])), median(&times[1]));
+    report.row("bridge: VERSION p50 (starting a plugin at all)", row.0, row.1, Unit::Ms, Budget::None);
+    Ok(())
 }
 
 /// The first budget: `bridge` with `host-local`.
@@ -71,7 +112,7 @@ pub fn bridge_and_host_local(plan: &Plan, report: &mut Report) -> Result<()> {
 
 /// The second: with masquerade and a published port.
 pub fn whole_chain(plan: &Plan, report: &mut Report) -> Result<()> {
-    let (peer, weft) = both(plan, "whole", |dir, machine| Chain::published(dir, machine, &[8080]))?;
+    let (peer, weft) = both(plan, "whole", |dir, machine| Chain::published(dir, machine, &[]))?;
     let add = (Some(median(&peer.add)), median(&weft.add));
     report.row("… + ipMasq + portmap: ADD p50", add.0, add.1, Unit::Ms, Budget::RatioAtMost(1.0 / 25.0));
     let del = (Some(median(&peer.del)), median(&weft.del));

@@ -62,6 +62,7 @@ fn plan(quick: bool, only: Option<String>) -> Result<Plan> {
 fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
     space::enter().context("namespaces of the bench's own (are you root?)")?;
     if plan.wants("latency") {
+        latency::floor(plan, report)?;
         latency::bridge_and_host_local(plan, report)?;
         latency::whole_chain(plan, report)?;
     }
