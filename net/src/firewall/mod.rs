@@ -10,7 +10,7 @@ pub mod spoof;
 #[cfg(test)]
 mod tests;
 
-use crate::{Error, Result, names::Owner};
+use crate::{Error, Result, names, names::Owner};
 use ipnetwork::IpNetwork;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -228,6 +228,12 @@ fn is_alive(tag: &str) -> bool {
         Some(owner) => nix::net::if_::if_nametoindex(owner.host_veth().as_str()).is_ok(),
         None => false,
     }
+}
+
+/// Is the tag one of another attachment of the same container? Runtimes publish a container's ports in each of its networks.
+fn is_sibling(owner: &Owner, tag: &str) -> bool {
+    let same = |other: Owner| other.container == names::clip_container(&owner.container);
+    !owner.same(tag) && Owner::parse_tag(tag).is_some_and(same)
 }
 
 /// The error for a port that somebody else has.

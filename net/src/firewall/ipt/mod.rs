@@ -11,7 +11,7 @@ mod rules;
 
 pub use reference::forget_reference;
 
-use super::{Firewall, PortMapping, PublishOptions, What, distinct, is_alive, is_stale, taken};
+use super::{Firewall, PortMapping, PublishOptions, What, distinct, is_alive, is_sibling, is_stale, taken};
 use crate::{Error, Result, names, names::Owner};
 use command::{Command, Lock};
 use frame::Chain;
@@ -129,7 +129,11 @@ impl Iptables {
             let listing = command.list("nat")?;
             for line in listing.rules(Chain::Dnat.name()) {
                 let Some((tag, port)) = rules::tag_of(line).zip(rules::port_of(line)) else { continue };
-                if owner.same(tag) || !rules.iter().any(|rule| rule.port == Some(port)) {
+                // Of a container's attachments the first one's rule applies, and after its DEL the next one's.
+                if owner.same(tag)
+                    || is_sibling(owner, tag)
+                    || !rules.iter().any(|rule| rule.port == Some(port))
+                {
                     continue;
                 }
                 if rules.iter().any(|rule| rule.v6 == command.v6() && rule.port == Some(port)) {

@@ -18,7 +18,10 @@ mod wire;
 
 pub use socket::Sent;
 
-use super::{Firewall, PortMapping, PublishOptions, What, distinct, first_of_each_family, is_stale, targets};
+use super::{
+    Firewall, PortMapping, PublishOptions, What, distinct, first_of_each_family, is_alive, is_sibling,
+    is_stale, targets,
+};
 use crate::{Error, Result, names, names::Owner};
 use element::{Element, Key, Map, Value, subnet};
 use ipnetwork::IpNetwork;
@@ -134,6 +137,33 @@ impl Nftables {
         })
     }
 
+    /// What an owner's ports need, without those that lead to its container already, through another of its networks.
+    fn left_by_siblings(
+        &mut self,
+        owner: &Owner,
+        addrs: &[IpNetwork],
+        ports: &[PortMapping],
+        options: &PublishOptions,
+    ) -> Result<Wanted> {
+        let mut wanted = Wanted::default();
+        for net in first_of_each_family(addrs) {
+            let mut open = Vec::new();
+            for mapping in ports {
+                let keys: Vec<Key> = targets(&[net], mapping)
+                    .into_iter()
+                    .map(|(net, at)| Key::port(at, net.is_ipv6(), mapping.protocol, mapping.host_port))
+                    .collect();
+                let found = self.find(&keys.iter().collect::<Vec<_>>())?;
+                let leads_there = |e: &Element| is_sibling(owner, &e.tag) && is_alive(&e.tag);
+                if !found.iter().flatten().any(leads_there) {
+                    open.push(mapping.clone());
+                }
+            }
+            wanted.publish(owner, &[net], &open, options)?;
+        }
+        Ok(wanted.sorted())
+    }
+
     /// What was sent so far: what the operations cost.
     pub fn sent(&self) -> Sent {
         self.socket.sent
@@ -167,7 +197,13 @@ impl Firewall for Nftables {
     ) -> Result<()> {
         let mut wanted = Wanted::default();
         wanted.publish(owner, addrs, ports, options)?;
-        self.put(wanted.sorted())
+        match self.put(wanted.sorted()) {
+            Err(Error::PortTaken { holder, .. }) if is_sibling(owner, &holder) => {
+                let rest = self.left_by_siblings(owner, addrs, ports, options)?;
+                self.put(rest)
+            }
+            put => put,
+        }
     }
 
     fn unpublish(&mut self, owner: &Owner, ports: &[PortMapping]) -> Result<()> {
@@ -184,7 +220,11 @@ impl Firewall for Nftables {
     ) -> Result<()> {
         let mut wanted = Wanted::default();
         wanted.publish(owner, addrs, ports, options)?;
-        self.check(&wanted.sorted())
+        let wanted = wanted.sorted();
+        self.check(&wanted).or_else(|error| {
+            let rest = self.left_by_siblings(owner, addrs, ports, options)?;
+            if rest == wanted { Err(error) } else { self.check(&rest) }
+        })
     }
 
     fn attach(
@@ -197,7 +237,14 @@ impl Firewall for Nftables {
         let mut wanted = Wanted::default();
         wanted.masquerade(owner, addrs);
         wanted.publish(owner, addrs, ports, options)?;
-        self.put(wanted.sorted())
+        match self.put(wanted.sorted()) {
+            Err(Error::PortTaken { holder, .. }) if is_sibling(owner, &holder) => {
+                let mut rest = self.left_by_siblings(owner, addrs, ports, options)?;
+                rest.masquerade(owner, addrs);
+                self.put(rest.sorted())
+            }
+            put => put,
+        }
     }
 
     fn guard(&mut self, bridge: &str) -> Result<()> {

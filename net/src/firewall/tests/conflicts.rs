@@ -100,3 +100,36 @@ fn a_holder_whose_name_is_clipped_counts_as_alive() {
         fw.publish(&owner("b"), &addrs(4), &[tcp(None, 80, 80)], &plain()).unwrap();
     });
 }
+
+#[test]
+fn a_containers_ports_may_be_published_in_each_of_its_networks() {
+    with_each(|fw, listing| {
+        let (first, second) = (owner("a"), Owner::new("db", "a", "eth1"));
+        let ports = [tcp(None, 8080, 80), udp(Some("0.0.0.0"), 53, 53)];
+        // The first network has IPv4 alone, so that IPv6 is left for the second.
+        fw.publish(&first, &addrs(3)[..1], &ports, &plain()).unwrap();
+        make_alive(&first);
+        for _ in 0..2 {
+            fw.publish(&second, &addrs(4), &ports, &plain()).unwrap();
+            make_alive(&second);
+            fw.check_publish(&second, &addrs(4), &ports, &plain()).unwrap();
+            fw.check_publish(&first, &addrs(3)[..1], &ports, &plain()).unwrap();
+            assert!(listing().contains("fd00::4"), "{}", listing());
+            fw.unpublish(&second, &ports).unwrap();
+            assert!(!listing().contains("db/a/eth1"), "{}", listing());
+            run(&format!("ip link del {}", second.host_veth()));
+        }
+        fw.check_publish(&first, &addrs(3)[..1], &ports, &plain()).unwrap();
+        fw.attach(&second, &addrs(4), &ports, &plain()).unwrap();
+        make_alive(&second);
+        fw.unpublish(&first, &ports).unwrap();
+        fw.unpublish(&second, &ports).unwrap();
+        fw.unmasquerade(&second, &addrs(4)).unwrap();
+        fw.tidy().unwrap();
+        assert!(!listing().contains("/a/eth"), "{}", listing());
+        // Another container is refused as ever.
+        fw.publish(&second, &addrs(4), &ports, &plain()).unwrap();
+        assert!(fw.publish(&owner("b"), &addrs(5), &ports, &plain()).is_err());
+        assert!(fw.check_publish(&first, &addrs(3)[..1], &[tcp(None, 81, 80)], &plain()).is_err());
+    });
+}
