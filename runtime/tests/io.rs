@@ -92,7 +92,7 @@ fn a_terminal_for_input_that_is_none_is_refused() {
     host.sleeper("one", &["--network", "none"]);
     assert!(host.fails(1, &["exec", "-it", "one", "true"]).contains("not a TTY"));
     host.ok(&["rm", "-f", "one"]);
-    host.all(&["rm", "-f", &host.all(&["ps", "-aq"]).1.trim().to_owned()]);
+    host.all(&["rm", "-f", host.all(&["ps", "-aq"]).1.trim()]);
     host.assert_clean();
 }
 
