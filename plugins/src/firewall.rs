@@ -45,9 +45,9 @@ pub fn release(firewall: &dyn Firewall) {
     }
 }
 
-/// Done with the firewall after a DEL, perhaps with dead links: a child process does what takes its time.
-pub fn finish(firewall: Option<&dyn Firewall>) -> Result<(), Error> {
-    let handles = firewall.and_then(Firewall::handle).into_iter().collect();
+/// Done with firewalls after a DEL, perhaps with dead links: a child process does what takes its time.
+pub fn finish<'a>(firewalls: impl IntoIterator<Item = &'a dyn Firewall>) -> Result<(), Error> {
+    let handles = firewalls.into_iter().filter_map(Firewall::handle).collect();
     dead::reap_soon_and_close(handles, tidy_quietly).coded().map(drop)
 }
 

@@ -6,7 +6,6 @@
 
 pub mod ipt;
 pub mod nft;
-pub mod spoof;
 #[cfg(test)]
 mod tests;
 

@@ -14,7 +14,7 @@ use cni::Error;
 use cni::request::Request;
 use cni::types::{AddResult, Interface};
 use ipnetwork::IpNetwork;
-use net::firewall::spoof;
+use net::firewall::{Firewall, nft::Nftables};
 use net::{Link, Netlink, Netns, Owner, PortSet, dead, sysctl};
 use std::time::Duration;
 
@@ -61,8 +61,8 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let mac = conf.mac.unwrap_or_else(random_mac);
     if conf.mac_spoof_check {
         // By name, so that no frame passes unwatched.
-        rollback.on_failure("the watch on its port", || spoof::unwatch(&owner).coded());
-        spoof::watch(&owner, mac).coded()?;
+        rollback.on_failure("the watch on its port", || unwatch(&owner));
+        watch(&owner, mac)?;
     }
     rollback.on_failure("the link", || remove_link(&owner, &netns));
     let wanted = Wanted {
@@ -134,6 +134,23 @@ fn forwarding(gateways: &[IpNetwork]) -> Result<(), Error> {
         sysctl::set("net/ipv6/conf/all/forwarding", "1").coded()?;
     }
     Ok(())
+}
+
+/// Has the kernel drop what does not come from this address.
+fn watch(owner: &Owner, mac: [u8; 6]) -> Result<(), Error> {
+    let watched =
+        Nftables::open().and_then(|mut nft| nft.watch(owner, mac).map(|()| firewall::release(&nft)));
+    match watched {
+        Err(lacking @ net::Error::Unsupported(_)) => {
+            Err(Error::unsupported_field("macspoofchk", true).details(lacking.to_string()))
+        }
+        watched => watched.coded(),
+    }
+}
+
+fn unwatch(owner: &Owner) -> Result<(), Error> {
+    let mut nft = Nftables::open().coded()?;
+    nft.unwatch(owner).and_then(|()| nft.tidy()).coded()
 }
 
 /// Takes the veth out of service, if it exists.

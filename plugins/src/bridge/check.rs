@@ -10,7 +10,7 @@ use cni::Error;
 use cni::request::Request;
 use cni::types::AddResult;
 use ipnetwork::IpNetwork;
-use net::firewall::spoof;
+use net::firewall::nft::Nftables;
 use net::{Family, Link, Netlink, Route, RouteFilter, mac_text};
 
 /// Serves a CHECK. `prevResult` is the whole chain's, so it may tell of more than this plugin made.
@@ -50,7 +50,7 @@ pub fn check(request: &Request) -> Result<(), Error> {
     }
     check_mac(&link, result, ifname)?;
     if let Some(mac) = link.mac.filter(|_| conf.mac_spoof_check) {
-        spoof::check_watched(&owner, mac).coded()?;
+        Nftables::open().and_then(|mut nft| nft.check_watched(&owner, mac)).coded()?;
     }
     check_addresses(&mut container, &link, &addresses)?;
     if ipam.is_some() {

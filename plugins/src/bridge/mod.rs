@@ -17,7 +17,7 @@ use cni::plugin::Plugin;
 use cni::request::Request;
 use cni::types::AddResult;
 use conf::Conf;
-use net::firewall::{Firewall, What, nft::Nftables, spoof};
+use net::firewall::{Firewall, What, nft::Nftables};
 use net::names::clip_network;
 use net::{DEAD_GROUP, Netlink, Netns, Owner, dead};
 
@@ -44,9 +44,12 @@ impl Plugin for Bridge {
         let mut failures = Failures::default();
         failures.note(detach(&owner, netns.as_ref()));
         failures.note(ipam_client::del(request));
-        let mut firewall = None;
+        let (mut firewall, mut watch) = (None, None);
         match Conf::of(request) {
             Ok(conf) => {
+                if conf.masquerade.is_some() {
+                    failures.note(firewall::forget_reference(request, What::Masquerade));
+                }
                 if let Some(mut opened) = conf.masquerade.and_then(|backend| failures.value(backend.open())) {
                     let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
                     let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
@@ -54,12 +57,14 @@ impl Plugin for Bridge {
                     firewall = Some(opened);
                 }
                 if conf.mac_spoof_check {
-                    failures.note(spoof::unwatch(&owner).coded());
+                    watch = failures.value(unwatch(&owner));
                 }
             }
             Err(error) => eprintln!("bridge: DEL goes on without reading the whole configuration: {error}"),
         }
-        failures.note(firewall::finish(firewall.as_deref()));
+        let opened =
+            firewall.as_deref().into_iter().chain(watch.iter().flatten().map(|nft| nft as &dyn Firewall));
+        failures.note(firewall::finish(opened));
         failures.outcome()
     }
 
@@ -110,7 +115,7 @@ fn gc(request: &Request) -> Result<(), Error> {
         failures.note(firewall::gc(request, backend, What::Masquerade));
     }
     if conf.mac_spoof_check {
-        failures.note(spoof::gc(&request.conf.name, &firewall::valid(request)).coded().map(drop));
+        failures.note(sweep_watches(request));
     }
     if request.conf.valid_attachments.as_ref().is_some_and(Vec::is_empty) {
         let removed = failures.value(link::remove_if_unused(&mut host, &conf));
@@ -126,6 +131,24 @@ fn gc(request: &Request) -> Result<(), Error> {
         }
     }
     failures.outcome()
+}
+
+/// No longer looks at the container's frames. The firewall is returned for [`firewall::finish`]; a kernel without one never
+/// looked.
+fn unwatch(owner: &Owner) -> Result<Option<Nftables>, Error> {
+    match Nftables::open().and_then(|mut nft| nft.unwatch(owner).map(|()| nft)) {
+        Err(net::Error::Unsupported(_)) => Ok(None),
+        unwatched => unwatched.coded().map(Some),
+    }
+}
+
+fn sweep_watches(request: &Request) -> Result<(), Error> {
+    let mut nft = Nftables::open().coded()?;
+    let removed = nft.gc_watched(&request.conf.name, &firewall::valid(request)).coded()?;
+    if removed > 0 {
+        eprintln!("network {}: {removed} stale entries removed from table bridge weft", request.conf.name);
+    }
+    nft.tidy().coded()
 }
 
 fn sweep_links(host: &mut Netlink, request: &Request) -> Result<(), Error> {

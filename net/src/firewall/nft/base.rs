@@ -1,16 +1,15 @@
-//! The frame of the table, which is the same on every host, and what a subnet needs in it.
+//! The frames of the tables, which are the same on every host, and what a subnet needs.
 //!
 //! An attachment is elements in sets and maps only; a packet's way therefore has the same length whatever the number of
 //! containers.
 
 use super::element::{Map, head, net_name, subnet};
 use super::expr::{Ct, Rule, Side, Verdict};
-use super::wire::{Batch, Writer, flag, msg};
+use super::table::Table;
+use super::wire::{Batch, flag, msg};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Weft's table, of the family inet.
-pub const TABLE: &str = "weft";
 /// Shown by `nft list ruleset`.
 const COMMENT: &str = "Weft container networking";
 
@@ -54,7 +53,20 @@ fn network(addr: IpAddr, prefix: u8) -> IpNetwork {
     }
 }
 
-fn chains() -> Vec<Chain> {
+fn chains(table: Table) -> Vec<Chain> {
+    match table {
+        Table::Inet => inet_chains(),
+        Table::Bridge => bridge_chains(),
+    }
+}
+
+/// Before any rule of others sees the frame, and before the bridge learns where its source address is.
+fn bridge_chains() -> Vec<Chain> {
+    let foreign = Rule::new().came_in_by(Map::Watched).not_from(Map::Sources).then(Verdict::Drop);
+    vec![chain("prerouting", hook("filter", 0, -300), vec![foreign])]
+}
+
+fn inet_chains() -> Vec<Chain> {
     use Verdict::{Accept, Drop, Jump, Return};
     vec![
         // Publishing on 127.0.0.1 needs route_localnet on the bridge, and that would let others reach this host's
@@ -137,8 +149,7 @@ fn subnet_chain(net: IpNetwork) -> Chain {
 
 impl Chain {
     fn push(&self, batch: &mut Batch) {
-        batch.push("add a chain to table inet weft", msg::NEWCHAIN, flag::CREATE | flag::EXCL, |w| {
-            w.str(1, TABLE);
+        batch.push("add a chain to", msg::NEWCHAIN, flag::CREATE | flag::EXCL, |w| {
             w.str(3, &self.name);
             if let Some(hook) = &self.hook {
                 w.nest(4, |w| {
@@ -153,8 +164,7 @@ impl Chain {
 
     fn push_rules(&self, batch: &mut Batch) {
         for rule in &self.rules {
-            batch.push("add a rule to table inet weft", msg::NEWRULE, flag::CREATE | flag::APPEND, |w| {
-                w.str(1, TABLE);
+            batch.push("add a rule to", msg::NEWRULE, flag::CREATE | flag::APPEND, |w| {
                 w.str(2, &self.name);
                 w.bytes(4 | 0x8000, rule.bytes());
             });
@@ -165,21 +175,21 @@ impl Chain {
 fn push_set(batch: &mut Batch, map: Map) {
     // The number only has to differ from those of the batch's other sets.
     let id = batch.len() as u32 + 1;
-    batch.push("add a set to table inet weft", msg::NEWSET, flag::CREATE | flag::EXCL, |w| map.write(id, w));
+    batch.push("add a set to", msg::NEWSET, flag::CREATE | flag::EXCL, |w| map.write(id, w));
 }
 
-/// Adds the table with all of its frame to a batch; it must not be there yet (EEXIST).
+/// Adds the batch's table with all of its frame to it; it must not be there yet (EEXIST).
 pub fn push(batch: &mut Batch) {
-    batch.push("create table inet weft", msg::NEWTABLE, flag::CREATE | flag::EXCL, |w| {
-        w.str(1, TABLE);
+    let table = batch.table();
+    batch.push("create", msg::NEWTABLE, flag::CREATE | flag::EXCL, |w| {
         w.u32(2, 0);
         let mut user = vec![0, (COMMENT.len() + 1) as u8];
         user.extend_from_slice(COMMENT.as_bytes());
         user.push(0);
         w.bytes(6, &user);
     });
-    Map::FRAME.into_iter().for_each(|map| push_set(batch, map));
-    let chains = chains();
+    table.frame().iter().for_each(|map| push_set(batch, *map));
+    let chains = chains(table);
     chains.iter().for_each(|chain| chain.push(batch));
     chains.iter().for_each(|chain| chain.push_rules(batch));
 }
@@ -196,20 +206,14 @@ pub fn push_subnet(batch: &mut Batch, net: IpNetwork) {
 
 /// Adds the deletion of what a subnet needed to a batch.
 pub fn push_subnet_deletion(batch: &mut Batch, net: IpNetwork) {
-    batch.push("delete a chain of table inet weft", msg::DELCHAIN, 0, |w| chain_key(w, &chain_of(net)));
+    batch.push("delete a chain of", msg::DELCHAIN, 0, |w| w.str(3, &chain_of(net)));
     for map in [Map::masq(net), Map::hairpin(net)] {
-        batch.push("delete a set of table inet weft", msg::DELSET, 0, |w| head(w, map));
+        batch.push("delete a set of", msg::DELSET, 0, |w| head(w, map));
     }
 }
 
-/// The names of the frame's and these subnets' chains, and how many rules each has.
-pub fn census(subnets: &[IpNetwork]) -> Vec<(String, usize)> {
+/// The names of the table's and these subnets' chains, and how many rules each has.
+pub fn census(table: Table, subnets: &[IpNetwork]) -> Vec<(String, usize)> {
     let subnets = subnets.iter().map(|net| subnet_chain(*net));
-    chains().into_iter().chain(subnets).map(|c| (c.name, c.rules.len())).collect()
-}
-
-/// Table and chain, the key of questions about a chain.
-pub fn chain_key(w: &mut Writer, name: &str) {
-    w.str(1, TABLE);
-    w.str(3, name);
+    chains(table).into_iter().chain(subnets).map(|c| (c.name, c.rules.len())).collect()
 }

@@ -1,7 +1,7 @@
 //! The elements: what an attachment is in the table. Which maps there are, their keys and values, and both ways of
 //! writing them.
 
-use super::base::TABLE;
+use super::table::Table;
 use super::wire::{Writer, attribute, attributes, text};
 use crate::firewall::Protocol;
 use ipnetwork::IpNetwork;
@@ -12,12 +12,13 @@ use std::net::IpAddr;
 mod datatype {
     pub const IPADDR: u32 = 7;
     pub const IP6ADDR: u32 = 8;
+    pub const ETHERADDR: u32 = 9;
     pub const INET_PROTO: u32 = 12;
     pub const INET_SERVICE: u32 = 13;
     pub const IFNAME: u32 = 41;
 }
 
-/// The sets and maps of the table. A verdict in a map's elements would be handier in places, but the kernel goes through
+/// The sets and maps of the tables. A verdict in a map's elements would be handier in places, but the kernel goes through
 /// all of such a map whenever an element is added (nft_lookup_validate).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Map {
@@ -38,10 +39,20 @@ pub enum Map {
     Masq(IpNetwork),
     /// addresses in this subnet with published ports
     Hairpin(IpNetwork),
+    /// ports of bridges whose frames' source addresses are looked at
+    Watched,
+    /// such a port . the address that it may send from
+    Sources,
+    /// such a port : that address. No rule asks for it: by it the pair is found without being told the address, which a
+    /// DEL may not know.
+    SourceOf,
 }
 
 impl Map {
-    /// Those of the frame.
+    /// Those of the bridge table.
+    pub const BRIDGE_FRAME: [Map; 3] = [Map::Watched, Map::Sources, Map::SourceOf];
+
+    /// Those of the frame of the table for IP.
     pub const FRAME: [Map; 8] = [
         Map::Ports4,
         Map::Ports4At,
@@ -52,6 +63,11 @@ impl Map {
         Map::Guarded,
         Map::GuardedPairs,
     ];
+
+    /// The table that has it.
+    pub fn table(self) -> Table {
+        if Map::BRIDGE_FRAME.contains(&self) { Table::Bridge } else { Table::Inet }
+    }
 
     /// The name. Colons cannot be in a name that nft reads back, so IPv6's are written `_`.
     pub fn name(self) -> Cow<'static, str> {
@@ -64,18 +80,21 @@ impl Map {
             Map::HairpinAll6 => "hairpin6_all",
             Map::Guarded => "guarded",
             Map::GuardedPairs => "guarded_pairs",
+            Map::Watched => "watched",
+            Map::Sources => "sources",
+            Map::SourceOf => "source_of",
             Map::Masq(net) => return Cow::Owned(format!("masq-{}", net_name(net))),
             Map::Hairpin(net) => return Cow::Owned(format!("hairpin-{}", net_name(net))),
         })
     }
 
-    /// The set or map of that name.
-    pub fn named(name: &str) -> Option<Map> {
+    /// The set or map of that name in a table.
+    pub fn named(table: Table, name: &str) -> Option<Map> {
         let net = |text: &str| text.replace('_', ":").parse().ok();
         match name.split_once('-') {
             Some(("masq", text)) => net(text).map(Map::Masq),
             Some(("hairpin", text)) => net(text).map(Map::Hairpin),
-            _ => Map::FRAME.into_iter().find(|map| map.name() == name),
+            _ => table.frame().iter().copied().find(|map| map.name() == name),
         }
     }
 
@@ -113,7 +132,8 @@ impl Map {
             Map::Ports6At => (IP6ADDR << 12 | port, 24),
             Map::HairpinAll4 | Map::Masq(IpNetwork::V4(_)) | Map::Hairpin(IpNetwork::V4(_)) => (IPADDR, 4),
             Map::HairpinAll6 | Map::Masq(IpNetwork::V6(_)) | Map::Hairpin(IpNetwork::V6(_)) => (IP6ADDR, 16),
-            Map::Guarded => (IFNAME, 16),
+            Map::Guarded | Map::Watched | Map::SourceOf => (IFNAME, 16),
+            Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
             Map::GuardedPairs => (IFNAME << 6 | IFNAME, 32),
         }
     }
@@ -124,6 +144,7 @@ impl Map {
         match self {
             Map::Ports4 | Map::Ports4At => Some((IPADDR << 6 | INET_SERVICE, 8)),
             Map::Ports6 | Map::Ports6At => Some((IP6ADDR << 6 | INET_SERVICE, 20)),
+            Map::SourceOf => Some((ETHERADDR, 6)),
             _ => None,
         }
     }
@@ -133,7 +154,7 @@ impl Map {
     fn byte_order(self) -> u32 {
         match self {
             Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
-            Map::Guarded => 1,
+            Map::Guarded | Map::Watched | Map::SourceOf => 1,
             _ => 0,
         }
     }
@@ -153,8 +174,9 @@ impl Map {
         let mut user = vec![0, 4];
         user.extend_from_slice(&self.byte_order().to_ne_bytes());
         if data.is_some() {
-            // That of a map's data: always a concatenation.
-            user.extend_from_slice(&[1, 4, 0, 0, 0, 0]);
+            // That of a map's data: the network's, or that of a concatenation.
+            user.extend_from_slice(&[1, 4]);
+            user.extend_from_slice(&(if self == Map::SourceOf { 2u32 } else { 0 }).to_ne_bytes());
         }
         w.bytes(13, &user);
     }
@@ -175,7 +197,7 @@ pub fn net_name(net: IpNetwork) -> String {
 pub enum Value {
     /// A set's element has none.
     None,
-    /// A map's: container address . port.
+    /// A map's: container address . port, or a hardware address.
     Bytes(Vec<u8>),
 }
 
@@ -227,10 +249,23 @@ impl Key {
         Key { map, bytes: octets(addr) }
     }
 
+    /// A port of a bridge in `watched` or `source_of`.
+    pub fn link(map: Map, name: &str) -> Self {
+        let mut bytes = name.as_bytes().to_vec();
+        bytes.resize(16, 0);
+        Key { map, bytes }
+    }
+
+    /// A port of a bridge and the address that it may send from.
+    pub fn source(name: &str, mac: [u8; 6]) -> Self {
+        let mut key = Key::link(Map::Sources, name);
+        field(&mut key.bytes, &mac);
+        key
+    }
+
     /// A bridge in `guarded` or, twice, in `guarded_pairs`.
     pub fn bridge(map: Map, name: &str) -> Self {
-        let mut one = name.as_bytes().to_vec();
-        one.resize(16, 0);
+        let one = Key::link(map, name).bytes;
         let bytes = if map == Map::GuardedPairs { one.repeat(2) } else { one };
         Key { map, bytes }
     }
@@ -248,6 +283,11 @@ impl Key {
 }
 
 impl Value {
+    /// The address that a port may send from.
+    pub fn mac(mac: [u8; 6]) -> Self {
+        Value::Bytes(mac.to_vec())
+    }
+
     /// Container address and port, as dnat takes them from the map.
     pub fn target(addr: IpAddr, port: u16) -> Self {
         let mut bytes = octets(addr);
@@ -287,6 +327,18 @@ impl Element {
         });
     }
 
+    /// The pair in `sources` that an element of `source_of` tells of.
+    pub fn source(&self) -> Option<Key> {
+        match &self.value {
+            Value::Bytes(mac) if self.key.map == Map::SourceOf => {
+                let mut key = Key { map: Map::Sources, bytes: self.key.bytes.clone() };
+                field(&mut key.bytes, mac);
+                Some(key)
+            }
+            _ => None,
+        }
+    }
+
     /// Reads one list element of that map.
     fn parse(map: Map, attrs: &[u8]) -> Option<Self> {
         let bytes = attribute(attribute(attrs, 1)?, 1)?.to_vec();
@@ -320,9 +372,8 @@ fn comment(mut user: &[u8]) -> String {
     String::new()
 }
 
-/// Writes table and set of a message about elements.
+/// Writes the set of a message about it, after the table.
 pub fn head(w: &mut Writer, map: Map) {
-    w.str(1, TABLE);
     w.str(2, &map.name());
 }
 

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 /// NFT_REG_1, and the registers of four bytes behind it.
 const REG1: u32 = 1;
 const REG32: u32 = 8;
+/// NFT_LOOKUP_F_INV
+const LOOKUP_INV: u32 = 1;
 /// The verdict register.
 const VERDICT: u32 = 0;
 
@@ -224,6 +226,26 @@ impl Rule {
             w.u32(5, REG32 + words);
         });
         rule
+    }
+
+    /// `iifname @set`
+    pub fn came_in_by(mut self, map: Map) -> Self {
+        self.meta_to(Meta::Iifname, REG1);
+        self.lookup(map, None);
+        self
+    }
+
+    /// `iifname . ether saddr != @set`
+    pub fn not_from(mut self, map: Map) -> Self {
+        self.meta_to(Meta::Iifname, REG1);
+        // In the link layer's header, behind the destination.
+        self.payload(0, 6, 6, REG32 + 4);
+        self.expr("lookup", |w| {
+            w.str(1, &map.name());
+            w.u32(2, REG1);
+            w.u32(5, LOOKUP_INV);
+        });
+        self
     }
 
     /// `oifname @set`

@@ -1,6 +1,6 @@
-//! The nftables backend: one table, `inet weft`, by netlink; no program is run.
+//! The nftables backend: a table for IP, `inet weft`, and one for frames, `bridge weft`, by netlink; no program is run.
 //!
-//! The frame of the table ([`base`]) is made with the first attachment and removed with the last ([`Firewall::tidy`]).
+//! The frame of a table ([`base`]) is made with the first attachment and removed with the last ([`Firewall::tidy`]).
 //! An attachment is a handful of elements in sets and maps, added in one transaction: a hash insertion each, whatever is in
 //! the table already. Before that, one question tells what stands in its way (no frame yet, no chain for its subnet, a port
 //! that is taken; see [`plan`]); a transaction that fails is avoided, as the kernel waits 4 to 20 ms to undo it.
@@ -14,6 +14,8 @@ mod expr;
 mod plan;
 mod remove;
 mod socket;
+mod spoof;
+mod table;
 mod wire;
 
 pub use socket::Sent;
@@ -27,6 +29,7 @@ use element::{Element, Key, Map, Value, subnet};
 use ipnetwork::IpNetwork;
 use socket::{Question, Socket};
 use std::os::fd::OwnedFd;
+use table::Table;
 
 /// Whether there is such a chain in a table of iptables' (of ip6tables' when `v6`), as its nftables variant makes them.
 pub(super) fn has_chain(v6: bool, table: &str, chain: &str) -> Result<bool> {
@@ -54,6 +57,11 @@ struct Wanted {
 }
 
 impl Wanted {
+    /// The table of the elements, which are all of one.
+    fn table(&self) -> Table {
+        self.elements.first().map_or(Table::Inet, |e| e.key.map.table())
+    }
+
     fn element(&mut self, key: Key, value: Value, tag: &str) {
         self.elements.push(Element { key, value, tag: tag.to_owned() });
     }

@@ -1,8 +1,9 @@
 //! Adding to the table, after a look at what is missing and what stands in the way.
 
 use super::base;
-use super::element::{Element, Key, head, key_element};
+use super::element::{Element, Key, Map, head, key_element};
 use super::socket::{QUESTIONS, Question, generation_of, refused};
+use super::table::Table;
 use super::wire::{Batch, Writer, flag, msg};
 use super::{Nftables, Wanted};
 use crate::firewall::{is_alive, taken};
@@ -13,8 +14,6 @@ use ipnetwork::IpNetwork;
 pub const TRIES: usize = 200;
 /// How often in a row something may be missing although it was seen, or is made in the same batch.
 const VAIN: usize = 20;
-const BROKEN: &str = "table inet weft is there, but is not as Weft makes it: remove it (`nft delete table inet weft`) \
-                      and attach again";
 /// Bytes of elements in one message: an attribute's length has 16 bits.
 const LIST: usize = 60_000;
 
@@ -69,16 +68,28 @@ fn push_lists<T>(
 
 /// Adds the deletion of elements to a batch.
 pub fn push_deletions(batch: &mut Batch, keys: &[Key]) {
-    let what = ("delete elements of table inet weft", msg::DELSETELEM, 0);
+    let what = ("delete elements of", msg::DELSETELEM, 0);
     push_lists(batch, what, keys, |k| k, key_element);
 }
 
+/// What the kernel says to a kind of chain or expression that it does not have, in a table that the same batch makes.
+fn is_unknown(errno: i32) -> bool {
+    matches!(errno, libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT)
+}
+
+fn broken(table: Table) -> Error {
+    Error::Mismatch(format!(
+        "{table} is there, but is not as Weft makes it: remove it (`nft delete {table}`) and attach again"
+    ))
+}
+
 impl Nftables {
-    /// Adds what is wanted. Nothing is changed when that fails.
+    /// Adds what is wanted, all of it in one table. Nothing is changed when that fails.
     pub(super) fn put(&mut self, wanted: Wanted) -> Result<()> {
         if wanted.elements.is_empty() {
             return Ok(());
         }
+        let table = wanted.table();
         let (mut look, mut in_vain) = (Look::Cheap, 0);
         for _ in 0..TRIES {
             let plan = self.inspect(&wanted, look)?;
@@ -87,6 +98,9 @@ impl Nftables {
             }
             let batch = self.compose(&wanted, &plan);
             let Err(errors) = self.socket.commit(batch)? else { return Ok(()) };
+            if plan.table && table == Table::Bridge && errors.iter().any(|(errno, _)| is_unknown(*errno)) {
+                return Err(Error::Unsupported("nftables for bridges (CONFIG_NF_TABLES_BRIDGE)".into()));
+            }
             let transient =
                 |errno| matches!(errno, libc::ENOENT | libc::EEXIST | libc::ERESTART | libc::EBUSY);
             if let Some((errno, what)) = errors.iter().find(|(errno, _)| !transient(*errno)) {
@@ -96,15 +110,15 @@ impl Nftables {
             let only_missing = errors.iter().all(|(errno, _)| *errno == libc::ENOENT);
             in_vain = if only_missing { in_vain + 1 } else { 0 };
             if in_vain > VAIN {
-                return Err(Error::Mismatch(BROKEN.into()));
+                return Err(broken(table));
             }
             look = Look::Thorough;
         }
-        Err(refused("add to table inet weft, which others change all the time", libc::EBUSY))
+        Err(refused(&format!("add to {table}, which others change all the time"), libc::EBUSY))
     }
 
     fn compose(&mut self, wanted: &Wanted, plan: &Plan) -> Batch {
-        let mut batch = self.socket.batch(plan.generation);
+        let mut batch = self.socket.batch(wanted.table(), plan.generation);
         if plan.table {
             base::push(&mut batch);
         }
@@ -115,14 +129,14 @@ impl Nftables {
         let is_missing = |(index, _): &(usize, &Element)| done.next_if(|done| **done == *index).is_none();
         let missing: Vec<&Element> =
             wanted.elements.iter().enumerate().filter(is_missing).map(|(_, e)| e).collect();
-        let what = ("add elements to table inet weft", msg::NEWSETELEM, flag::CREATE | flag::EXCL);
+        let what = ("add elements to", msg::NEWSETELEM, flag::CREATE | flag::EXCL);
         push_lists(&mut batch, what, &missing, |e| &e.key, |e, w| e.write(w));
         batch
     }
 
     /// Looks at what the wanted elements need and meet.
     fn inspect(&mut self, wanted: &Wanted, look: Look) -> Result<Plan> {
-        let mut questions = vec![Question::Generation, Question::Table];
+        let mut questions = vec![Question::Generation, Question::Table(wanted.table())];
         questions.extend(wanted.subnets.iter().map(|net| Question::Subnet(*net)));
         let first = questions.len();
         // The elements are asked for too when that takes no further system call; of many, the transaction's failing tells.
@@ -132,7 +146,7 @@ impl Nftables {
         let (mut generation, mut plan, mut met) = (0, Plan::default(), Vec::new());
         self.socket.ask(&questions, |index, answer| match questions[index] {
             Question::Generation => generation = generation_of(answer),
-            Question::Table => plan.table = answer.is_err(),
+            Question::Table(_) => plan.table = answer.is_err(),
             Question::Subnet(net) if answer.is_err() => plan.subnets.push(net),
             Question::Subnet(_) | Question::Foreign { .. } => {}
             Question::Element(key) => {
@@ -154,13 +168,16 @@ impl Nftables {
                 }
                 replaced.push(found.clone());
             }
+            if found.key.map == Map::SourceOf {
+                replaced.push(found.clone());
+            }
             plan.dead.push(found.key);
         }
-        // With its ports goes the hairpin of the dead, which nothing would lead to any more; but not under a wanted key.
+        // What is replaced takes with it what nothing would lead to any more; but not under a wanted key.
         if !replaced.is_empty() {
-            let keys = self.hairpins_of(&replaced)?;
-            let hairpins = self.find(&keys.iter().collect::<Vec<_>>())?.into_iter().flatten();
-            let of_dead = hairpins.filter(|e| replaced.iter().any(|dead| dead.tag == e.tag));
+            let keys = self.companions(&replaced)?;
+            let found = self.find(&keys.iter().collect::<Vec<_>>())?.into_iter().flatten();
+            let of_dead = found.filter(|e| replaced.iter().any(|dead| dead.tag == e.tag));
             plan.dead.extend(of_dead.map(|e| e.key));
         }
         plan.dead.sort();

@@ -1,9 +1,10 @@
 //! Taking from the table, checking it, and removing it when it is of no use any more.
 
-use super::base::{self, TABLE};
+use super::base;
 use super::element::{Element, Key, Map, head};
 use super::plan::{TRIES, push_deletions};
-use super::socket::{QUESTIONS, Question, refused};
+use super::socket::{QUESTIONS, Question, generation_of, refused};
+use super::table::Table;
 use super::wire::{attribute, msg, text};
 use super::{Nftables, Wanted};
 use crate::firewall::{Firewall, What};
@@ -22,17 +23,22 @@ impl Nftables {
     /// wherever they are. Returns how many.
     pub(super) fn take(&mut self, what: What, keys: Vec<Key>, whose: &dyn Fn(&str) -> bool) -> Result<usize> {
         let keys = if keys.is_empty() || keys.len() > KEYS {
-            self.search(what, whose)?
+            let concerned = |map: Map| match what {
+                What::Ports => map.is_of_ports(),
+                What::Masquerade => matches!(map, Map::Masq(_)),
+            };
+            self.search(Table::Inet, &concerned, whose)?
         } else {
-            self.with_hairpins(keys)?
+            self.with_companions(keys)?
         };
         self.delete(keys, whose)
     }
 
-    /// Deletes the elements of these keys which, at that moment, have such a tag. Returns how many.
+    /// Deletes the elements of these keys, all of one table, which, at that moment, have such a tag. Returns how many.
     pub(super) fn delete(&mut self, mut keys: Vec<Key>, whose: &dyn Fn(&str) -> bool) -> Result<usize> {
         keys.sort();
         keys.dedup();
+        let Some(table) = keys.first().map(|key| key.map.table()) else { return Ok(0) };
         let (mut removed, mut tries) = (0, 0);
         // All at once; when others' changes come between, in smaller parts, between which less can come.
         let mut at_once = keys.len();
@@ -43,7 +49,7 @@ impl Nftables {
             let found = self.find(&part.iter().collect::<Vec<_>>())?;
             let theirs: Vec<Key> =
                 found.into_iter().flatten().filter(|e| whose(&e.tag)).map(|e| e.key).collect();
-            let mut batch = self.socket.batch(Some(generation));
+            let mut batch = self.socket.batch(table, Some(generation));
             push_deletions(&mut batch, &theirs);
             let Err(errors) = self.socket.commit(batch)? else {
                 removed += theirs.len();
@@ -56,10 +62,8 @@ impl Nftables {
             }
             tries += 1;
             if tries == TRIES {
-                return Err(refused(
-                    "delete from table inet weft, which others change all the time",
-                    libc::EBUSY,
-                ));
+                let what = format!("delete from {table}, which others change all the time");
+                return Err(refused(&what, libc::EBUSY));
             }
             keys.extend(theirs);
             at_once = (at_once / 2).max(QUESTIONS);
@@ -67,21 +71,27 @@ impl Nftables {
         Ok(removed)
     }
 
-    /// To the keys of ports adds those of the hairpins of the containers that they lead to.
-    fn with_hairpins(&mut self, mut keys: Vec<Key>) -> Result<Vec<Key>> {
-        if keys.iter().any(|key| key.map.is_ports()) {
-            let ports: Vec<_> = self.find(&keys.iter().collect::<Vec<_>>())?.into_iter().flatten().collect();
-            keys.extend(self.hairpins_of(&ports)?);
+    /// Adds the keys of what the values of these keys' elements lead to.
+    pub(super) fn with_companions(&mut self, mut keys: Vec<Key>) -> Result<Vec<Key>> {
+        if keys.iter().any(|key| key.map.is_ports() || key.map == Map::SourceOf) {
+            let found: Vec<_> = self.find(&keys.iter().collect::<Vec<_>>())?.into_iter().flatten().collect();
+            keys.extend(self.companions(&found)?);
         }
         Ok(keys)
     }
 
-    /// Where the hairpins may be of the containers that these ports lead to.
-    pub(super) fn hairpins_of(&mut self, ports: &[Element]) -> Result<Vec<Key>> {
+    /// Where the hairpins may be of the containers that ports lead to, and the pairs of watched ports and their addresses.
+    pub(super) fn companions(&mut self, found: &[Element]) -> Result<Vec<Key>> {
+        let mut all: Vec<_> = found.iter().filter_map(Element::source).collect();
+        all.extend(self.hairpins_of(found)?);
+        Ok(all)
+    }
+
+    fn hairpins_of(&mut self, ports: &[Element]) -> Result<Vec<Key>> {
         let mut addrs: Vec<_> = ports.iter().filter_map(|e| e.value.address()).collect();
         addrs.sort();
         addrs.dedup();
-        let maps = if addrs.is_empty() { Vec::new() } else { self.maps()? };
+        let maps = if addrs.is_empty() { Vec::new() } else { self.maps(Table::Inet)? };
         let may_have = |map: &Map, addr: IpAddr| match map {
             Map::HairpinAll4 => addr.is_ipv4(),
             Map::HairpinAll6 => addr.is_ipv6(),
@@ -95,16 +105,17 @@ impl Nftables {
         Ok(keys.collect())
     }
 
-    /// The sets and maps that there are: the frame's and two of each subnet.
-    fn maps(&mut self) -> Result<Vec<Map>> {
+    /// The sets and maps that a table has: its frame's, and two of each subnet.
+    fn maps(&mut self, table: Table) -> Result<Vec<Map>> {
         let mut maps = Vec::new();
         self.socket.dump(
+            table,
             msg::GETSET,
-            |w| w.str(1, TABLE),
+            |_| {},
             |m| {
-                let ours = attribute(m.attrs(), 1).map(text).as_deref() == Some(TABLE);
+                let ours = attribute(m.attrs(), 1).map(text).as_deref() == Some(Table::NAME);
                 let name = attribute(m.attrs(), 2).map(text).filter(|_| ours);
-                maps.extend(name.and_then(|name| Map::named(&name)));
+                maps.extend(name.and_then(|name| Map::named(table, &name)));
                 true
             },
         )?;
@@ -114,6 +125,7 @@ impl Nftables {
     /// Goes through a set or map.
     fn each_element(&mut self, map: Map, mut each: impl FnMut(Element)) -> Result<()> {
         self.socket.dump(
+            map.table(),
             msg::GETSETELEM,
             |w| head(w, map),
             |m| {
@@ -123,15 +135,16 @@ impl Nftables {
         )
     }
 
-    /// Goes through sets and maps for elements of certain tags.
-    fn search(&mut self, what: What, whose: &dyn Fn(&str) -> bool) -> Result<Vec<Key>> {
+    /// Goes through sets and maps of a table for elements of certain tags.
+    pub(super) fn search(
+        &mut self,
+        table: Table,
+        concerned: &dyn Fn(Map) -> bool,
+        whose: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<Key>> {
         let mut keys = Vec::new();
-        for map in self.maps()? {
-            let concerned = match what {
-                What::Ports => map.is_of_ports(),
-                What::Masquerade => matches!(map, Map::Masq(_)),
-            };
-            if concerned {
+        for map in self.maps(table)? {
+            if concerned(map) {
                 self.each_element(map, |e| keys.extend(whose(&e.tag).then_some(e.key)))?;
             }
         }
@@ -143,23 +156,25 @@ impl Nftables {
         if wanted.elements.is_empty() {
             return Ok(());
         }
+        let table = wanted.table();
         let mut rules: BTreeMap<String, usize> = BTreeMap::new();
         self.socket.dump(
+            table,
             msg::GETRULE,
-            |w| w.str(1, TABLE),
+            |_| {},
             |m| {
                 // Kernels before 4.16 do not look at the table here and dump those of all.
-                if attribute(m.attrs(), 1).map(text).as_deref() == Some(TABLE) {
+                if attribute(m.attrs(), 1).map(text).as_deref() == Some(Table::NAME) {
                     *rules.entry(attribute(m.attrs(), 2).map(text).unwrap_or_default()).or_default() += 1;
                 }
                 true
             },
         )?;
-        for (chain, count) in base::census(&wanted.subnets) {
+        for (chain, count) in base::census(table, &wanted.subnets) {
             let has = rules.get(&chain).copied().unwrap_or(0);
             if has < count {
                 return Err(Error::Mismatch(format!(
-                    "nftables chain {chain} in table inet weft has {has} of its {count} rules"
+                    "nftables chain {chain} in {table} has {has} of its {count} rules"
                 )));
             }
         }
@@ -174,21 +189,22 @@ impl Nftables {
                 Some(found) => format!("belongs to {} instead of {}", found.tag, want.tag),
                 None => format!("is missing, that of {}", want.tag),
             };
-            return Err(Error::Mismatch(format!("an element of {name} in nftables table inet weft {what}")));
+            return Err(Error::Mismatch(format!("an element of {name} in nftables {table} {what}")));
         }
         Ok(())
     }
 
-    /// Removes guards of bridges that are gone, then the table when it has no element, else what subnets without one have.
+    /// Removes guards of bridges that are gone, then each table when it has no element, else what subnets without one have.
     pub(super) fn remove_unused(&mut self) -> Result<()> {
         self.remove_guards_of_gone_bridges()?;
+        Table::ALL.into_iter().try_for_each(|table| self.remove_unused_of(table))
+    }
+
+    fn remove_unused_of(&mut self, table: Table) -> Result<()> {
         for _ in 0..PATIENCE {
             // Whatever is added after this makes the kernel refuse the deletion (ERESTART).
-            let generation = self.socket.generation()?;
-            let maps = self.maps()?;
-            if maps.is_empty() && !self.has_table()? {
-                return Ok(());
-            }
+            let Some(generation) = self.generation_with(table)? else { return Ok(()) };
+            let maps = self.maps(table)?;
             let mut unused: BTreeMap<IpNetwork, bool> = BTreeMap::new();
             for map in &maps {
                 if let Map::Masq(net) | Map::Hairpin(net) = *map {
@@ -196,10 +212,10 @@ impl Nftables {
                     unused.insert(net, still_unused);
                 }
             }
-            let frame: BTreeSet<Map> = maps.into_iter().filter(|map| Map::FRAME.contains(map)).collect();
-            let mut batch = self.socket.batch(Some(generation));
+            let frame: BTreeSet<Map> = maps.into_iter().filter(|map| table.frame().contains(map)).collect();
+            let mut batch = self.socket.batch(table, Some(generation));
             if unused.values().all(|unused| *unused) && self.are_empty(frame)? {
-                batch.push("delete table inet weft", msg::DELTABLE, 0, |w| w.str(1, TABLE));
+                batch.push("delete", msg::DELTABLE, 0, |_| {});
             } else {
                 let unused = unused.into_iter().filter(|(_, unused)| *unused);
                 unused.for_each(|(net, _)| base::push_subnet_deletion(&mut batch, net));
@@ -214,10 +230,14 @@ impl Nftables {
         Ok(())
     }
 
-    fn has_table(&mut self) -> Result<bool> {
-        let mut there = false;
-        self.socket.ask(&[Question::Table], |_, answer| there = answer.is_ok())?;
-        Ok(there)
+    /// The generation of the namespace's rules, when it has this table.
+    fn generation_with(&mut self, table: Table) -> Result<Option<u32>> {
+        let (mut generation, mut there) = (0, false);
+        self.socket.ask(&[Question::Generation, Question::Table(table)], |index, answer| match index {
+            0 => generation = generation_of(answer),
+            _ => there = answer.is_ok(),
+        })?;
+        Ok(there.then_some(generation))
     }
 
     fn are_empty(&mut self, maps: impl IntoIterator<Item = Map>) -> Result<bool> {
@@ -233,6 +253,7 @@ impl Nftables {
     fn is_empty(&mut self, map: Map) -> Result<bool> {
         let mut empty = true;
         self.socket.dump(
+            map.table(),
             msg::GETSETELEM,
             |w| head(w, map),
             |m| {

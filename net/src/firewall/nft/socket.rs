@@ -1,7 +1,8 @@
 //! The NETLINK_NETFILTER socket: batches, questions and dumps.
 
-use super::base::{TABLE, chain_key, chain_of};
+use super::base::chain_of;
 use super::element::{Key, list_of_key};
+use super::table::Table;
 use super::wire::{Batch, INET, Message, Sealed, Writer, attribute, flag, messages, msg, number};
 use crate::{Error, Refusal, Result};
 use ipnetwork::IpNetwork;
@@ -29,7 +30,7 @@ const REST: usize = 1;
 pub const QUESTIONS: usize = 16;
 
 /// How a batch ended: `Err` has the errno of each refused message and what that was to do.
-pub type Verdict = std::result::Result<(), Vec<(i32, &'static str)>>;
+pub type Verdict = std::result::Result<(), Vec<(i32, String)>>;
 
 /// A socket of the network namespace in which it was opened.
 pub struct Socket {
@@ -57,8 +58,8 @@ pub struct Sent {
 pub enum Question<'a> {
     /// The generation of the namespace's rules.
     Generation,
-    /// Is the table there?
-    Table,
+    /// Is this table there?
+    Table(Table),
     /// Is the chain of this subnet there?
     Subnet(IpNetwork),
     /// The element of this key.
@@ -71,7 +72,7 @@ impl Question<'_> {
     fn kind(&self) -> u16 {
         match self {
             Question::Generation => msg::GETGEN,
-            Question::Table => msg::GETTABLE,
+            Question::Table(_) => msg::GETTABLE,
             Question::Subnet(_) | Question::Foreign { .. } => msg::GETCHAIN,
             Question::Element(_) => msg::GETSETELEM,
         }
@@ -80,7 +81,9 @@ impl Question<'_> {
     fn family(&self) -> u8 {
         match self {
             Question::Foreign { family, .. } => *family,
-            _ => INET,
+            Question::Table(table) => table.family(),
+            Question::Element(key) => key.map.table().family(),
+            Question::Generation | Question::Subnet(_) => INET,
         }
     }
 
@@ -91,9 +94,15 @@ impl Question<'_> {
                 w.str(NFTA_CHAIN_NAME, chain);
             }
             Question::Generation => {}
-            Question::Table => w.str(1, TABLE),
-            Question::Subnet(net) => chain_key(w, &chain_of(*net)),
-            Question::Element(key) => list_of_key(w, key),
+            Question::Table(_) => w.str(1, Table::NAME),
+            Question::Subnet(net) => {
+                w.str(NFTA_CHAIN_TABLE, Table::NAME);
+                w.str(NFTA_CHAIN_NAME, &chain_of(*net));
+            }
+            Question::Element(key) => {
+                w.str(1, Table::NAME);
+                list_of_key(w, key);
+            }
         }
     }
 }
@@ -130,8 +139,8 @@ impl Socket {
     }
 
     /// Starts a batch (see [`Batch::new`]).
-    pub fn batch(&mut self, generation: Option<u32>) -> Batch {
-        Batch::new(self.seq, generation)
+    pub fn batch(&mut self, table: Table, generation: Option<u32>) -> Batch {
+        Batch::new(table, self.seq, generation)
     }
 
     fn send(&mut self, bytes: &[u8], messages: usize) -> Result<()> {
@@ -182,19 +191,19 @@ impl Socket {
                         break 'answers;
                     }
                     0 => {}
-                    errno => errors.push((errno, sealed.what(m.seq))),
+                    errno => errors.push((errno, m.seq)),
                 }
             }
         }
         match errors.first() {
             None if acknowledged => Ok(Ok(())),
             None => Err(Error::Decode {
-                what: "change table inet weft".into(),
+                what: format!("change {}", sealed.table),
                 why: "the transaction was not acknowledged".into(),
             }),
-            Some((libc::EPERM, what)) => Err(refused(what, libc::EPERM)),
-            Some((libc::EOPNOTSUPP, "change nftables")) => Err(none()),
-            Some(_) => Ok(Err(errors)),
+            Some((libc::EPERM, seq)) => Err(refused(&sealed.what(*seq), libc::EPERM)),
+            Some((libc::EOPNOTSUPP, seq)) if *seq == sealed.first => Err(none()),
+            Some(_) => Ok(Err(errors.into_iter().map(|(errno, seq)| (errno, sealed.what(seq))).collect())),
         }
     }
 
@@ -209,7 +218,7 @@ impl Socket {
             let mut writer = Writer::default();
             for (index, question) in questions.iter().enumerate() {
                 let seq = first.wrapping_add(index as u32);
-                writer.message_of(question.family(), question.kind(), 0, seq, |w| question.write(w));
+                writer.message(question.family(), question.kind(), 0, seq, |w| question.write(w));
             }
             self.seq = first.wrapping_add(questions.len() as u32);
             self.send(&writer.buf, questions.len())?;
@@ -231,10 +240,11 @@ impl Socket {
         Ok(())
     }
 
-    /// Dumps; `each` gets every message and says whether it wants more.
+    /// Dumps what a table has of a kind; `each` gets every message and says whether it wants more.
     /// A thing that does not exist (ENOENT) is an empty dump.
     pub fn dump(
         &mut self,
+        table: Table,
         kind: u16,
         fill: impl Fn(&mut Writer),
         mut each: impl FnMut(&Message<'_>) -> bool,
@@ -243,7 +253,10 @@ impl Socket {
             let seq = self.seq;
             self.seq = seq.wrapping_add(1);
             let mut writer = Writer::default();
-            writer.message(kind, flag::DUMP, seq, &fill);
+            writer.message(table.family(), kind, flag::DUMP, seq, |w| {
+                w.str(1, Table::NAME);
+                fill(w);
+            });
             self.send(&writer.buf, 1)?;
             let (mut disturbed, mut enough, mut rest) = (false, false, REST);
             'dump: while self.receive()? {

@@ -5,6 +5,7 @@
 //! elements are put straight into the buffer that is sent. Layouts: `linux/netlink.h`, `linux/netfilter/nfnetlink.h`,
 //! `linux/netfilter/nf_tables.h`; user data: libnftnl's `udata.h`.
 
+use super::table::Table;
 pub use crate::wire::{attributes, find as attribute};
 use crate::wire::{nest, put, put_str};
 
@@ -19,8 +20,9 @@ const BATCH_GENID: u16 = 1;
 pub const NLMSG_HEADER: usize = 16;
 pub const HEADER: usize = NLMSG_HEADER + 4;
 
-/// NFPROTO_INET: the family of Weft's table.
+/// NFPROTO_INET and NFPROTO_BRIDGE: the families of Weft's tables.
 pub const INET: u8 = 1;
+pub const BRIDGE: u8 = 7;
 /// NFPROTO_IPV4 and NFPROTO_IPV6: the families of iptables' tables and ip6tables'.
 pub const IPV4: u8 = 2;
 pub const IPV6: u8 = 10;
@@ -87,13 +89,8 @@ impl Writer {
         });
     }
 
-    /// One message of nf_tables.
-    pub fn message(&mut self, kind: u16, flags: u16, seq: u32, fill: impl FnOnce(&mut Self)) {
-        self.message_of(INET, kind, flags, seq, fill);
-    }
-
     /// One message about a table of this family (NFPROTO_…).
-    pub fn message_of(&mut self, family: u8, kind: u16, flags: u16, seq: u32, fill: impl FnOnce(&mut Self)) {
+    pub fn message(&mut self, family: u8, kind: u16, flags: u16, seq: u32, fill: impl FnOnce(&mut Self)) {
         self.raw(SUBSYSTEM | kind, flags, seq, family, 0, fill);
     }
 
@@ -120,12 +117,13 @@ impl Writer {
     }
 }
 
-/// A transaction: the kernel does all of its messages, or none.
+/// A transaction on one of the tables: the kernel does all of its messages, or none.
 pub struct Batch {
+    table: Table,
     writer: Writer,
     /// The sequence number of the batch's begin; the messages count up from it.
     first: u32,
-    /// What each message does, for errors.
+    /// What each message does to the table, for errors.
     what: Vec<&'static str>,
     /// Where the flags of the last message are: it is the one that asks for an acknowledgement.
     last: usize,
@@ -133,22 +131,31 @@ pub struct Batch {
 
 impl Batch {
     /// An empty batch; with a generation it fails with ERESTART when anything was changed since that one.
-    pub fn new(first: u32, generation: Option<u32>) -> Self {
+    pub fn new(table: Table, first: u32, generation: Option<u32>) -> Self {
         let mut writer = Writer::default();
         writer.raw(BATCH_BEGIN, 0, first, 0, SUBSYSTEM >> 8, |w| {
             if let Some(generation) = generation {
                 w.u32(BATCH_GENID, generation);
             }
         });
-        Batch { writer, first, what: Vec::new(), last: 0 }
+        Batch { table, writer, first, what: Vec::new(), last: 0 }
     }
 
-    /// Adds a message; `what` says for an error what it does.
+    /// The table that it is about.
+    pub fn table(&self) -> Table {
+        self.table
+    }
+
+    /// Adds a message; `what` says for an error what it does, and the table's name follows.
+    /// What is filled in follows the table's name.
     pub fn push(&mut self, what: &'static str, kind: u16, flags: u16, fill: impl FnOnce(&mut Writer)) {
         self.last = self.writer.buf.len();
         let seq = self.next_seq();
         self.what.push(what);
-        self.writer.message(kind, flags, seq, fill);
+        self.writer.message(self.table.family(), kind, flags, seq, |w| {
+            w.str(1, Table::NAME);
+            fill(w);
+        });
     }
 
     fn next_seq(&self) -> u32 {
@@ -168,12 +175,19 @@ impl Batch {
             flags.copy_from_slice(&asked.to_ne_bytes());
         }
         self.writer.raw(BATCH_END, 0, seq, 0, SUBSYSTEM >> 8, |_| {});
-        Sealed { buf: self.writer.buf, first: self.first, last: seq.wrapping_sub(1), what: self.what }
+        Sealed {
+            table: self.table,
+            buf: self.writer.buf,
+            first: self.first,
+            last: seq.wrapping_sub(1),
+            what: self.what,
+        }
     }
 }
 
 /// A batch that is ready to be sent.
 pub struct Sealed {
+    pub table: Table,
     pub buf: Vec<u8>,
     pub first: u32,
     pub last: u32,
@@ -182,9 +196,9 @@ pub struct Sealed {
 
 impl Sealed {
     /// What the message with this sequence number does.
-    pub fn what(&self, seq: u32) -> &'static str {
+    pub fn what(&self, seq: u32) -> String {
         let index = seq.wrapping_sub(self.first.wrapping_add(1)) as usize;
-        self.what.get(index).copied().unwrap_or("change nftables")
+        format!("{} {}", self.what.get(index).copied().unwrap_or("change"), self.table)
     }
 }
 

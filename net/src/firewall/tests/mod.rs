@@ -7,6 +7,7 @@ mod iptables;
 mod lab;
 mod packets;
 mod ruleset;
+mod spoof;
 mod table;
 
 use super::nft::Nftables;
