@@ -42,6 +42,7 @@ fn host() -> Result<Host, String> {
     for theirs in [
         "/run/podman",
         "/run/storage.conf",
+        "/run/cni",
         "/run/crun",
         "/run/libpod",
         "/run/containers",
