@@ -69,6 +69,20 @@ fn a_supervisor_that_is_told_to_end_stops_its_container_first() {
 }
 
 #[test]
+fn the_supervisor_of_a_foreground_run_obeys_signals_too() {
+    let host = Host::new();
+    let script = "trap 'exit 3' TERM; : > /ready; sleep 1000 & wait";
+    let mut child = host.command(&["run", "--rm", "--network", "none", "sh", "-c", script]).spawn().unwrap();
+    let id = || host.all(&["ps", "-q", "--no-trunc"]).1.trim().to_owned();
+    until("it runs", || !id().is_empty());
+    until("its trap is set", || host.all(&["exec", &id(), "test", "-e", "/ready"]).0 == 0);
+    let supervisor = nix::unistd::Pid::from_raw(host.pid(&id(), "supervisor_pid"));
+    nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    host.assert_clean();
+}
+
+#[test]
 fn one_that_joined_has_the_others_network_and_nothing_else_of_it() {
     let host = Host::new();
     let one = host.sleeper("one", &["--network", "none"]);

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::OFlag;
+use nix::sys::signal::SigSet;
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout, pipe2, setsid};
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,8 @@ fn channels() -> Result<(UnixStream, Option<UnixStream>)> {
     dup2_stdout(&null)?;
     // The starter may be a session leader's child or have been started in the background: either way it is left alone.
     let _ = setsid();
+    // A starter that stays in the foreground holds signals back, to pass them on; this process obeys them.
+    SigSet::all().thread_unblock()?;
     std::env::set_current_dir("/")?;
     Ok((report, client))
 }
