@@ -51,9 +51,10 @@ impl Host {
             .unwrap_or_else(|e| panic!("cannot start the holder of namespaces: {e}"));
         let life = holder.stdin.take();
         let mut lines = BufReader::new(holder.stdout.take().unwrap_or_else(|| panic!("no stdout"))).lines();
-        let pid = lines.next().and_then(Result::ok).and_then(|line| line.parse().ok());
-        let ready = lines.next().and_then(Result::ok);
-        let (Some(pid), Some("ready")) = (pid, ready.as_deref()) else {
+        // The holder prints the PID, the first process `ready`; either may be first.
+        let said: Vec<String> = lines.by_ref().take(2).map_while(Result::ok).collect();
+        let pid = said.iter().find_map(|line| line.parse().ok());
+        let (Some(pid), true) = (pid, said.iter().any(|line| line == "ready")) else {
             let _ = holder.kill();
             let _ = holder.wait();
             panic!("the kernel gives no namespaces (are you root?)");
