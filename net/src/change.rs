@@ -152,16 +152,23 @@ impl PortSet {
     }
 }
 
+/// A veth uses one queue in each direction. Not told so, the kernel makes one for each CPU and takes all but one out of use
+/// again, for which it waits, the lock on all of the networking in hand, until no CPU uses them (veth_init_queues of
+/// drivers/net/veth.c): twice for a pair.
+const ONE_QUEUE: [LinkAttribute; 2] = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
+
 impl Batch {
     /// Creates a veth pair, and in a second message what the kernel does not take at creation: alias and port flags.
     pub fn veth(&mut self, veth: &Veth<'_>) -> &mut Batch {
         let mut peer = LinkMessage::default();
         peer.attributes.push(LinkAttribute::IfName(veth.peer.to_owned()));
         peer.attributes.push(LinkAttribute::NetNsFd(veth.peer_ns.as_fd().as_raw_fd()));
+        peer.attributes.extend(ONE_QUEUE);
         peer.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
         peer.attributes.extend(veth.peer_mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
 
         let mut message = start(On::Name(veth.name));
+        message.attributes.extend(ONE_QUEUE);
         message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
         message.attributes.extend(veth.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
         message.attributes.extend(veth.master.map(LinkAttribute::Controller));

@@ -57,6 +57,18 @@ pub fn set(key: &str, value: &str) -> Result<bool> {
     Ok(true)
 }
 
+/// Gives a setting a value without looking at the one that it has: for those of a link that was made just now.
+///
+/// # Errors
+/// As [`set`]; that the kernel has no such setting is none.
+pub fn write_if_there(key: &str, value: &str) -> Result<()> {
+    let write = |path| fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes());
+    match write(path(key)?).map_err(|error| failed(&format!("write {value:?} to"), key, error)) {
+        Err(error) if error.is_missing() => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// As [`set`], and false when the kernel has no such setting, as without IPv6.
 pub fn set_if_there(key: &str, value: &str) -> Result<bool> {
     match set(key, value) {

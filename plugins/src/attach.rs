@@ -84,7 +84,7 @@ pub fn make_pair(netlink: &mut Netlink, wanted: &Wanted<'_>) -> Result<Pair, Err
     };
     let host = host.coded()?;
     // As the reference plugins leave it. Without IPv6 there is no such setting.
-    sysctl::set_if_there(&sysctl::conf(Family::V6, &name, "accept_ra"), "0").coded()?;
+    sysctl::write_if_there(&sysctl::conf(Family::V6, &name, "accept_ra"), "0").coded()?;
     let interface = |name: &str, mac, sandbox| Interface {
         name: name.to_owned(),
         mac: Some(mac_text(mac)),
@@ -132,7 +132,7 @@ pub fn configure(
 /// The settings that the kernel takes only through /proc; this thread is in the container.
 fn prepare(ifname: &str, settings: &Settings<'_>) -> Result<(), Error> {
     let set = |name: &str, key: &str, value: &str| {
-        sysctl::set_if_there(&sysctl::conf(Family::V6, name, key), value).coded().map(drop)
+        sysctl::write_if_there(&sysctl::conf(Family::V6, name, key), value).coded()
     };
     if settings.addresses.iter().any(IpNetwork::is_ipv6) {
         set("lo", "disable_ipv6", "0")?;

@@ -15,7 +15,7 @@ use cni::request::Request;
 use cni::types::{AddResult, Interface};
 use ipnetwork::IpNetwork;
 use net::firewall::{Firewall, nft::Nftables};
-use net::{Link, Netlink, Netns, Owner, PortSet, dead, sysctl};
+use net::{Batch, Link, Netlink, Netns, Owner, PortSet, dead, sysctl};
 use std::time::Duration;
 
 /// How long duplicate address detection may take; the kernel needs one to two seconds.
@@ -30,12 +30,15 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     }
     let netns = netns::open(request)?;
     let owner = owner(request);
+    // What is declared after it is gone when it undoes: the lock, above all.
+    let mut rollback = Rollback::new();
     let mut host = Netlink::open().coded()?;
     let mut container = attach::open_container(&netns, &request.ifname)?;
-    link::inspect(&mut host, &conf)?;
+    // From now on nobody removes the bridge.
+    let lock = BridgeLock::shared()?;
+    let found = link::inspect(&mut host, &conf)?;
     let mut firewall = conf.masquerade.map(|backend| backend.open()).transpose()?;
 
-    let mut rollback = Rollback::new();
     rollback.on_failure("the addresses", || ipam_client::del(request));
     let mut result = match ipam.add(request) {
         Ok(result) => result,
@@ -49,8 +52,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     result.check_version(request.conf.version)?;
     let addresses: Vec<IpNetwork> = result.ips.iter().map(|ip| ip.address).collect();
 
-    let lock = BridgeLock::shared()?;
-    let (bridge, made) = link::ensure(&mut host, &conf)?;
+    let (bridge, made) = link::ensure(&mut host, &conf, found)?;
     if made {
         rollback.on_failure("the bridge", || remove_bridge(&conf));
     }
@@ -87,8 +89,10 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         attach::configure(&netns, &mut container, &request.ifname, index, &settings)?;
         // The kernel acts on a new carrier in the background; asked for the link, it does so first. Then the port forwards,
         // the bridge sends, and the container's first packets are not lost.
-        host.link_at(pair.host.index).coded()?;
-        host.link_at(bridge.index).coded()?;
+        let mut batch = Batch::new();
+        batch.lookup(&pair.host.name);
+        batch.lookup(&bridge.name);
+        host.run(batch).coded()?;
         if conf.dad {
             container.wait_for_dad(index, DAD_PATIENCE).coded()?;
         }

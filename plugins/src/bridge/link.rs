@@ -39,8 +39,9 @@ fn no_vlans(conf: &Conf) -> Error {
     error.details("this kernel has no bridge VLAN filtering")
 }
 
-/// The bridge as the configuration wants it, and whether it was made now. Several ADDs at once make one bridge.
-pub fn ensure(netlink: &mut Netlink, conf: &Conf) -> Result<(Link, bool), Error> {
+/// The bridge as the configuration wants it, and whether it was made now. `found` is what [`inspect`] found since the
+/// lock was taken. Several ADDs at once make one bridge.
+pub fn ensure(netlink: &mut Netlink, conf: &Conf, found: Option<Link>) -> Result<(Link, bool), Error> {
     let wanted = Bridge {
         name: &conf.bridge,
         mac: Some(random_mac()),
@@ -50,7 +51,7 @@ pub fn ensure(netlink: &mut Netlink, conf: &Conf) -> Result<(Link, bool), Error>
         alias: Some(BRIDGE_ALIAS),
         up: true,
     };
-    let (link, made) = match inspect(netlink, conf)? {
+    let (link, made) = match found {
         Some(link) => (link, false),
         None => match netlink.create_bridge(&wanted) {
             Ok(link) => (link, true),
@@ -72,6 +73,11 @@ pub fn ensure(netlink: &mut Netlink, conf: &Conf) -> Result<(Link, bool), Error>
     }
     if !batch.is_empty() {
         netlink.run(batch).coded()?;
+    }
+    if made {
+        // With its link-local address the host looks for containers on behalf of others. It gets that when the first port is
+        // up, and could not use it for the one to two seconds in which the kernel would look for a duplicate.
+        sysctl::set_if_there(&sysctl::conf(Family::V6, &conf.bridge, "accept_dad"), "0").coded()?;
     }
     // A container must not tell the host its routes. Without IPv6 there is no such setting.
     let accept_ra = sysctl::conf(Family::V6, &conf.bridge, "accept_ra");
