@@ -5,6 +5,7 @@ use crate::MAX_DOCUMENT;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -15,9 +16,8 @@ use std::time::{Duration, Instant};
 /// How much of the end of stderr is kept, in bytes.
 const STDERR_KEPT: usize = 4096;
 
-/// How long a closed or silent pipe is trusted before the process itself is asked: a plugin may leave a child behind
-/// that holds its pipes open, and then their end never comes.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often a process is asked whether it has ended where the kernel cannot tell by itself (before Linux 5.3).
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What an executable left.
 pub(crate) struct Output {
@@ -113,6 +113,8 @@ fn talk(
     {
         unblocked.transpose()?;
     }
+    // The end of the process counts, not that of its pipes: a plugin may leave a child behind that holds them open.
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).ok();
     let mut ended = None;
     loop {
         feed(&mut stdin, &mut input)?;
@@ -128,24 +130,23 @@ fn talk(
         if let Some((limit, _)) = deadline.filter(|(_, at)| Instant::now() >= *at) {
             return Err(Failure::Timeout(limit, logged));
         }
-        if stdout.is_none() && stderr.is_none() && deadline.is_none() {
-            ended = Some(child.wait()?);
-            continue;
-        }
         let left = deadline.map(|(_, at)| at.saturating_duration_since(Instant::now()));
-        let wait = left.unwrap_or(LOOK).min(LOOK);
+        // Rounded up, or the last millisecond would be spent turning.
+        let left = left.map(|left| left + Duration::from_millis(1));
+        let wait = if process.is_some() { left } else { Some(left.unwrap_or(LOOK).min(LOOK)) };
+        let wait =
+            wait.map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
         let readable = |pipe| PollFd::new(pipe, PollFlags::POLLIN);
-        let mut fds = Vec::with_capacity(3);
+        let mut fds = Vec::with_capacity(4);
+        fds.extend(process.as_ref().map(|process| readable(process.as_fd())));
         fds.extend(stdout.as_ref().map(|pipe| readable(pipe.as_fd())));
         fds.extend(stderr.as_ref().map(|pipe| readable(pipe.as_fd())));
-        // With nothing left to read, only the end of the process is awaited: look for it often.
-        let wait = if fds.is_empty() { wait.min(Duration::from_millis(1)) } else { wait };
         fds.extend(stdin.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
-        let idle = match poll(&mut fds, PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO)) {
-            Err(Errno::EINTR) => false,
-            outcome => outcome? == 0,
+        match poll(&mut fds, wait) {
+            Err(Errno::EINTR) => continue,
+            outcome => outcome?,
         };
-        if idle || (stdout.is_none() && stderr.is_none()) {
+        if process.is_none() || fds[0].any().unwrap_or(true) {
             ended = child.try_wait()?;
         }
     }
