@@ -4,6 +4,7 @@
 mod bad_input;
 mod crash;
 mod errors_of_the_world;
+mod first_packet;
 mod gc;
 mod modes;
 mod parallel;
