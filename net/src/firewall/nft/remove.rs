@@ -20,17 +20,21 @@ const KEYS: usize = 64;
 
 impl Nftables {
     /// Removes those elements of published ports or of masquerading whose tag is `whose`: under the keys, or without any,
-    /// wherever they are. Returns how many.
+    /// wherever they are. Keys under which nothing was are of an earlier attachment, as a caller with an outdated result
+    /// has them: then too everything is looked through. Returns how many.
     pub(super) fn take(&mut self, what: What, keys: Vec<Key>, whose: &dyn Fn(&str) -> bool) -> Result<usize> {
-        let keys = if keys.is_empty() || keys.len() > KEYS {
-            let concerned = |map: Map| match what {
-                What::Ports => map.is_of_ports(),
-                What::Masquerade => matches!(map, Map::Masq(_)),
-            };
-            self.search(Table::Inet, &concerned, whose)?
-        } else {
-            self.with_companions(keys)?
+        if !keys.is_empty() && keys.len() <= KEYS {
+            let keys = self.with_companions(keys)?;
+            let removed = self.delete(keys, whose)?;
+            if removed > 0 {
+                return Ok(removed);
+            }
+        }
+        let concerned = |map: Map| match what {
+            What::Ports => map.is_of_ports(),
+            What::Masquerade => matches!(map, Map::Masq(_)),
         };
+        let keys = self.search(Table::Inet, &concerned, whose)?;
         self.delete(keys, whose)
     }
 
