@@ -6,6 +6,7 @@ mod differences;
 mod ipam;
 mod portmap;
 mod refused;
+mod upgrade;
 mod versions;
 
 use serde_json::{Value, json};
