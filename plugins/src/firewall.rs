@@ -51,6 +51,11 @@ pub fn finish<'a>(firewalls: impl IntoIterator<Item = &'a dyn Firewall>) -> Resu
     dead::reap_soon_and_close(handles, tidy_quietly).coded().map(drop)
 }
 
+/// Drops the empty frame of iptables, which no child does: it takes programs. That of nftables is left to [`finish`].
+pub fn tidy_iptables(firewall: &mut dyn Firewall) -> Result<(), Error> {
+    if firewall.handle().is_some() { Ok(()) } else { firewall.tidy().coded() }
+}
+
 /// Who owns what a request puts into the kernel.
 pub fn owner(request: &Request) -> Owner {
     Owner::new(&*request.conf.name, &*request.container_id, &*request.ifname)

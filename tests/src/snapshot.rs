@@ -137,6 +137,9 @@ fn nftables(host: &Host, lines: &mut Vec<String>) {
     let mut block = Vec::new();
     for line in host.exec("nft", &["-s", "list", "ruleset"]).stdout.lines() {
         let line = line.trim();
+        if line.is_empty() {
+            continue;
+        }
         if line == "}" {
             block.pop();
             continue;

@@ -54,6 +54,7 @@ impl Plugin for Bridge {
                     let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
                     let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
                     failures.note(opened.unmasquerade(&owner, &addresses).coded());
+                    failures.note(firewall::tidy_iptables(opened.as_mut()));
                     firewall = Some(opened);
                 }
                 if conf.mac_spoof_check {

@@ -89,6 +89,7 @@ impl Plugin for Portmap {
         match backend.open() {
             Ok(mut firewall) => {
                 failures.note(firewall.unpublish(&owner(request), &ports).coded());
+                failures.note(firewall::tidy_iptables(firewall.as_mut()));
                 failures.note(firewall::finish(Some(firewall.as_ref())));
             }
             // A host without this firewall has no ports in it either.
