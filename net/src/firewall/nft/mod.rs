@@ -36,7 +36,8 @@ pub(super) fn has_chain(v6: bool, table: &str, chain: &str) -> Result<bool> {
     let family = if v6 { wire::IPV6 } else { wire::IPV4 };
     let mut found = false;
     let asked = Socket::open().and_then(|mut socket| {
-        let asked = socket.ask(&[Question::Foreign { family, table, chain }], |_, answer| found = answer.is_ok());
+        let asked =
+            socket.ask(&[Question::Foreign { family, table, chain }], |_, answer| found = answer.is_ok());
         // Asked in DELs, shortly after something was deleted: closing it would wait for that.
         crate::dead::close_by_reaper(&socket.handle().into_iter().collect::<Vec<_>>());
         asked
