@@ -39,7 +39,7 @@ fn a_container_of_the_reference_plugins_is_detached_without_a_trace() {
     assert!(!rules.stdout.contains("CNI-DN-") && !rules.stdout.contains("c1"), "{rules}");
     new.del_ok(Some(&added));
     // The reference's empty frame, the bridge, which stays until a GC, and the empty store.
-    for stays in ["nft table ip", "br-up", "file /var/lib/weft/", "file /var/lib/cni/"] {
+    for stays in ["table ip nat", "table ip6 nat", "br-up", "file /var/lib/weft/", "file /var/lib/cni/"] {
         host.tolerate(stays);
     }
 }
