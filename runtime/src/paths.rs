@@ -2,6 +2,9 @@
 //! them (and of the kernel's namespaces) is shared.
 
 use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -66,6 +69,25 @@ impl Paths {
             args.extend(flag("--cni-bin", dir));
         }
         args
+    }
+}
+
+/// Makes a directory that root alone may enter, and its parents: a container's files are in it, with secrets in its
+/// environment and set-user-ID programs among them, and are not for the host's other users.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_private(dir: &Path) -> io::Result<()> {
+    let make = || DirBuilder::new().mode(0o700).create(dir);
+    let made = match (make(), dir.parent()) {
+        (Err(e), Some(parent)) if e.kind() == ErrorKind::NotFound => {
+            fs::create_dir_all(parent).and_then(|()| make())
+        }
+        (made, _) => made,
+    };
+    match made {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        other => other,
     }
 }
 

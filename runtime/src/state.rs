@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::paths::Paths;
+use crate::paths::{Paths, make_private};
 use crate::spec::{PortMapping, Spec};
 
 /// Where a container is in its life, in Docker's words.
@@ -145,7 +145,7 @@ impl Container {
         spec.created = now();
         let container = Self { paths: paths.clone(), spec, state: State::default() };
         let dir = container.dir();
-        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        make_private(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         // The state first: a container exists when its spec does.
         let written =
             container.save_state().and_then(|()| write_json(&dir.join("spec.json"), &container.spec));

@@ -6,6 +6,7 @@ mod common;
 
 use common::Host;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 #[test]
 fn it_has_dockers_capabilities_no_new_privileges_and_a_filter() {
@@ -169,5 +170,70 @@ fn resource_limits_are_the_callers() {
         .arg(format!("ulimit -n 777; {}", quoted.join(" ")))
         .output();
     assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), "777\n");
+    host.assert_clean();
+}
+
+#[test]
+fn a_device_node_that_it_makes_cannot_be_opened_and_the_standard_ones_can() {
+    let host = Host::new();
+    let volume = host.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let mount = format!("{}:/volume", volume.display());
+    // The number is that of /dev/null, so that what refuses is not the device.
+    let script = "for d in / /root /dev /run /tmp /dev/shm /volume; do
+            mknod $d/node c 1 3 && { true > $d/node; } 2>/dev/null && echo $d/node is open
+        done
+        true > /dev/null; head -c 3 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c";
+    let run = ["run", "--rm", "--network", "none", "-v", &mount, "sh", "-c", script];
+    assert_eq!(host.ok(&run), "3\n4");
+    // As is done to hide a file.
+    let hide = ["run", "--rm", "--network", "none", "-v", "/dev/null:/etc/passwd", "cat", "/etc/passwd"];
+    assert_eq!(host.ok(&hide), "");
+    host.assert_clean();
+}
+
+#[test]
+fn a_device_node_of_its_root_cannot_be_opened() {
+    let host = Host::new();
+    let root = host.path("image");
+    let script =
+        "mkdir -p $0/bin && cp /bin/busybox $0/bin/sh && mknod $0/node c 1 3 && tar -C $0 -cf $0.tar .";
+    let made = std::process::Command::new("sh").args(["-c", script]).arg(&root).status().unwrap();
+    if !made.success() {
+        println!("skipped: this machine has no busybox");
+        return;
+    }
+    for from in [root.display().to_string(), format!("{}.tar", root.display())] {
+        let run = ["run", "--rm", "--network", "none", "--rootfs", &from, "sh", "-c", ": > /node"];
+        let (code, _, err) = host.all(&run);
+        assert!(code != 0 && err.contains("ermission denied"), "{from}: {err}");
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn its_directories_have_the_hosts_owners_and_modes_whatever_the_callers_umask() {
+    let host = Host::new();
+    let line = format!("umask 077; {} run --rm --network none", host.line());
+    let sh = |rest: &str| {
+        let out = std::process::Command::new("sh").args(["-c", &format!("{line} {rest}")]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap() + &String::from_utf8(out.stderr).unwrap()
+    };
+    let out = sh("-u 65534:65534 sh -c 'ls -d /etc; cat /etc/hosts | head -1'");
+    assert_eq!(out, "/etc\n127.0.0.1\tlocalhost\n");
+    let own = fs::metadata("/").unwrap();
+    assert_eq!(sh("stat -c '%a %u' /"), format!("{:o} {}\n", own.mode() & 0o7777, own.uid()));
+    host.assert_clean();
+}
+
+#[test]
+fn what_is_kept_of_it_on_the_host_is_for_root_alone() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none", "-e", "SECRET=x"]);
+    for top in ["root", "run"] {
+        let dir = host.path(top).join("containers").join(&id);
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700, "{}", dir.display());
+    }
+    host.ok(&["rm", "-f", "one"]);
     host.assert_clean();
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::paths::Paths;
+use crate::paths::{Paths, make_private};
 use crate::spec::Volume;
 
 /// A volume whose source is there.
@@ -25,7 +25,11 @@ pub fn prepare(paths: &Paths, volumes: &[Volume]) -> Result<Vec<Mount>> {
     for volume in volumes {
         let source = match volume.source.starts_with('/') {
             true => PathBuf::from(&volume.source),
-            false => paths.volumes().join(&volume.source),
+            false => {
+                let all = paths.volumes();
+                make_private(&all).with_context(|| format!("cannot make {}", all.display()))?;
+                all.join(&volume.source)
+            }
         };
         if !source.exists() {
             fs::create_dir_all(&source)

@@ -5,10 +5,11 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
@@ -58,11 +59,12 @@ impl Graft {
     /// Takes hold of `source` for `target`.
     pub fn new(source: &Path, target: &Path, read_only: bool) -> Result<Self> {
         let get = || -> Result<Self> {
-            let is_dir = fs::metadata(source)?.is_dir();
+            let meta = fs::metadata(source)?;
+            let is_dir = meta.is_dir();
             let tree = sys::open_tree(source, is_dir)?;
-            if read_only {
-                sys::mount_setattr(tree.as_fd(), libc::MOUNT_ATTR_RDONLY, is_dir)?;
-            }
+            let devices = if is_standard_device(&meta) { 0 } else { libc::MOUNT_ATTR_NODEV };
+            let writing = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+            sys::mount_setattr(tree.as_fd(), devices | writing, is_dir)?;
             Ok(Self { tree, is_dir, target: target.to_owned() })
         };
         get().with_context(|| format!("cannot mount {} in the container", source.display()))
@@ -83,7 +85,7 @@ pub fn system(fresh: &[(&str, u32)], hidden: &[PathBuf], cgroup2: bool) -> Resul
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     at("proc", "/proc", safe, "")?;
     at("tmpfs", "/dev", MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME, "mode=755,size=65536k")?;
-    devices()?;
+    devices().context("cannot make the devices of /dev")?;
     let pts = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     at("devpts", "/dev/pts", pts, "newinstance,ptmxmode=0666,mode=0620,gid=5")?;
     at("tmpfs", "/dev/shm", safe, "mode=1777,size=65536k")?;
@@ -124,16 +126,36 @@ pub fn protect() -> Result<()> {
     Ok(())
 }
 
+/// Makes the standard devices: each a mount of its own, after which no other node in /dev can be opened.
 fn devices() -> Result<()> {
+    let mut trees = Vec::new();
     for (name, major, minor) in DEVICES {
         let path = Path::new("/dev").join(name);
         mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))
-            .with_context(|| format!("cannot make {}", path.display()))?;
+            .with_context(|| path.display().to_string())?;
+        trees.push((sys::open_tree(&path, false)?, path));
+    }
+    no_devices(Path::new("/dev"))?;
+    for (tree, path) in trees {
+        sys::move_mount(tree.as_fd(), &path).with_context(|| path.display().to_string())?;
     }
     for (to, name) in LINKS {
         symlink(to, Path::new("/dev").join(name)).with_context(|| format!("cannot make /dev/{name}"))?;
     }
     Ok(())
+}
+
+/// Device nodes of the mount at `path`, and of those below it, cannot be opened from here on.
+pub fn no_devices(path: &Path) -> Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mount = open(path, flags, Mode::empty())?;
+    Ok(sys::mount_setattr(mount.as_fd(), libc::MOUNT_ATTR_NODEV, true)?)
+}
+
+/// Whether it is a device that every container has: as the source of a volume it hides a file, as in `-v /dev/null:/etc/x`.
+fn is_standard_device(meta: &fs::Metadata) -> bool {
+    meta.file_type().is_char_device()
+        && DEVICES.iter().any(|&(_, major, minor)| meta.rdev() == makedev(major, minor))
 }
 
 fn at(kind: &str, target: &str, flags: MsFlags, data: &str) -> Result<()> {

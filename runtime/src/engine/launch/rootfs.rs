@@ -5,12 +5,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::pivot_root;
 
+use super::mounts::no_devices;
 use super::report::Reporter;
 use crate::spec::Rootfs;
 
@@ -67,12 +69,8 @@ impl Root<'_> {
                 }
             }
             Rootfs::Dir(dir) if !dir.is_dir() => bail!("--rootfs {}: no such directory", dir.display()),
-            _ => {
-                for name in ["upper", "work"] {
-                    let dir = self.keep.join(name);
-                    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-                }
-            }
+            Rootfs::Dir(dir) => layer(dir, &self.keep.join("upper"), &self.keep.join("work"))?,
+            Rootfs::Host => layer(Path::new("/"), &self.keep.join("upper"), &self.keep.join("work"))?,
         }
         Ok(())
     }
@@ -107,9 +105,7 @@ impl Root<'_> {
                     let work = layers.join(format!("work{at}"));
                     let target = root.join(place.strip_prefix("/").unwrap_or(&place));
                     // What cannot be laid over (a file, a mount that is gone) is not essential: it stays empty.
-                    if target.is_dir()
-                        && fs::create_dir_all(&upper).and_then(|()| fs::create_dir_all(&work)).is_ok()
-                    {
+                    if target.is_dir() && layer(&place, &upper, &work).is_ok() {
                         let _ = overlay(&place, &upper, &work, &target);
                     }
                 }
@@ -128,9 +124,8 @@ impl Root<'_> {
         mount_(Some("tmpfs"), &self.at, Some("tmpfs"), MsFlags::empty(), "mode=0700")
             .context("cannot mount a tmpfs")?;
         let [upper, work, root] = ["upper", "work", "root"].map(|name| self.at.join(name));
-        for dir in [&upper, &work, &root] {
-            fs::create_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        }
+        layer(lower, &upper, &work)?;
+        fs::create_dir(&root).with_context(|| format!("cannot make {}", root.display()))?;
         if let Err(second) = overlay(lower, &upper, &work, &root) {
             let _ = umount2(&self.at, MntFlags::MNT_DETACH);
             return Err(second);
@@ -182,10 +177,26 @@ fn unescape(text: &str) -> String {
         .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
+/// Makes the directories of a container's own layer over `lower`, whose owner and mode are those of the directory that the
+/// container sees. The working directory is there when all is.
+fn layer(lower: &Path, upper: &Path, work: &Path) -> Result<()> {
+    if work.exists() {
+        return Ok(());
+    }
+    let make = || -> io::Result<()> {
+        fs::create_dir_all(upper)?;
+        let like = fs::metadata(lower)?;
+        chown(upper, Some(like.uid()), Some(like.gid()))?;
+        fs::set_permissions(upper, like.permissions())?;
+        fs::create_dir_all(work)
+    };
+    make().with_context(|| format!("cannot make {}", upper.display()))
+}
+
 fn overlay(lower: &Path, upper: &Path, work: &Path, at: &Path) -> Result<()> {
     let [lower_, upper_, work_] = [lower, upper, work].map(escape);
     let options = format!("lowerdir={lower_},upperdir={upper_},workdir={work_}");
-    mount_(Some("overlay"), at, Some("overlay"), MsFlags::empty(), &options)
+    mount_(Some("overlay"), at, Some("overlay"), MsFlags::MS_NODEV, &options)
         .with_context(|| format!("cannot lay {} over {}", upper.display(), lower.display()))
 }
 
@@ -196,6 +207,8 @@ fn escape(path: &Path) -> String {
 
 fn bind(from: &Path, to: &Path) -> Result<()> {
     mount_(from.to_str(), to, None, MsFlags::MS_BIND | MsFlags::MS_REC, "")
+        .map_err(Into::into)
+        .and_then(|()| no_devices(to))
         .with_context(|| format!("cannot bind {}", from.display()))
 }
 

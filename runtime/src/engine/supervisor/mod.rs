@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::OFlag;
 use nix::sys::signal::SigSet;
+use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout, pipe2, setsid};
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,8 @@ fn channels() -> Result<(UnixStream, Option<UnixStream>)> {
     dup2_stdout(&null)?;
     // The starter may be a session leader's child or have been started in the background: either way it is left alone.
     let _ = setsid();
+    // What every user of the container is to read is made here, whatever the starter keeps for itself.
+    umask(Mode::from_bits_truncate(0o022));
     // A starter that stays in the foreground holds signals back, to pass them on; this process obeys them.
     SigSet::all().thread_unblock()?;
     std::env::set_current_dir("/")?;
@@ -136,7 +139,8 @@ fn begin(paths: &Paths, id: &str, client: Option<&UnixStream>, notes: &mut Vec<S
             container.state.error = format!("{error:#}");
             container.state.pid = 0;
             if let Err(second) = release::release(&mut container) {
-                return Err(error.context(format!("{second:#}")));
+                let message = format!("{error:#}; and then: {second:#}");
+                return Err(Failure { code, message }.into());
             }
             drop(lock);
             release::release_joined(&container);
