@@ -148,3 +148,39 @@ fn one_that_does_not_run_cannot_be_joined() {
     host.ok(&["rm", "one"]);
     host.assert_clean();
 }
+
+#[test]
+fn on_a_full_disk_a_container_is_killed_and_removed_all_the_same() {
+    for killed in ["pid", "supervisor_pid"] {
+        let host = Host::new();
+        let root = host.path("root");
+        std::fs::create_dir(&root).unwrap();
+        let mount = ["-t", "tmpfs", "-o", "size=1m", "none"];
+        assert!(std::process::Command::new("mount").args(mount).arg(&root).status().unwrap().success());
+        let id = host.sleeper("one", &["--network", "none"]);
+        let pid = host.pid(&id, "pid");
+        let mut file = std::fs::File::create(root.join("fill")).unwrap();
+        while std::io::Write::write_all(&mut file, &[1; 512]).is_ok() {}
+        kill(host.pid(&id, killed));
+        until("the container died", || !lives(pid));
+        host.ok(&["rm", "-f", "one"]);
+        assert_eq!(host.asked("DEL none"), 1, "{killed}");
+        assert!(!root.join("containers").exists() && !host.path("run").exists(), "{killed}");
+        drop(file);
+        assert!(std::process::Command::new("umount").arg(&root).status().unwrap().success());
+        std::fs::remove_dir(&root).unwrap();
+        host.assert_clean();
+    }
+}
+
+#[test]
+fn one_whose_network_is_shared_is_not_stopped_by_a_restart_that_could_not_start_it() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none"]);
+    host.sleeper("two", &["--network", "container:one"]);
+    let error = host.fails(1, &["restart", "one"]);
+    assert!(error.contains("used by two"), "{error}");
+    assert!(lives(host.pid(&id, "pid")));
+    host.ok(&["rm", "-f", "one", "two"]);
+    host.assert_clean();
+}

@@ -41,8 +41,16 @@ impl Container {
         sys::pidfd_send_signal(pidfd.as_fd(), signal).with_context(|| format!("cannot send signal {signal}"))
     }
 
-    /// Stops and starts it.
+    /// Stops and starts it. One whose network another shares goes on as it is: it could not start again.
     pub fn restart(&mut self, patience: Option<Duration>) -> Result<()> {
+        let joiners = release::joiners(self);
+        if !joiners.is_empty() {
+            bail!(
+                "cannot restart container {}: its network is used by {}; stop that first",
+                self.spec.name,
+                joiners.join(", ")
+            );
+        }
         self.stop(patience)?;
         self.start()
     }
@@ -82,7 +90,9 @@ impl Container {
             self.end(libc::SIGKILL, Duration::ZERO)?;
         }
         // What no supervisor removes, because there is none, or it was through before the mark was there.
-        release::settle(&mut self)
+        release::settle(&mut self)?;
+        release::settle_joined(&self);
+        Ok(())
     }
 
     /// Waits until it ends and gives its exit code.
@@ -122,6 +132,7 @@ impl Container {
         if waiter.map(Waiter::wait).is_none_or(|end| end == End::Lost) {
             release::recover(self)?;
         }
+        release::settle_joined(self);
         self.refresh()?;
         Ok(())
     }

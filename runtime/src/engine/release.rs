@@ -14,6 +14,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use super::client::Waiter;
 use super::{cgroup, process};
 use crate::network;
+use crate::paths::make_private;
 use crate::spec::NetMode;
 use crate::state::{Container, Status, now, same_file};
 
@@ -29,7 +30,7 @@ impl Lock {
         let dir = container.run_dir();
         let path = dir.join("lock");
         loop {
-            fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            make_private(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
             let file = match File::options().create(true).append(true).open(&path) {
                 // A supervisor has just removed the directory.
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
@@ -94,8 +95,10 @@ pub fn release(container: &mut Container) -> Result<()> {
         if let Err(error) = detached {
             container.state.status = Status::Dead;
             container.state.error = format!("{error:#}");
-            container.save_state()?;
-            return Err(error);
+            return Err(match container.save_state() {
+                Ok(()) => error,
+                Err(second) => error.context(format!("{second:#}")),
+            });
         }
         let state = &mut container.state;
         state.netns = None;
@@ -105,12 +108,17 @@ pub fn release(container: &mut Container) -> Result<()> {
             state.status = Status::Exited;
             state.error.clear();
         }
-        container.save_state()?;
+        let saved = container.save_state();
+        // One that goes needs none, and makes room on a full disk.
+        if !goes(container) {
+            saved?;
+        }
     }
     let goes = goes(container);
     if goes {
-        // Should this be cut off, whoever comes next sees that it is to be removed.
-        fs::write(container.removed_mark(), "").context("cannot mark the container as removed")?;
+        // Should this be cut off, whoever comes next sees that it is to be removed. Where nothing can be written, there is
+        // nothing that a removal could leave out either.
+        let _ = fs::write(container.removed_mark(), "");
     }
     remove_run_dir(container)?;
     if goes { erase(container) } else { Ok(()) }
@@ -179,6 +187,7 @@ pub fn recover(container: &mut Container) -> Result<()> {
         return remove_run_dir(container);
     }
     if holds(container) {
+        let mut saved = Ok(());
         if let Some(pidfd) = process::find(&container.state) {
             process::kill(&pidfd);
         }
@@ -189,11 +198,12 @@ pub fn recover(container: &mut Container) -> Result<()> {
             container.state.finished = Some(now());
             container.state.pid = 0;
             container.state.error = "its supervisor was killed".into();
-            container.save_state()?;
+            // On a full disk it is not written down until there is room; what it holds is given back all the same.
+            saved = container.save_state();
         }
         if !joiners(container).is_empty() {
             // The last of them does the rest.
-            return Ok(());
+            return saved;
         }
     }
     let result = release(container);
@@ -228,6 +238,14 @@ pub fn release_joined(container: &Container) {
     if let Ok(Some(mut other)) = Container::by_id(&container.paths, id) {
         // It is in order, or it will be tried again when somebody looks at it.
         let _ = recover(&mut other);
+    }
+}
+
+/// When this container shared another one's network, and that one has ended, waits until that is released too.
+pub fn settle_joined(container: &Container) {
+    let NetMode::Container(id) = &container.spec.network else { return };
+    if let Ok(Some(mut other)) = Container::by_id(&container.paths, id) {
+        let _ = settle(&mut other);
     }
 }
 

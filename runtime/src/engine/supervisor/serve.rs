@@ -116,7 +116,8 @@ impl Service {
         state.exit_code = code;
         state.finished = Some(now());
         state.pid = 0;
-        container.save_state()?;
+        // On a full disk too everything is given back.
+        let _ = container.save_state();
         // Nobody is sent to a container that has ended.
         drop(self.proxy);
         if !release::joiners(&container).is_empty() {
