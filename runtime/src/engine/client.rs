@@ -33,6 +33,8 @@ pub enum End {
     Detached,
     /// The supervisor is gone without a word.
     Lost,
+    /// Nobody reads this process's output any more.
+    Unread,
 }
 
 /// A client that waits for the end of the container's process and wants no output.
@@ -183,13 +185,16 @@ fn show(stream: &UnixStream) -> End {
             Ok(Some(frame)) => frame,
             Ok(None) | Err(_) => return End::Lost,
         };
-        // Whoever reads our output may have gone; the container goes on all the same.
-        let _ = match frame {
+        let shown = match frame {
             Frame::Output(bytes) => put(io::stdout().lock(), &bytes),
             Frame::Errors(bytes) => put(io::stderr().lock(), &bytes),
             Frame::Exit(code) => return End::Exit(code),
             _ => Ok(()),
         };
+        // Whoever read our output has gone, and a pipeline waits for us; the container goes on, as with Docker.
+        if shown.is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+            return End::Unread;
+        }
     }
 }
 

@@ -50,6 +50,7 @@ impl Container {
         match end {
             End::Exit(code) => Ok(code),
             End::Detached => Ok(0),
+            End::Unread => Ok(128 + libc::SIGPIPE),
             End::Lost => {
                 // Its supervisor was killed, and the container with it.
                 release::recover(self)?;
