@@ -42,14 +42,15 @@ impl Proxy {
             .build()
             .context("cannot start the proxy of the published ports")?;
         let (stop, stopped) = oneshot::channel();
-        let addresses = addresses.to_vec();
+        // Before this returns, so that what arrives afterwards is passed on.
+        let entered = runtime.enter();
+        // Ports that cannot be served stay bound: they are held all the same.
+        let held = serve(ports, addresses);
+        drop(entered);
         let serve = move || {
-            runtime.block_on(async move {
-                // Ports that cannot be served stay bound: they are held all the same.
-                let _held = serve(ports, &addresses);
-                let _ = stopped.await;
-            });
+            let _ = runtime.block_on(stopped);
             runtime.shutdown_background();
+            drop(held);
         };
         let thread = std::thread::Builder::new().name("ports".into()).spawn(serve);
         let thread = thread.context("cannot start the proxy of the published ports")?;

@@ -122,7 +122,14 @@ impl Host {
     /// Starts a container that sleeps, with a handler that ends it at once when it is stopped. Its id.
     pub fn sleeper(&self, name: &str, options: &[&str]) -> String {
         let sleep = ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"];
-        self.ok(&[&["run", "-d", "--name", name], options, &sleep].concat())
+        let id = self.ok(&[&["run", "-d", "--name", name], options, &sleep].concat());
+        let pid = self.pid(&id, "pid");
+        until("the handler is there", || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap_or("0");
+            u64::from_str_radix(caught, 16).unwrap() & 1 << 14 != 0
+        });
+        id
     }
 
     /// A field of a container's state.
