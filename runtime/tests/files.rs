@@ -171,3 +171,72 @@ fn on_a_file_system_that_takes_no_overlay_changes_are_kept_in_memory_and_said_so
     until("it is unmounted", || nix::mount::umount(&over).is_ok());
     host.assert_clean();
 }
+
+#[test]
+fn a_device_node_of_its_root_cannot_be_opened() {
+    let host = Host::new();
+    let root = host.path("small");
+    small_root(&root);
+    // The number is that of /dev/null, so that what refuses is not the device.
+    let script = "mknod $0/node c 1 3 && tar -C $0 -cf $0.tar .";
+    assert!(Command::new("sh").args(["-c", script]).arg(&root).status().unwrap().success());
+    // Of an archive none is unpacked.
+    let script = "test -c /node && true > /node";
+    for from in [root.display().to_string(), format!("{}.tar", root.display())] {
+        let run = ["run", "--rm", "--network", "none", "--rootfs", &from, "sh", "-c", script];
+        assert_ne!(host.all(&run).0, 0, "{from}");
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn an_archive_writes_and_reads_nothing_outside_of_its_root() {
+    let host = Host::new();
+    let root = host.path("small");
+    small_root(&root);
+    let secret = host.path("secret");
+    fs::write(&secret, "of the host").unwrap();
+    let outside = host.path("outside");
+    fs::create_dir(&outside).unwrap();
+    let up = "../".repeat(20);
+    let out = outside.display().to_string();
+    let file = |name: &str| (tar::EntryType::Regular, name.to_owned(), String::new());
+    let link = |kind, name: &str, to: String| (kind, name.to_owned(), to);
+    let (symlink, hard) = (tar::EntryType::Symlink, tar::EntryType::Link);
+    for entries in [
+        vec![file(&format!("{up}{}/a", &out[1..]))],
+        vec![link(symlink, "lnk", out.clone()), file("lnk/b")],
+        vec![link(symlink, "lnk", format!("{up}{}", &out[1..])), file("lnk/c")],
+        vec![link(hard, "stolen", secret.display().to_string())],
+        vec![link(hard, "stolen", format!("{up}{}", &secret.display().to_string()[1..]))],
+        vec![
+            link(symlink, "dir", host.path("").display().to_string()),
+            link(hard, "stolen", "dir/secret".into()),
+        ],
+    ] {
+        let path = host.path("evil.tar");
+        let mut builder = tar::Builder::new(fs::File::create(&path).unwrap());
+        builder.append_dir_all(".", &root).unwrap();
+        for (kind, name, to) in &entries {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(*kind);
+            // Written as they are: the library's own functions refuse such names.
+            header.as_gnu_mut().unwrap().name[..name.len().min(100)]
+                .copy_from_slice(&name.as_bytes()[..name.len().min(100)]);
+            header.as_gnu_mut().unwrap().linkname[..to.len().min(100)]
+                .copy_from_slice(&to.as_bytes()[..to.len().min(100)]);
+            header.set_mode(0o644);
+            header.set_size(0);
+            header.set_cksum();
+            builder.append(&header, std::io::empty()).unwrap();
+        }
+        drop(builder.into_inner().unwrap());
+        let at = path.to_str().unwrap();
+        let run = ["run", "--rm", "--network", "none", "--rootfs", at, "sh", "-c", "cat /stolen"];
+        let (_, got, _) = host.all(&run);
+        assert!(!got.contains("of the host"), "{entries:?}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{entries:?}");
+    }
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "of the host");
+    host.assert_clean();
+}

@@ -150,3 +150,23 @@ fn completion_scripts_know_the_commands() {
         }
     });
 }
+
+#[test]
+fn another_user_than_root_is_told_that_it_needs_root() {
+    machine(|m| {
+        // Where that user may execute it.
+        let exe = m.path("runtime");
+        fs::copy(env!("CARGO_BIN_EXE_runtime"), &exe).unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(exe.parent().unwrap(), open).unwrap();
+        for (command, code) in [("inspect", 1), ("run", 125)] {
+            let user = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+            let line =
+                std::process::Command::new("setpriv").args(user).arg(&exe).args([command, "true"]).output();
+            let output = line.unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(error, "runtime: it needs root: run it as root, or by sudo\n");
+            assert_eq!(output.status.code(), Some(code), "{error}");
+        }
+    });
+}

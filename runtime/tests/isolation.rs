@@ -193,25 +193,6 @@ fn a_device_node_that_it_makes_cannot_be_opened_and_the_standard_ones_can() {
 }
 
 #[test]
-fn a_device_node_of_its_root_cannot_be_opened() {
-    let host = Host::new();
-    let root = host.path("image");
-    let script =
-        "mkdir -p $0/bin && cp /bin/busybox $0/bin/sh && mknod $0/node c 1 3 && tar -C $0 -cf $0.tar .";
-    let made = std::process::Command::new("sh").args(["-c", script]).arg(&root).status().unwrap();
-    if !made.success() {
-        println!("skipped: this machine has no busybox");
-        return;
-    }
-    for from in [root.display().to_string(), format!("{}.tar", root.display())] {
-        let run = ["run", "--rm", "--network", "none", "--rootfs", &from, "sh", "-c", ": > /node"];
-        let (code, _, err) = host.all(&run);
-        assert!(code != 0 && err.contains("ermission denied"), "{from}: {err}");
-    }
-    host.assert_clean();
-}
-
-#[test]
 fn its_directories_have_the_hosts_owners_and_modes_whatever_the_callers_umask() {
     let host = Host::new();
     let line = format!("umask 077; {} run --rm --network none", host.line());

@@ -155,7 +155,10 @@ fn settings(container: &Container) -> Value {
     let mut networks = Map::new();
     for attached in &state.attachments {
         let endpoint = Endpoint::of(attached);
-        let of = |is_ipv4: bool| endpoint.ips.iter().find(|(net, _)| net.is_ipv4() == is_ipv4);
+        // With --network none there is loopback's alone, which is no address of the container's.
+        let of = |is_ipv4: bool| {
+            endpoint.ips.iter().find(|(net, _)| net.is_ipv4() == is_ipv4 && !net.ip().is_loopback())
+        };
         let ip = |is_ipv4| of(is_ipv4).map(|(net, _)| net.ip().to_string()).unwrap_or_default();
         let prefix = |is_ipv4| of(is_ipv4).map_or(0, |(net, _)| net.prefix());
         let gateway =

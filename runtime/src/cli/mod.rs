@@ -16,7 +16,7 @@ mod text;
 use crate::engine::{self, Failure, supervisor};
 use crate::ipam_cmd;
 use crate::paths::Paths;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use args::{Cli, Command, Global, IpamCommand};
 use clap::{CommandFactory, Parser};
 use std::path::{Path, PathBuf};
@@ -102,6 +102,9 @@ fn dispatch(paths: &Paths, command: Command) -> Result<ExitCode> {
         Command::Network(command) => command.needs_true_states(),
         _ => true,
     };
+    if !matches!(command, Command::Completion { .. }) && !nix::unistd::geteuid().is_root() {
+        bail!("it needs root: run it as root, or by sudo");
+    }
     if recovers {
         recover(paths);
     }
