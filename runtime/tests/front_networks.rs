@@ -246,3 +246,14 @@ fn a_network_is_found_by_name_id_and_the_beginning_of_its_id() {
         assert_eq!(m.ok(&["inspect", "--type", "network", "-f", "{{.Name}}", "web"]), "web\n");
     });
 }
+
+#[test]
+fn a_file_that_is_no_network_is_told_of_once() {
+    machine(|m| {
+        fs::create_dir_all(m.path("net.d")).unwrap();
+        fs::write(m.path("net.d/broken.conflist"), "{").unwrap();
+        let output = m.run(&["run", "--network", "none-such", "true"]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(error.matches("broken.conflist").count(), 1, "{error}");
+    });
+}

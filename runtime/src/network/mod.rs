@@ -27,7 +27,9 @@ use ipnetwork::IpNetwork;
 use meta::{KEY, Meta};
 use options::Options;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 /// The network of containers that name none.
 pub const DEFAULT: &str = "bridge";
@@ -130,19 +132,29 @@ pub fn all(paths: &Paths) -> Vec<Network> {
         let network = list.map_err(anyhow::Error::from).and_then(|list| Network::new(path, list));
         match network {
             Ok(network) => match all.iter().find(|other| other.name() == network.name()) {
-                Some(other) => eprintln!(
-                    "runtime: warning: {} is passed over: network {} is in {} already",
+                Some(other) => warn(format!(
+                    "{} is passed over: network {} is in {} already",
                     network.path.display(),
                     network.name(),
                     other.path.display()
-                ),
+                )),
                 None => all.push(network),
             },
-            Err(error) => eprintln!("runtime: warning: {error:#}"),
+            Err(error) => warn(format!("{error:#}")),
         }
     }
     all.sort_by(|a, b| a.name().cmp(b.name()));
     all
+}
+
+/// Warns on stderr, once however often a command reads the networks.
+fn warn(text: String) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if !told.contains(&text) {
+        eprintln!("runtime: warning: {text}");
+        told.insert(text);
+    }
 }
 
 /// The network with this name, this ID, or the only one whose ID begins so; nothing when there is none.
