@@ -44,10 +44,11 @@ fn with_its_supervisor_the_container_dies_and_the_next_command_cleans_up() {
 #[test]
 fn a_foreground_run_whose_supervisor_is_killed_ends_with_137_and_leaves_nothing() {
     let host = Host::new();
-    let mut child = host
-        .command(&["run", "--rm", "--name", "one", "--network", "none", "sleep", "1000"])
-        .spawn()
-        .unwrap();
+    let script =
+        ["run", "--rm", "--name", "one", "--network", "none", "sh", "-c", "echo up; exec sleep 1000"];
+    let mut child = host.command(&script).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    // With its first output it is known to have started.
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 3]).unwrap();
     let id = || host.all(&["ps", "-q", "--no-trunc"]).1.trim().to_owned();
     until("it runs", || !id().is_empty());
     kill(host.pid(&id(), "supervisor_pid"));
