@@ -379,6 +379,19 @@ impl Netlink {
         self.create_and_look(batch, veth.name)
     }
 
+    /// Creates a veth pair and returns its *far* end as its own namespace sees it, whose `peer_index` is the near end's
+    /// index. `far` is a socket in that namespace.
+    ///
+    /// The far end is the one to ask for, where either would do: the near end is up already and has no carrier yet, and
+    /// asked for such a link, the kernel first takes its queues out of service and waits for RCU (since Linux 6.11:
+    /// linkwatch_sync_dev in net/core/link_watch.c), 0.2 ms.
+    pub fn create_veth_towards(&mut self, veth: &Veth<'_>, far: &mut Netlink) -> Result<Link> {
+        let mut batch = Batch::new();
+        batch.veth(veth);
+        self.run(batch)?;
+        far.need_link(veth.peer)
+    }
+
     /// Creates a bridge and returns it: one exchange.
     pub fn create_bridge(&mut self, bridge: &Bridge<'_>) -> Result<Link> {
         let mut batch = Batch::new();

@@ -5,8 +5,7 @@ use cni::Error;
 use cni::types::{Interface, Route as RouteConf};
 use ipnetwork::IpNetwork;
 use net::{
-    Batch, Family, Link, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth, dead, mac_text,
-    sysctl,
+    Batch, Family, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth, dead, mac_text, sysctl,
 };
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -38,8 +37,10 @@ pub struct Wanted<'a> {
 
 /// A pair that was made.
 pub struct Pair {
-    /// The host's end.
-    pub host: Link,
+    /// The index of the host's end, in the host.
+    pub host: u32,
+    /// The index of the container's end, in the container.
+    pub container: u32,
     /// Both ends as results have them.
     pub interfaces: [Interface; 2],
 }
@@ -61,7 +62,7 @@ pub fn open_container(netns: &Netns, ifname: &str) -> Result<Netlink, Error> {
 }
 
 /// Makes the pair: the host's end up and in its bridge, the container's end down.
-pub fn make_pair(netlink: &mut Netlink, wanted: &Wanted<'_>) -> Result<Pair, Error> {
+pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted<'_>) -> Result<Pair, Error> {
     let name = wanted.owner.host_veth();
     let alias = wanted.owner.alias();
     let (mac, peer_mac) = (random_mac(), wanted.mac);
@@ -74,15 +75,15 @@ pub fn make_pair(netlink: &mut Netlink, wanted: &Wanted<'_>) -> Result<Pair, Err
         port: wanted.port,
         ..Veth::new(&name, &wanted.owner.ifname, wanted.netns)
     };
-    let host = match netlink.create_veth(&veth) {
+    let far = match netlink.create_veth_towards(&veth, container) {
         // The container has no such interface, so what has our name is left of an attachment that died half-way.
         Err(error) if error.is_existing() => {
             dead::detach(netlink, &name, None, "").coded()?;
-            netlink.create_veth(&veth)
+            netlink.create_veth_towards(&veth, container)
         }
         made => made,
     };
-    let host = host.coded()?;
+    let far = far.coded()?;
     // As the reference plugins leave it. Without IPv6 there is no such setting.
     sysctl::write_if_there(&sysctl::conf(Family::V6, &name, "accept_ra"), "0").coded()?;
     let interface = |name: &str, mac, sandbox| Interface {
@@ -92,7 +93,11 @@ pub fn make_pair(netlink: &mut Netlink, wanted: &Wanted<'_>) -> Result<Pair, Err
         ..Interface::default()
     };
     let container = interface(&wanted.owner.ifname, peer_mac, wanted.sandbox.clone());
-    Ok(Pair { interfaces: [interface(&name, mac, None), container], host })
+    Ok(Pair {
+        host: far.peer_index.unwrap_or_default(),
+        container: far.index,
+        interfaces: [interface(&name, mac, None), container],
+    })
 }
 
 /// What the container's interface gets.

@@ -80,17 +80,17 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
             ..PortSet::default()
         },
     };
-    let pair = attach::make_pair(&mut host, &wanted)?;
-    vlan::set_port(&mut host, &conf, pair.host.index)?;
+    let pair = attach::make_pair(&mut host, &mut container, &wanted)?;
+    vlan::set_port(&mut host, &conf, pair.host)?;
     if !conf.disable_container_interface {
-        let index = pair.host.peer_index.unwrap_or_default();
+        let index = pair.container;
         let routes = kernel_routes(&result);
         let settings = Settings { addresses: &addresses, routes: &routes, dad: conf.dad };
         attach::configure(&netns, &mut container, &request.ifname, index, &settings)?;
         // The kernel acts on a new carrier in the background; asked for the link, it does so first. Then the port forwards,
         // the bridge sends, and the container's first packets are not lost.
         let mut batch = Batch::new();
-        batch.lookup(&pair.host.name);
+        batch.lookup(&pair.interfaces[0].name);
         batch.lookup(&bridge.name);
         host.run(batch).coded()?;
         if conf.dad {
