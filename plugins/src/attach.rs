@@ -84,8 +84,6 @@ pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted
         made => made,
     };
     let far = far.coded()?;
-    // As the reference plugins leave it. Without IPv6 there is no such setting.
-    sysctl::write_if_there(&sysctl::conf(Family::V6, &name, "accept_ra"), "0").coded()?;
     let interface = |name: &str, mac, sandbox| Interface {
         name: name.to_owned(),
         mac: Some(mac_text(mac)),
@@ -119,7 +117,11 @@ pub fn configure(
     index: u32,
     settings: &Settings<'_>,
 ) -> Result<(), Error> {
-    netns.run(|| prepare(ifname, settings)).coded()??;
+    // Looking anything up below /proc/sys/net costs more with every namespace in which that was done before (they share one
+    // directory cache), so a container without IPv6 addresses is spared it.
+    if settings.addresses.iter().any(IpNetwork::is_ipv6) {
+        netns.run(|| prepare(ifname, settings)).coded()??;
+    }
     let mut batch = Batch::new();
     for &net in settings.addresses {
         // With IPv6 an address without NODAD cannot be used for a second or two.
@@ -134,16 +136,14 @@ pub fn configure(
     Ok(())
 }
 
-/// The settings that the kernel takes only through /proc; this thread is in the container.
+/// The settings of IPv6 that the kernel takes only through /proc; this thread is in the container.
 fn prepare(ifname: &str, settings: &Settings<'_>) -> Result<(), Error> {
     let set = |name: &str, key: &str, value: &str| {
         sysctl::write_if_there(&sysctl::conf(Family::V6, name, key), value).coded()
     };
-    if settings.addresses.iter().any(IpNetwork::is_ipv6) {
-        set("lo", "disable_ipv6", "0")?;
-        set(ifname, "disable_ipv6", "0")?;
-        set(ifname, "keep_addr_on_down", "1")?;
-    }
+    set("lo", "disable_ipv6", "0")?;
+    set(ifname, "disable_ipv6", "0")?;
+    set(ifname, "keep_addr_on_down", "1")?;
     if settings.dad {
         set(ifname, "enhanced_dad", "1")?;
     }
