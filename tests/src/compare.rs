@@ -274,7 +274,8 @@ impl Case {
             let name = plugin["bridge"].as_str().unwrap_or("cni0").to_owned();
             if plugin.get("conditionsV4").is_some() {
                 // These take iptables, whose program makes the kernel's own chains on first use and never removes them.
-                let chains = ["chain PREROUTING {", "chain OUTPUT {", "chain POSTROUTING {", "policy accept;"];
+                let chains =
+                    ["chain PREROUTING {", "chain OUTPUT {", "chain POSTROUTING {", "policy accept;"];
                 chains.iter().chain(&["nft  table ip"]).for_each(|what| host.tolerate(what));
             }
             for line in [format!("link {name} "), format!("address {name} "), format!("dev {name}")] {
