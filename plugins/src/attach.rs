@@ -54,9 +54,9 @@ pub fn open_container(netns: &Netns, ifname: &str) -> Result<Netlink, Error> {
     if netlink.link(ifname).coded()?.is_some() {
         // A DEL that was not told the namespace could not rename this end; its other end waits among the dead.
         dead::reap(&mut Netlink::open().coded()?).coded()?;
-    }
-    if netlink.link(ifname).coded()?.is_some() {
-        return Err(Error::new(EXISTS, format!("the container has an interface {ifname} already")));
+        if netlink.link(ifname).coded()?.is_some() {
+            return Err(Error::new(EXISTS, format!("the container has an interface {ifname} already")));
+        }
     }
     Ok(netlink)
 }
