@@ -1,0 +1,177 @@
+//! The overlay as the agents know it: networks, hosts, who owns which block of addresses, and the containers of this host.
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// How packets of a network travel between hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encap {
+    /// In VXLAN (RFC 7348).
+    #[default]
+    Vxlan,
+    /// As they are between hosts on one L2 segment, in VXLAN between others.
+    Direct,
+}
+
+/// A subnet of a network; a network has one of each family at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subnet {
+    /// The subnet, without host bits.
+    pub subnet: IpNetwork,
+    /// The containers' gateway: the same address on every host. It is never given to a container.
+    pub gateway: IpAddr,
+    /// The prefix length of the blocks that hosts claim, longer than the subnet's: 26 in a /16.
+    pub block: u8,
+}
+
+/// An overlay network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Network {
+    /// 12 lower-case hexadecimal digits, random, never used again.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// VXLAN network identifier, 1 to 16777215.
+    pub vni: u32,
+    /// Its subnets, IPv4 first.
+    pub subnets: Vec<Subnet>,
+    /// The containers' MTU in bytes; None: each host's underlay's, less what VXLAN takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// How packets travel.
+    #[serde(default)]
+    pub encap: Encap,
+    /// There is no way out of it.
+    #[serde(default)]
+    pub internal: bool,
+    /// Labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The options it was created with, as they were given.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    /// When it was created (RFC 3339, UTC).
+    pub created: String,
+    /// It is being removed: nothing is attached to it any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removing: bool,
+}
+
+/// A host with an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Host {
+    /// Its name, unique in the cluster.
+    pub name: String,
+    /// 32 lower-case hexadecimal digits: the installation. Another one under the same name is another host.
+    pub id: String,
+    /// Counts how often the host was declared gone. What it claimed under an earlier epoch is not its own any more.
+    pub epoch: u64,
+    /// The underlay address at which it takes VXLAN packets (its VTEP).
+    pub vtep: IpAddr,
+    /// The L2 segment of that address: hosts with the same one route directly. None where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment: Option<IpNetwork>,
+    /// The UDP port of VXLAN.
+    pub port: u16,
+    /// Being removed: a fence between its claims and whoever gets them next.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
+}
+
+/// A container's interface on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// The network's ID.
+    pub network: String,
+    /// The container's ID.
+    pub container: String,
+    /// The interface's name in the container.
+    pub ifname: String,
+    /// The name of the host's end.
+    pub veth: String,
+    /// The container's hardware address, `02:…`.
+    pub mac: String,
+    /// Its addresses, one of each of the network's families.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// All that an agent knows and that its kernel is to show. Keys: hosts by name, networks by ID, owners by (network ID,
+/// block); a single address is a block of length 32 or 128. Endpoints are those of this host whose addresses are its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// This host's name.
+    pub me: String,
+    /// All hosts, this one included.
+    pub hosts: BTreeMap<String, Host>,
+    /// All networks.
+    pub networks: BTreeMap<String, Network>,
+    /// Which host owns a block.
+    pub owners: BTreeMap<(String, IpNetwork), String>,
+    /// This host's containers, by the name of the host's end of their link.
+    pub endpoints: BTreeMap<String, Endpoint>,
+}
+
+impl Network {
+    /// Its subnet of that family, if it has one.
+    pub fn subnet(&self, v6: bool) -> Option<&Subnet> {
+        self.subnets.iter().find(|subnet| subnet.subnet.is_ipv6() == v6)
+    }
+}
+
+impl View {
+    /// This host, once it is registered.
+    pub fn my_host(&self) -> Option<&Host> {
+        self.hosts.get(&self.me)
+    }
+
+    /// The blocks of one network and their owners, in the order of addresses.
+    pub fn blocks<'a>(&'a self, network: &'a str) -> impl Iterator<Item = (&'a IpNetwork, &'a str)> {
+        let from = (
+            network.to_owned(),
+            IpNetwork::V4(ipnetwork::Ipv4Network::from(std::net::Ipv4Addr::UNSPECIFIED)),
+        );
+        // Blocks sort by address first: 0.0.0.0/32 does not come before 0.0.0.0/8, but no block begins there.
+        let all = self.owners.range(from..).take_while(move |((of, _), _)| of == network);
+        all.map(|((_, block), owner)| (block, owner.as_str()))
+    }
+
+    /// Whether this host has a part in the network: an own block with it, or a container.
+    pub fn takes_part(&self, network: &str) -> bool {
+        self.endpoints.values().any(|endpoint| endpoint.network == network)
+    }
+}
+
+/// What changed in a [`View`] since somebody looked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Anything may have: compare everything.
+    pub all: bool,
+    /// IDs of networks that were added, changed or removed, or whose set of endpoints changed.
+    pub networks: std::collections::BTreeSet<String>,
+    /// Names of hosts that were added, changed or removed.
+    pub hosts: std::collections::BTreeSet<String>,
+    /// Blocks that got or lost an owner.
+    pub blocks: std::collections::BTreeSet<(String, IpNetwork)>,
+}
+
+impl Delta {
+    /// Nothing changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Delta::default()
+    }
+
+    /// Adds another's changes.
+    pub fn merge(&mut self, other: Delta) {
+        self.all |= other.all;
+        self.networks.extend(other.networks);
+        self.hosts.extend(other.hosts);
+        self.blocks.extend(other.blocks);
+    }
+}

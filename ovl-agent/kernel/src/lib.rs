@@ -1,0 +1,2 @@
+//! The overlay in the kernel.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! `ovl-agent`: the overlay on each host.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,242 @@
+//! The key-value store under the overlay, with etcd's semantics: transactions that compare and then change, one revision
+//! number for the whole store, watches from a revision. Either embedded in one agent ([`local`], LMDB, one host), or etcd
+//! ([`etcd`], many hosts).
+//!
+//! Keys are text below the configured prefix, which is added and taken away here.
+
+#![deny(unsafe_code)]
+
+mod error;
+pub mod etcd;
+pub mod local;
+pub mod target;
+
+pub use error::{Error, Result};
+pub use target::Target;
+
+use std::time::Duration;
+
+/// A revision of the store: it grows by one with every transaction that changes something.
+pub type Revision = i64;
+
+/// A key, its value and when it was last changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue {
+    /// The key, without the prefix.
+    pub key: String,
+    /// The value.
+    pub value: Vec<u8>,
+    /// The revision of its last change.
+    pub changed: Revision,
+}
+
+/// A condition of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compare {
+    /// There is no such key.
+    Absent(String),
+    /// There is such a key.
+    Present(String),
+    /// The key was last changed at this revision.
+    Unchanged(String, Revision),
+    /// There is no key from the first (included) to the second (not included).
+    Empty(String, String),
+}
+
+/// A step of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Sets a key; with a lease the key goes when that ends.
+    Put(String, Vec<u8>, Option<LeaseId>),
+    /// Removes a key, if there is one.
+    Delete(String),
+    /// Removes the keys from the first (included) to the second (not included).
+    DeleteRange(String, String),
+    /// Reads the keys from the first (included) to the second (not included), as they are after the steps before it.
+    Get(String, String),
+}
+
+/// A transaction: when all conditions hold, the steps `then`, else the steps `otherwise`. At most 100 of each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Txn {
+    /// The conditions.
+    pub when: Vec<Compare>,
+    /// What is done when they hold.
+    pub then: Vec<Op>,
+    /// What is done when they do not.
+    pub otherwise: Vec<Op>,
+}
+
+/// What became of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// The conditions held.
+    pub held: bool,
+    /// The store's revision after it.
+    pub revision: Revision,
+    /// What its [`Op::Get`]s read, in their order.
+    pub got: Vec<Vec<KeyValue>>,
+}
+
+/// Everything below a prefix at one revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The revision.
+    pub revision: Revision,
+    /// Which cluster answered (etcd's cluster ID): another one has other data.
+    pub cluster: u64,
+    /// The keys in order.
+    pub entries: Vec<KeyValue>,
+}
+
+/// A change of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The key.
+    pub key: String,
+    /// Its new value; None: it was removed.
+    pub value: Option<Vec<u8>>,
+    /// The revision.
+    pub revision: Revision,
+}
+
+/// What a watch tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Changes in order, whole revisions only.
+    Changes(Vec<Change>),
+    /// Nothing happened up to this revision.
+    Progress(Revision),
+}
+
+/// A lease's number.
+pub type LeaseId = i64;
+
+/// The store.
+#[derive(Debug, Clone)]
+pub enum Kv {
+    /// Embedded.
+    Local(local::Local),
+    /// etcd.
+    Etcd(etcd::Etcd),
+}
+
+/// A watch; dropped, it ends.
+#[derive(Debug)]
+pub enum Watch {
+    /// Of the embedded store.
+    Local(local::Watch),
+    /// Of etcd.
+    Etcd(etcd::Watch),
+}
+
+/// How long one exchange with the store may take before it counts as unreachable.
+pub const PATIENCE: Duration = Duration::from_millis(2000);
+
+impl Kv {
+    /// Opens the store. With etcd this does not wait for a connection: calls fail with [`Error::Unreachable`] until there
+    /// is one.
+    ///
+    /// # Errors
+    /// Files of the configuration that cannot be read, a damaged or busy embedded store.
+    pub async fn open(target: &Target) -> Result<Kv> {
+        Ok(match target {
+            Target::Local(dir) => Kv::Local(local::Local::open(dir)?),
+            Target::Etcd(conf) => Kv::Etcd(etcd::Etcd::open(conf).await?),
+        })
+    }
+
+    /// For people: `local store DIR`, `etcd at URL, URL`; never a password.
+    pub fn describe(&self) -> String {
+        match self {
+            Kv::Local(local) => local.describe(),
+            Kv::Etcd(etcd) => etcd.describe(),
+        }
+    }
+
+    /// Everything below a prefix (`""`: all), at one revision, read in pages.
+    ///
+    /// # Errors
+    /// The store cannot be reached in [`PATIENCE`] for one page.
+    pub async fn snapshot(&self, prefix: &str) -> Result<Snapshot> {
+        match self {
+            Kv::Local(local) => local.snapshot(prefix),
+            Kv::Etcd(etcd) => etcd.snapshot(prefix).await,
+        }
+    }
+
+    /// The changes below a prefix from this revision on (that one included).
+    ///
+    /// # Errors
+    /// The store cannot be reached. What ends a watch later comes from [`Watch::next`].
+    pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
+        Ok(match self {
+            Kv::Local(local) => Watch::Local(local.watch(prefix, from)?),
+            Kv::Etcd(etcd) => Watch::Etcd(etcd.watch(prefix, from).await?),
+        })
+    }
+
+    /// Does a transaction.
+    ///
+    /// # Errors
+    /// The store cannot be reached within [`PATIENCE`]; whether it was done is not known then.
+    pub async fn commit(&self, txn: Txn) -> Result<Done> {
+        match self {
+            Kv::Local(local) => local.commit(&txn),
+            Kv::Etcd(etcd) => etcd.commit(txn).await,
+        }
+    }
+
+    /// A lease that ends this long after it was last kept alive. Leases of the embedded store end with the process.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    pub async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
+        match self {
+            Kv::Local(local) => local.grant(),
+            Kv::Etcd(etcd) => etcd.grant(ttl).await,
+        }
+    }
+
+    /// Keeps a lease alive for another term; false when it has ended.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    pub async fn keep_alive(&self, lease: LeaseId) -> Result<bool> {
+        match self {
+            Kv::Local(local) => Ok(local.holds(lease)),
+            Kv::Etcd(etcd) => etcd.keep_alive(lease).await,
+        }
+    }
+
+    /// Ends a lease, and removes its keys.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    pub async fn revoke(&self, lease: LeaseId) -> Result<()> {
+        match self {
+            Kv::Local(local) => local.revoke(lease),
+            Kv::Etcd(etcd) => etcd.revoke(lease).await,
+        }
+    }
+}
+
+impl Watch {
+    /// What happened next. With etcd, progress is told at least every ten minutes, so a silent connection is noticed.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`], [`Error::Unreachable`], [`Error::OtherCluster`]: the watch is over; take a snapshot and watch
+    /// from there.
+    pub async fn next(&mut self) -> Result<Event> {
+        match self {
+            Watch::Local(watch) => watch.next().await,
+            Watch::Etcd(watch) => watch.next().await,
+        }
+    }
+}
+
+/// The end of the range of keys that begin with `prefix`, for the ranges of [`Op`] and [`Compare`].
+pub fn range_end(prefix: &str) -> String {
+    // Keys are ASCII, and DEL (0x7f) is in none.
+    format!("{prefix}\u{7f}")
+}
