@@ -25,7 +25,7 @@ const BIGDATA: u16 = 0x01;
 const SMALL: u64 = 64 << 10;
 
 /// What is wrong with a file, for the note about it.
-pub(crate) type Fault = String;
+pub type Fault = String;
 type Outcome<T> = Result<T, Fault>;
 
 /// The root of one of the two trees of an environment (`MDB_db`).
@@ -41,7 +41,7 @@ struct Tree {
 
 /// What the newest meta page says.
 #[derive(Clone, Copy)]
-pub(crate) struct Head {
+pub struct Head {
     psize: usize,
     free: Tree,
     main: Tree,
@@ -54,17 +54,18 @@ pub(crate) struct Head {
 impl Head {
     /// The length the file has when all its pages are written. LMDB leaves pages at the end unwritten that were taken
     /// and given back in one transaction.
-    pub(crate) fn full_len(&self) -> u64 {
+    pub fn full_len(&self) -> u64 {
         self.last.saturating_add(1).saturating_mul(self.psize as u64)
     }
 
-    pub(crate) fn is_short(&self) -> bool {
+    /// Pages at the end are missing, which is no damage as long as none of them is in use.
+    pub fn is_short(&self) -> bool {
         self.len < self.full_len()
     }
 }
 
 /// Looks at both meta pages, the length and the roots, and at everything when the file is small.
-pub(crate) fn quick(file: &File) -> Outcome<Head> {
+pub fn quick(file: &File) -> Outcome<Head> {
     let head = head(file)?;
     if head.is_short() {
         return Err(format!("it ends before page {}, its last", head.last));
@@ -83,7 +84,7 @@ pub(crate) fn quick(file: &File) -> Outcome<Head> {
 }
 
 /// Reads all pages in use. The file may be short as long as no page in use is missing.
-pub(crate) fn walk(file: &File) -> Outcome<Head> {
+pub fn walk(file: &File) -> Outcome<Head> {
     let head = head(file)?;
     Walk::new(file, head)?.all()?;
     Ok(head)

@@ -12,7 +12,7 @@
 
 mod address;
 mod allocate;
-mod check;
+pub mod check;
 mod consistency;
 mod error;
 mod free;

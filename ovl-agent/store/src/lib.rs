@@ -10,6 +10,7 @@ mod error;
 pub mod etcd;
 pub mod local;
 pub mod target;
+mod txn;
 
 pub use error::{Error, Result};
 pub use target::Target;
@@ -141,7 +142,10 @@ impl Kv {
     /// Files of the configuration that cannot be read, a damaged or busy embedded store.
     pub async fn open(target: &Target) -> Result<Kv> {
         Ok(match target {
-            Target::Local(dir) => Kv::Local(local::Local::open(dir)?),
+            Target::Local(dir) => {
+                let dir = dir.clone();
+                Kv::Local(blocking(move || local::Local::open(&dir)).await?)
+            }
             Target::Etcd(conf) => Kv::Etcd(etcd::Etcd::open(conf).await?),
         })
     }
@@ -154,13 +158,24 @@ impl Kv {
         }
     }
 
+    /// What was repaired when the store was opened, in sentences for the log and for people; usually nothing.
+    pub fn notes(&self) -> &[String] {
+        match self {
+            Kv::Local(local) => local.notes(),
+            Kv::Etcd(_) => &[],
+        }
+    }
+
     /// Everything below a prefix (`""`: all), at one revision, read in pages.
     ///
     /// # Errors
     /// The store cannot be reached in [`PATIENCE`] for one page.
     pub async fn snapshot(&self, prefix: &str) -> Result<Snapshot> {
         match self {
-            Kv::Local(local) => local.snapshot(prefix),
+            Kv::Local(local) => {
+                let (local, prefix) = (local.clone(), prefix.to_owned());
+                blocking(move || local.snapshot(&prefix)).await
+            }
             Kv::Etcd(etcd) => etcd.snapshot(prefix).await,
         }
     }
@@ -182,7 +197,11 @@ impl Kv {
     /// The store cannot be reached within [`PATIENCE`]; whether it was done is not known then.
     pub async fn commit(&self, txn: Txn) -> Result<Done> {
         match self {
-            Kv::Local(local) => local.commit(&txn),
+            Kv::Local(local) => {
+                // Synced to the disk, which can take a while.
+                let local = local.clone();
+                blocking(move || local.commit(&txn)).await
+            }
             Kv::Etcd(etcd) => etcd.commit(txn).await,
         }
     }
@@ -215,9 +234,20 @@ impl Kv {
     /// The store cannot be reached.
     pub async fn revoke(&self, lease: LeaseId) -> Result<()> {
         match self {
-            Kv::Local(local) => local.revoke(lease),
+            Kv::Local(local) => {
+                let local = local.clone();
+                blocking(move || local.revoke(lease)).await
+            }
             Kv::Etcd(etcd) => etcd.revoke(lease).await,
         }
+    }
+}
+
+/// Runs what waits for the disk beside the runtime's threads. It runs to its end even when nobody waits for it any more.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(done) => done,
+        Err(e) => Err(Error::Refused(format!("the runtime is stopping: {e}"))),
     }
 }
 
