@@ -4,7 +4,9 @@
 //! removes files holds it alone. The symbolic link `boot` in the directory names the boot during which the file was
 //! last examined from end to end: an unsynced file is trusted only until the host restarts. Behind the boot's name
 //! stands ` rebuild` from before a damaged file is set aside until [`Store::rebuild`] was told what is in use, so that
-//! no process killed in between makes the others believe that every address is free.
+//! no process killed in between makes the others believe that every address is free. It also says which C library the
+//! store's users have, since LMDB's lock file holds mutexes of that library: another one's process examines the file as
+//! after a restart, which waits until nobody uses the store and makes the lock file anew.
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -30,6 +32,10 @@ const BOOT_NEW: &str = "boot.new";
 
 /// What the link `boot` ends with when the store lacks leases of its damaged predecessor.
 const REBUILD: &str = " rebuild";
+
+/// What stands before that when the store's users have musl as their C library, as this process has or has not.
+const MUSL: &str = " musl";
+const IS_MUSL: bool = cfg!(target_env = "musl");
 
 /// How long a repair waits for other processes to let go of the store.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,6 +115,8 @@ impl Store {
 struct Link {
     /// The boot during which the file was examined; empty when that is not known.
     boot: String,
+    /// The C library of those who have used the store since.
+    musl: bool,
     rebuild: bool,
 }
 
@@ -116,15 +124,16 @@ impl Link {
     fn read(dir: &Path) -> Link {
         let target = fs::read_link(dir.join(BOOT)).ok().and_then(|t| t.into_os_string().into_string().ok());
         let target = target.unwrap_or_default();
-        match target.strip_suffix(REBUILD) {
-            Some(boot) => Link { boot: boot.to_owned(), rebuild: true },
-            None => Link { boot: target, rebuild: false },
-        }
+        let (target, rebuild) = target.strip_suffix(REBUILD).map_or((&*target, false), |t| (t, true));
+        let (boot, musl) = target.strip_suffix(MUSL).map_or((target, false), |t| (t, true));
+        Link { boot: boot.to_owned(), musl, rebuild }
     }
 
     /// Replaces the link in one step.
     fn write(&self, dir: &Path) -> Result<()> {
-        let target = format!("{}{}", self.boot, if self.rebuild { REBUILD } else { "" });
+        let mut target = self.boot.clone();
+        target.push_str(if self.musl { MUSL } else { "" });
+        target.push_str(if self.rebuild { REBUILD } else { "" });
         if target.is_empty() {
             return remove(&dir.join(BOOT));
         }
@@ -132,6 +141,11 @@ impl Link {
         remove(&new)?;
         let made = std::os::unix::fs::symlink(target, &new).and_then(|()| fs::rename(&new, dir.join(BOOT)));
         made.map_err(|e| Error::io("make", dir.join(BOOT), e))
+    }
+
+    /// True when those who use the store now, if any, lock it with mutexes like this process's.
+    fn is_ours(&self) -> bool {
+        self.musl == IS_MUSL
     }
 
     /// True when the file was examined during this boot. Without a boot ID it is at every opening.
@@ -143,7 +157,7 @@ impl Link {
 /// Forgets that the file was examined, so that the next opener does so.
 pub(crate) fn distrust(dir: &Path) {
     // When it cannot be written, the failure that led here will be met again.
-    let _ = Link { boot: String::new(), rebuild: Link::read(dir).rebuild }.write(dir);
+    let _ = Link { boot: String::new(), ..Link::read(dir) }.write(dir);
 }
 
 /// Notes that the leases of a damaged predecessor were put in again.
@@ -184,7 +198,7 @@ fn open(dir: &Path, boot: &str, create: bool) -> Result<Option<Opened>> {
         if data.is_none() && !create {
             return Ok(None);
         }
-        if let Some(file) = data.filter(|_| examined || link.vouches(boot))
+        if let Some(file) = data.filter(|_| link.is_ours() && (examined || link.vouches(boot)))
             && check::quick(&file).is_ok()
         {
             // One opens at a time. The first of all makes LMDB's lock file anew; were it killed in the midst of that,
@@ -218,7 +232,7 @@ fn examine(dir: &Path, boot: &str) -> Result<Option<String>> {
     // Others may have done it while this one waited.
     let mut link = Link::read(dir);
     let file = data(dir)?;
-    if file.as_ref().is_some_and(|f| link.vouches(boot) && check::quick(f).is_ok()) {
+    if file.as_ref().is_some_and(|f| link.is_ours() && link.vouches(boot) && check::quick(f).is_ok()) {
         return Ok(None);
     }
     let mut note = None;
@@ -227,7 +241,7 @@ fn examine(dir: &Path, boot: &str) -> Result<Option<String>> {
         if link.boot.is_empty() && file.metadata().is_ok_and(|m| m.len() == 0) {
             remove(&dir.join(DATA))?;
         } else if let Err(fault) = sound(dir, &file)? {
-            link = Link { boot: String::new(), rebuild: true };
+            link = Link { boot: String::new(), rebuild: true, ..link };
             link.write(dir)?;
             note = Some(set_aside(dir, &fault)?);
         }
@@ -236,7 +250,7 @@ fn examine(dir: &Path, boot: &str) -> Result<Option<String>> {
         remove(&dir.join(LOCK))?;
         Lmdb::open(dir, MAP_SIZE)?.write(|tx| tx.put(keys::META, &Meta::default().encode()))?;
     }
-    Link { boot: boot.to_owned(), ..link }.write(dir)?;
+    Link { boot: boot.to_owned(), musl: IS_MUSL, ..link }.write(dir)?;
     Ok(note)
 }
 

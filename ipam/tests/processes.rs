@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
+
 use ipam::{Ask, Attachment, Range, RangeSet, Store};
 
 const ROLE: &str = "IPAM_TEST_ROLE";
@@ -175,6 +177,32 @@ fn openers_and_removers_do_not_trip_over_each_other() {
     }
     assert!(Store::remove_if_empty(&place).unwrap());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn processes_of_two_c_libraries_use_the_store_in_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let address = give(&Store::open(dir, "boot").unwrap().store, "web", "a");
+    let (link, lock) = (dir.join("boot"), dir.join("lock.mdb"));
+    let own = std::fs::read_link(&link).unwrap();
+    // As if a process of the other library used it now: its mark, its lock on the directory.
+    let other = if cfg!(target_env = "musl") { "boot" } else { "boot musl" };
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(other, &link).unwrap();
+    let user = Flock::lock(std::fs::File::open(dir).unwrap(), FlockArg::LockShared).unwrap();
+    std::fs::write(&lock, "mutexes of the other library").unwrap();
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| Store::open(dir, "boot").unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!opening.is_finished());
+        assert_eq!(std::fs::read(&lock).unwrap(), b"mutexes of the other library");
+        drop(user);
+        let opened = opening.join().unwrap();
+        assert_eq!(opened.notes, Vec::<String>::new());
+        assert_eq!(opened.store.leases(None).unwrap()[0].address, address);
+    });
+    assert_eq!(std::fs::read_link(&link).unwrap(), own);
 }
 
 #[test]
