@@ -1,0 +1,80 @@
+//! What a node is told when it starts.
+
+use ipnetwork::IpNetwork;
+use ovl_store::Kv;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A host's agent, as its configuration and its kernel have it.
+#[derive(Debug, Clone)]
+pub struct NodeConf {
+    /// The agent's directory ([`ovl_api::names::agent_root`]); made when it is missing.
+    pub root: PathBuf,
+    /// This host's name, unique in the cluster.
+    pub name: String,
+    /// This boot of the host (`/proc/sys/kernel/random/boot_id`): a reboot voids every lease.
+    pub boot_id: String,
+    /// The underlay address at which this host takes VXLAN packets.
+    pub vtep: IpAddr,
+    /// The L2 segment of that address, when hosts on it can route directly.
+    pub segment: Option<IpNetwork>,
+    /// The UDP port of VXLAN.
+    pub port: u16,
+    /// The store.
+    pub kv: Kv,
+    /// How long after the last sign of life a host is suspected to be down. [`NodeConf::LIVENESS`] unless a test says so.
+    pub liveness: Duration,
+    /// How long things take; tests make them short.
+    pub timing: Timing,
+}
+
+impl NodeConf {
+    /// The usual term of liveness.
+    pub const LIVENESS: Duration = Duration::from_secs(30);
+}
+
+/// How long things take. The default is what hosts use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timing {
+    /// A block without a lease is given back after this long.
+    pub idle: Duration,
+    /// How long the owner of a block has to answer for a single address in it.
+    pub consent: Duration,
+    /// How long [`crate::Node::settle`] waits for the other hosts.
+    pub settle: Duration,
+    /// How long the removal of a network waits for the other hosts.
+    pub removal: Duration,
+    /// The store is read anew this often (± 10 %), whatever the watch told.
+    pub relist: Duration,
+    /// A held back snapshot is looked at again this often.
+    pub held: Duration,
+    /// The first and the longest pause after the store failed.
+    pub backoff: (Duration, Duration),
+    /// How often release notes are looked for.
+    pub notes: Duration,
+    /// How often blocks are looked over: given back, claimed ahead, claimed again.
+    pub keep: Duration,
+    /// How long after a change the view is written to its file.
+    pub save: Duration,
+    /// How long an endpoint waits for others, to be published with them.
+    pub publish: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            idle: Duration::from_secs(600),
+            consent: Duration::from_millis(2500),
+            settle: Duration::from_secs(1),
+            removal: Duration::from_secs(5),
+            relist: Duration::from_secs(300),
+            held: Duration::from_secs(5),
+            backoff: (Duration::from_millis(200), Duration::from_secs(10)),
+            notes: Duration::from_secs(60),
+            keep: Duration::from_secs(5),
+            save: Duration::from_secs(3),
+            publish: Duration::from_millis(20),
+        }
+    }
+}
