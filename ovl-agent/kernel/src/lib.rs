@@ -1,2 +1,17 @@
-//! The overlay in the kernel.
+//! The overlay in the kernel of this host: VXLAN devices, their addresses, neighbours and forwarding entries, routes to the
+//! blocks of other hosts, the host's half of the containers' links, and the packet filter of the overlay.
+//!
+//! The middle is pure: `wanted` says from a [`ovl_api::model::View`] what the kernel is to show, `dump` what it shows,
+//! `plan` what to do about the difference; none but `dump` and `apply` talks to a kernel. [`Reconciler`] ties them
+//! together, in whole ([`Reconciler::full`]) or for what changed ([`Reconciler::delta`]).
 #![forbid(unsafe_code)]
+
+mod error;
+mod overlap;
+mod reconciler;
+mod underlay;
+
+pub use error::{Error, Result};
+pub use overlap::overlapping;
+pub use reconciler::{Changes, Reconciler};
+pub use underlay::{Found, Underlay, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, find_underlay, network_mtu};
