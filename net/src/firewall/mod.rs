@@ -6,6 +6,7 @@
 
 pub mod ipt;
 pub mod nft;
+pub mod overlay;
 #[cfg(test)]
 mod tests;
 

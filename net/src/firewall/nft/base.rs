@@ -6,7 +6,7 @@
 use super::element::{Map, head, net_name, subnet};
 use super::expr::{Ct, Rule, Side, Verdict};
 use super::table::Table;
-use super::wire::{Batch, flag, msg};
+use super::wire::{Batch, flag, msg, user_comment};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,24 +14,24 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const COMMENT: &str = "Weft container networking";
 
 /// A base chain's type, hook (enum nf_inet_hooks) and priority.
-struct Hook {
-    kind: &'static str,
-    hook: u32,
-    priority: i32,
+pub struct Hook {
+    pub kind: &'static str,
+    pub hook: u32,
+    pub priority: i32,
 }
 
 /// A chain and its rules.
-struct Chain {
-    name: String,
-    hook: Option<Hook>,
-    rules: Vec<Rule>,
+pub struct Chain {
+    pub name: String,
+    pub hook: Option<Hook>,
+    pub rules: Vec<Rule>,
 }
 
-fn hook(kind: &'static str, hook: u32, priority: i32) -> Option<Hook> {
+pub fn hook(kind: &'static str, hook: u32, priority: i32) -> Option<Hook> {
     Some(Hook { kind, hook, priority })
 }
 
-fn chain(name: &str, hook: Option<Hook>, rules: Vec<Rule>) -> Chain {
+pub fn chain(name: &str, hook: Option<Hook>, rules: Vec<Rule>) -> Chain {
     Chain { name: name.to_owned(), hook, rules }
 }
 
@@ -57,6 +57,8 @@ fn chains(table: Table) -> Vec<Chain> {
     match table {
         Table::Inet => inet_chains(),
         Table::Bridge => bridge_chains(),
+        // They depend on the host: see [`crate::firewall::overlay`].
+        Table::Overlay => Vec::new(),
     }
 }
 
@@ -167,6 +169,9 @@ impl Chain {
             batch.push("add a rule to", msg::NEWRULE, flag::CREATE | flag::APPEND, |w| {
                 w.str(2, &self.name);
                 w.bytes(4 | 0x8000, rule.bytes());
+                if let Some(comment) = rule.comment() {
+                    w.bytes(7, &user_comment(0, comment));
+                }
             });
         }
     }
@@ -180,16 +185,16 @@ fn push_set(batch: &mut Batch, map: Map) {
 
 /// Adds the batch's table with all of its frame to it; it must not be there yet (EEXIST).
 pub fn push(batch: &mut Batch) {
-    let table = batch.table();
+    push_frame(batch, COMMENT, &chains(batch.table()));
+}
+
+/// Adds the batch's table with its sets and maps and these chains to it.
+pub fn push_frame(batch: &mut Batch, comment: &str, chains: &[Chain]) {
     batch.push("create", msg::NEWTABLE, flag::CREATE | flag::EXCL, |w| {
         w.u32(2, 0);
-        let mut user = vec![0, (COMMENT.len() + 1) as u8];
-        user.extend_from_slice(COMMENT.as_bytes());
-        user.push(0);
-        w.bytes(6, &user);
+        w.bytes(6, &user_comment(0, comment));
     });
-    table.frame().iter().for_each(|map| push_set(batch, *map));
-    let chains = chains(table);
+    batch.table().frame().iter().for_each(|map| push_set(batch, *map));
     chains.iter().for_each(|chain| chain.push(batch));
     chains.iter().for_each(|chain| chain.push_rules(batch));
 }

@@ -1,195 +1,17 @@
-//! The elements: what an attachment is in the table. Which maps there are, their keys and values, and both ways of
-//! writing them.
+//! The elements: what an attachment is in the table. Their keys and values, and both ways of writing them.
 
-use super::table::Table;
-use super::wire::{Writer, attribute, attributes, text};
+pub use super::map::{Map, head, net_name, subnet};
+use super::wire::{Writer, attribute, attributes, comment_of, user_comment};
 use crate::firewall::Protocol;
 use ipnetwork::IpNetwork;
-use std::borrow::Cow;
 use std::net::IpAddr;
 
-/// nftables' datatype numbers (libnftables, enum datatypes); a concatenation has six bits for each part.
-mod datatype {
-    pub const IPADDR: u32 = 7;
-    pub const IP6ADDR: u32 = 8;
-    pub const ETHERADDR: u32 = 9;
-    pub const INET_PROTO: u32 = 12;
-    pub const INET_SERVICE: u32 = 13;
-    pub const IFNAME: u32 = 41;
-}
-
-/// The sets and maps of the tables. A verdict in a map's elements would be handier in places, but the kernel goes through
-/// all of such a map whenever an element is added (nft_lookup_validate).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Map {
-    /// protocol . host port : container address . port
-    Ports4,
-    /// the same for one address of the host
-    Ports4At,
-    Ports6,
-    Ports6At,
-    /// addresses of containers all of whose published ports' traffic is masqueraded
-    HairpinAll4,
-    HairpinAll6,
-    /// bridges that only let in what is theirs
-    Guarded,
-    /// such a bridge twice: in and out
-    GuardedPairs,
-    /// addresses in this subnet whose outgoing traffic is masqueraded
-    Masq(IpNetwork),
-    /// addresses in this subnet with published ports
-    Hairpin(IpNetwork),
-    /// ports of bridges whose frames' source addresses are looked at
-    Watched,
-    /// such a port . the address that it may send from
-    Sources,
-    /// such a port : that address. No rule asks for it: by it the pair is found without being told the address, which a
-    /// DEL may not know.
-    SourceOf,
-}
-
-impl Map {
-    /// Those of the bridge table.
-    pub const BRIDGE_FRAME: [Map; 3] = [Map::Watched, Map::Sources, Map::SourceOf];
-
-    /// Those of the frame of the table for IP.
-    pub const FRAME: [Map; 8] = [
-        Map::Ports4,
-        Map::Ports4At,
-        Map::Ports6,
-        Map::Ports6At,
-        Map::HairpinAll4,
-        Map::HairpinAll6,
-        Map::Guarded,
-        Map::GuardedPairs,
-    ];
-
-    /// The table that has it.
-    pub fn table(self) -> Table {
-        if Map::BRIDGE_FRAME.contains(&self) { Table::Bridge } else { Table::Inet }
+/// The last address of a network.
+fn last(net: IpNetwork) -> IpAddr {
+    match net {
+        IpNetwork::V4(net) => net.broadcast().into(),
+        IpNetwork::V6(net) => net.broadcast().into(),
     }
-
-    /// The name. Colons cannot be in a name that nft reads back, so IPv6's are written `_`.
-    pub fn name(self) -> Cow<'static, str> {
-        Cow::Borrowed(match self {
-            Map::Ports4 => "ports4",
-            Map::Ports4At => "ports4_at",
-            Map::Ports6 => "ports6",
-            Map::Ports6At => "ports6_at",
-            Map::HairpinAll4 => "hairpin4_all",
-            Map::HairpinAll6 => "hairpin6_all",
-            Map::Guarded => "guarded",
-            Map::GuardedPairs => "guarded_pairs",
-            Map::Watched => "watched",
-            Map::Sources => "sources",
-            Map::SourceOf => "source_of",
-            Map::Masq(net) => return Cow::Owned(format!("masq-{}", net_name(net))),
-            Map::Hairpin(net) => return Cow::Owned(format!("hairpin-{}", net_name(net))),
-        })
-    }
-
-    /// The set or map of that name in a table.
-    pub fn named(table: Table, name: &str) -> Option<Map> {
-        let net = |text: &str| text.replace('_', ":").parse().ok();
-        match name.split_once('-') {
-            Some(("masq", text)) => net(text).map(Map::Masq),
-            Some(("hairpin", text)) => net(text).map(Map::Hairpin),
-            _ => table.frame().iter().copied().find(|map| map.name() == name),
-        }
-    }
-
-    /// Is it one where a key is a port of the host?
-    pub fn is_ports(self) -> bool {
-        matches!(self, Map::Ports4 | Map::Ports4At | Map::Ports6 | Map::Ports6At)
-    }
-
-    /// Does what is in it belong to published ports?
-    pub fn is_of_ports(self) -> bool {
-        self.is_ports() || matches!(self, Map::HairpinAll4 | Map::HairpinAll6 | Map::Hairpin(_))
-    }
-
-    /// The set of a subnet, which may be given with host bits.
-    pub fn masq(net: IpNetwork) -> Map {
-        Map::Masq(subnet(net))
-    }
-
-    /// The set of a subnet, which may be given with host bits.
-    pub fn hairpin(net: IpNetwork) -> Map {
-        Map::Hairpin(subnet(net))
-    }
-
-    pub fn hairpin_all(v6: bool) -> Map {
-        if v6 { Map::HairpinAll6 } else { Map::HairpinAll4 }
-    }
-
-    /// The key's datatype and length.
-    fn key(self) -> (u32, u32) {
-        use datatype::*;
-        let port = INET_PROTO << 6 | INET_SERVICE;
-        match self {
-            Map::Ports4 | Map::Ports6 => (port, 8),
-            Map::Ports4At => (IPADDR << 12 | port, 12),
-            Map::Ports6At => (IP6ADDR << 12 | port, 24),
-            Map::HairpinAll4 | Map::Masq(IpNetwork::V4(_)) | Map::Hairpin(IpNetwork::V4(_)) => (IPADDR, 4),
-            Map::HairpinAll6 | Map::Masq(IpNetwork::V6(_)) | Map::Hairpin(IpNetwork::V6(_)) => (IP6ADDR, 16),
-            Map::Guarded | Map::Watched | Map::SourceOf => (IFNAME, 16),
-            Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
-            Map::GuardedPairs => (IFNAME << 6 | IFNAME, 32),
-        }
-    }
-
-    /// The data's datatype and length, when it is a map.
-    fn data(self) -> Option<(u32, u32)> {
-        use datatype::*;
-        match self {
-            Map::Ports4 | Map::Ports4At => Some((IPADDR << 6 | INET_SERVICE, 8)),
-            Map::Ports6 | Map::Ports6At => Some((IP6ADDR << 6 | INET_SERVICE, 20)),
-            Map::SourceOf => Some((ETHERADDR, 6)),
-            _ => None,
-        }
-    }
-
-    /// The byte order of the key as nft wants it in a set's user data (0 for a concatenation, 1 the host's, 2 the
-    /// network's), without which it prints the elements of some types wrongly.
-    fn byte_order(self) -> u32 {
-        match self {
-            Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
-            Map::Guarded | Map::Watched | Map::SourceOf => 1,
-            _ => 0,
-        }
-    }
-
-    /// The attributes of the NEWSET that makes it (enum nft_set_attributes).
-    pub fn write(self, id: u32, w: &mut Writer) {
-        let ((key_type, key_len), data) = (self.key(), self.data());
-        head(w, self);
-        w.u32(3, if data.is_some() { 8 } else { 0 });
-        w.u32(4, key_type);
-        w.u32(5, key_len);
-        if let Some((data_type, data_len)) = data {
-            w.u32(6, data_type);
-            w.u32(7, data_len);
-        }
-        w.u32(10, id);
-        let mut user = vec![0, 4];
-        user.extend_from_slice(&self.byte_order().to_ne_bytes());
-        if data.is_some() {
-            // That of a map's data: the network's, or that of a concatenation.
-            user.extend_from_slice(&[1, 4]);
-            user.extend_from_slice(&(if self == Map::SourceOf { 2u32 } else { 0 }).to_ne_bytes());
-        }
-        w.bytes(13, &user);
-    }
-}
-
-/// A network without host bits.
-pub fn subnet(net: IpNetwork) -> IpNetwork {
-    IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
-}
-
-/// A network in the name of a set or chain.
-pub fn net_name(net: IpNetwork) -> String {
-    subnet(net).to_string().replace(':', "_")
 }
 
 /// Where an element leads.
@@ -270,15 +92,46 @@ impl Key {
         Key { map, bytes }
     }
 
+    /// A VNI, 24 bits.
+    pub fn vni(vni: u32) -> Self {
+        Key { map: Map::Vnis, bytes: vni.to_be_bytes()[1..].to_vec() }
+    }
+
+    /// A host's address in `vteps4` or `vteps6`.
+    pub fn vtep(addr: IpAddr) -> Self {
+        Key::address(if addr.is_ipv4() { Map::Vteps4 } else { Map::Vteps6 }, addr)
+    }
+
+    /// A device group, twice in `group_pairs`.
+    pub fn group(map: Map, group: u32) -> Self {
+        let one = group.to_ne_bytes();
+        Key { map, bytes: if map == Map::GroupPairs { one.repeat(2) } else { one.to_vec() } }
+    }
+
+    /// The addresses of a subnet, with the group of its network.
+    pub fn direct(net: IpNetwork, group: u32) -> Self {
+        let map = if net.is_ipv4() { Map::Direct4 } else { Map::Direct6 };
+        let mut bytes = Vec::new();
+        for addr in [net.network(), last(net)] {
+            bytes.extend_from_slice(&octets(addr));
+            bytes.extend_from_slice(&group.to_be_bytes());
+        }
+        Key { map, bytes }
+    }
+
     /// The protocol and port of a key of [`Map::is_ports`].
     pub fn parts(&self) -> Option<(Protocol, u16)> {
         let [proto, _, _, _, high, low, _, _] = *self.bytes.last_chunk::<8>()?;
         Some((Protocol::from_number(proto)?, u16::from_be_bytes([high, low])))
     }
 
-    /// NFTA_SET_ELEM_KEY alone, within the list element.
+    /// NFTA_SET_ELEM_KEY alone, within the list element; of a range NFTA_SET_ELEM_KEY_END too.
     fn write(&self, w: &mut Writer) {
-        w.nest(1, |w| w.bytes(1, &self.bytes));
+        let first = if self.map.range().is_some() { self.bytes.len() / 2 } else { self.bytes.len() };
+        w.nest(1, |w| w.bytes(1, &self.bytes[..first]));
+        if first < self.bytes.len() {
+            w.nest(10, |w| w.bytes(1, &self.bytes[first..]));
+        }
     }
 }
 
@@ -318,11 +171,7 @@ impl Element {
             self.key.write(w);
             self.value.write(w);
             if !self.tag.is_empty() {
-                // One TLV: type 0 (comment), length with the NUL, which libnftables wants at most 128.
-                let mut user = vec![0, (self.tag.len() + 1) as u8];
-                user.extend_from_slice(self.tag.as_bytes());
-                user.push(0);
-                w.bytes(6, &user);
+                w.bytes(6, &user_comment(0, &self.tag));
             }
         });
     }
@@ -341,7 +190,11 @@ impl Element {
 
     /// Reads one list element of that map.
     fn parse(map: Map, attrs: &[u8]) -> Option<Self> {
-        let bytes = attribute(attribute(attrs, 1)?, 1)?.to_vec();
+        let mut bytes = attribute(attribute(attrs, 1)?, 1)?.to_vec();
+        if map.range().is_some() {
+            let last = attribute(attrs, 10).and_then(|last| attribute(last, 1));
+            bytes.extend_from_slice(&last.map_or_else(|| bytes.clone(), <[u8]>::to_vec));
+        }
         let value = match attribute(attrs, 2).and_then(|data| attribute(data, 1)) {
             None => Value::None,
             Some(bytes) => Value::Bytes(bytes.to_vec()),
@@ -349,7 +202,7 @@ impl Element {
         Some(Element {
             key: Key { map, bytes },
             value,
-            tag: attribute(attrs, 6).map(comment).unwrap_or_default(),
+            tag: attribute(attrs, 6).and_then(|user| comment_of(0, user)).unwrap_or_default(),
         })
     }
 
@@ -358,23 +211,6 @@ impl Element {
         let list = attribute(attrs, 3).unwrap_or_default();
         attributes(list).filter(|(k, _)| *k == 1).filter_map(|(_, e)| Element::parse(map, e)).collect()
     }
-}
-
-/// The comment in an element's user data.
-fn comment(mut user: &[u8]) -> String {
-    while let [kind, len, rest @ ..] = user {
-        let (value, next) = rest.split_at((*len as usize).min(rest.len()));
-        if *kind == 0 {
-            return text(value);
-        }
-        user = next;
-    }
-    String::new()
-}
-
-/// Writes the set of a message about it, after the table.
-pub fn head(w: &mut Writer, map: Map) {
-    w.str(2, &map.name());
 }
 
 /// A question for one element, or for deleting it.

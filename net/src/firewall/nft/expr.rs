@@ -21,14 +21,30 @@ pub enum Side {
     Destination,
 }
 
+/// Which link of a forwarded packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    In,
+    Out,
+}
+
+impl Way {
+    fn group(self) -> Meta {
+        if self == Way::In { Meta::Iifgroup } else { Meta::Oifgroup }
+    }
+}
+
 /// `meta` keys (enum nft_meta_keys).
 #[derive(Clone, Copy)]
 pub enum Meta {
     Iif = 4,
+    Oif = 5,
     Iifname = 6,
     Oifname = 7,
     Nfproto = 15,
     L4proto = 16,
+    Iifgroup = 21,
+    Oifgroup = 22,
 }
 
 /// `ct` keys and the bits asked for.
@@ -48,21 +64,39 @@ pub enum Verdict {
     Jump(&'static str),
 }
 
-/// The expressions of one rule, and the family (is it IPv6?) that it asks for already.
-pub struct Rule(Writer, Option<bool>);
+/// One rule.
+pub struct Rule {
+    /// Its expressions.
+    expressions: Writer,
+    /// The family (is it IPv6?) that it asks for already.
+    family: Option<bool>,
+    /// What nft shows behind it.
+    comment: Option<&'static str>,
+}
 
 impl Rule {
     pub fn new() -> Self {
-        Rule(Writer::default(), None)
+        Rule { expressions: Writer::default(), family: None, comment: None }
     }
 
     /// The bytes of NFTA_RULE_EXPRESSIONS' content.
     pub fn bytes(&self) -> &[u8] {
-        &self.0.buf
+        &self.expressions.buf
+    }
+
+    /// Its comment.
+    pub fn comment(&self) -> Option<&'static str> {
+        self.comment
+    }
+
+    /// With a comment, of at most 127 bytes.
+    pub fn commented(mut self, comment: &'static str) -> Self {
+        self.comment = Some(comment);
+        self
     }
 
     fn expr(&mut self, name: &str, fill: impl FnOnce(&mut Writer)) {
-        self.0.nest(1, |w| {
+        self.expressions.nest(1, |w| {
             w.str(1, name);
             w.nest(2, fill);
         });
@@ -112,6 +146,14 @@ impl Rule {
         });
     }
 
+    fn lookup_not(&mut self, map: Map) {
+        self.expr("lookup", |w| {
+            w.str(1, &map.name());
+            w.u32(2, REG1);
+            w.u32(5, LOOKUP_INV);
+        });
+    }
+
     fn offset(side: Side, v6: bool) -> u32 {
         match (side, v6) {
             (Side::Source, false) => 12,
@@ -123,8 +165,8 @@ impl Rule {
 
     /// Matches on NFPROTO_IPV4 or NFPROTO_IPV6, once in a rule.
     fn family(mut self, v6: bool) -> Self {
-        if self.1 != Some(v6) {
-            self.1 = Some(v6);
+        if self.family != Some(v6) {
+            self.family = Some(v6);
             self.meta_to(Meta::Nfproto, REG1);
             self.compare(false, &[if v6 { 10 } else { 2 }]);
         }
@@ -135,6 +177,61 @@ impl Rule {
     pub fn not_from_loopback(mut self) -> Self {
         self.meta_to(Meta::Iif, REG1);
         self.compare(true, &1u32.to_ne_bytes());
+        self
+    }
+
+    /// `iif eth0` or `oif eth0`, the interface by its index
+    pub fn by_link(mut self, way: Way, index: u32) -> Self {
+        self.meta_to(if way == Way::In { Meta::Iif } else { Meta::Oif }, REG1);
+        self.compare(false, &index.to_ne_bytes());
+        self
+    }
+
+    /// `iifgroup @set` or `oifgroup @set`
+    pub fn group_in(mut self, way: Way, map: Map) -> Self {
+        self.meta_to(way.group(), REG1);
+        self.lookup(map, None);
+        self
+    }
+
+    /// `iifgroup . oifgroup @set`
+    pub fn groups_in(mut self, map: Map) -> Self {
+        self.meta_to(Meta::Iifgroup, REG1);
+        self.meta_to(Meta::Oifgroup, REG32 + 1);
+        self.lookup(map, None);
+        self
+    }
+
+    /// `ip saddr . meta oifgroup @set`: an address and the group of the link on the given way
+    pub fn address_and_group_in(self, side: Side, v6: bool, way: Way, map: Map) -> Self {
+        let mut rule = self.family(v6);
+        let words = if v6 { 4 } else { 1 };
+        rule.payload(1, Self::offset(side, v6), words * 4, REG1);
+        rule.meta_to(way.group(), REG32 + words);
+        // In sets of ranges nft has all numbers in network byte order. NFT_BYTEORDER_HTON, of one number of four bytes.
+        rule.expr("byteorder", |w| {
+            [REG32 + words, REG32 + words, 1, 4, 4]
+                .into_iter()
+                .zip(1..)
+                .for_each(|(value, kind)| w.u32(kind, value));
+        });
+        rule.lookup(map, None);
+        rule
+    }
+
+    /// `udp dport 4789`
+    pub fn udp_port(mut self, port: u16) -> Self {
+        self.meta_to(Meta::L4proto, REG1);
+        self.compare(false, &[17]);
+        self.payload(2, 2, 2, REG1);
+        self.compare(false, &port.to_be_bytes());
+        self
+    }
+
+    /// `@th,96,24 @set`: the VNI of VXLAN, behind UDP's header of 8 bytes and flags of 4 (RFC 7348, section 5)
+    pub fn vni_in(mut self, map: Map) -> Self {
+        self.payload(2, 12, 3, REG1);
+        self.lookup(map, None);
         self
     }
 
@@ -196,6 +293,14 @@ impl Rule {
         rule
     }
 
+    /// `ip saddr != @set`
+    pub fn address_not_in(self, side: Side, v6: bool, map: Map) -> Self {
+        let mut rule = self.family(v6);
+        rule.payload(1, Self::offset(side, v6), if v6 { 16 } else { 4 }, REG1);
+        rule.lookup_not(map);
+        rule
+    }
+
     /// `ip saddr @set`
     pub fn address_in(self, side: Side, v6: bool, map: Map) -> Self {
         let mut rule = self.family(v6);
@@ -240,11 +345,7 @@ impl Rule {
         self.meta_to(Meta::Iifname, REG1);
         // In the link layer's header, behind the destination.
         self.payload(0, 6, 6, REG32 + 4);
-        self.expr("lookup", |w| {
-            w.str(1, &map.name());
-            w.u32(2, REG1);
-            w.u32(5, LOOKUP_INV);
-        });
+        self.lookup_not(map);
         self
     }
 

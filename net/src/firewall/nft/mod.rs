@@ -8,15 +8,16 @@
 //! The kernel also waits so long where a socket is closed soon after a deletion was made, by whomever: a process that is
 //! to end quickly hands its socket on ([`Firewall::handle`]).
 
-mod base;
-mod element;
-mod expr;
-mod plan;
+pub(super) mod base;
+pub(super) mod element;
+pub(super) mod expr;
+mod map;
+pub(super) mod plan;
 mod remove;
-mod socket;
+pub(super) mod socket;
 mod spoof;
-mod table;
-mod wire;
+pub(super) mod table;
+pub(super) mod wire;
 
 pub use socket::Sent;
 

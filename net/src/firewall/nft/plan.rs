@@ -42,7 +42,7 @@ struct Plan {
 }
 
 /// Adds messages about elements to a batch: as many of one map in a message as fit. They come sorted by map.
-fn push_lists<T>(
+pub fn push_lists<T>(
     batch: &mut Batch,
     (what, kind, flags): (&'static str, u16, u16),
     items: &[T],

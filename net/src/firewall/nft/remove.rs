@@ -95,7 +95,7 @@ impl Nftables {
         let mut addrs: Vec<_> = ports.iter().filter_map(|e| e.value.address()).collect();
         addrs.sort();
         addrs.dedup();
-        let maps = if addrs.is_empty() { Vec::new() } else { self.maps(Table::Inet)? };
+        let maps = if addrs.is_empty() { Vec::new() } else { self.socket.maps(Table::Inet)? };
         let may_have = |map: &Map, addr: IpAddr| match map {
             Map::HairpinAll4 => addr.is_ipv4(),
             Map::HairpinAll6 => addr.is_ipv6(),
@@ -109,36 +109,6 @@ impl Nftables {
         Ok(keys.collect())
     }
 
-    /// The sets and maps that a table has: its frame's, and two of each subnet.
-    fn maps(&mut self, table: Table) -> Result<Vec<Map>> {
-        let mut maps = Vec::new();
-        self.socket.dump(
-            table,
-            msg::GETSET,
-            |_| {},
-            |m| {
-                let ours = attribute(m.attrs(), 1).map(text).as_deref() == Some(Table::NAME);
-                let name = attribute(m.attrs(), 2).map(text).filter(|_| ours);
-                maps.extend(name.and_then(|name| Map::named(table, &name)));
-                true
-            },
-        )?;
-        Ok(maps)
-    }
-
-    /// Goes through a set or map.
-    fn each_element(&mut self, map: Map, mut each: impl FnMut(Element)) -> Result<()> {
-        self.socket.dump(
-            map.table(),
-            msg::GETSETELEM,
-            |w| head(w, map),
-            |m| {
-                Element::parse_all(map, m.attrs()).into_iter().for_each(&mut each);
-                true
-            },
-        )
-    }
-
     /// Goes through sets and maps of a table for elements of certain tags.
     pub(super) fn search(
         &mut self,
@@ -147,9 +117,9 @@ impl Nftables {
         whose: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<Key>> {
         let mut keys = Vec::new();
-        for map in self.maps(table)? {
+        for map in self.socket.maps(table)? {
             if concerned(map) {
-                self.each_element(map, |e| keys.extend(whose(&e.tag).then_some(e.key)))?;
+                self.socket.elements(map, |e| keys.extend(whose(&e.tag).then_some(e.key)))?;
             }
         }
         Ok(keys)
@@ -168,7 +138,7 @@ impl Nftables {
             |_| {},
             |m| {
                 // Kernels before 4.16 do not look at the table here and dump those of all.
-                if attribute(m.attrs(), 1).map(text).as_deref() == Some(Table::NAME) {
+                if attribute(m.attrs(), 1).map(text).as_deref() == Some(table.name()) {
                     *rules.entry(attribute(m.attrs(), 2).map(text).unwrap_or_default()).or_default() += 1;
                 }
                 true
@@ -201,14 +171,14 @@ impl Nftables {
     /// Removes guards of bridges that are gone, then each table when it has no element, else what subnets without one have.
     pub(super) fn remove_unused(&mut self) -> Result<()> {
         self.remove_guards_of_gone_bridges()?;
-        Table::ALL.into_iter().try_for_each(|table| self.remove_unused_of(table))
+        Table::OF_ATTACHMENTS.into_iter().try_for_each(|table| self.remove_unused_of(table))
     }
 
     fn remove_unused_of(&mut self, table: Table) -> Result<()> {
         for _ in 0..PATIENCE {
             // Whatever is added after this makes the kernel refuse the deletion (ERESTART).
             let Some(generation) = self.generation_with(table)? else { return Ok(()) };
-            let maps = self.maps(table)?;
+            let maps = self.socket.maps(table)?;
             let mut unused: BTreeMap<IpNetwork, bool> = BTreeMap::new();
             for map in &maps {
                 if let Map::Masq(net) | Map::Hairpin(net) = *map {
@@ -270,7 +240,7 @@ impl Nftables {
 
     fn remove_guards_of_gone_bridges(&mut self) -> Result<()> {
         let mut bridges = Vec::new();
-        self.each_element(Map::Guarded, |e| bridges.push(text(&e.key.bytes)))?;
+        self.socket.elements(Map::Guarded, |e| bridges.push(text(&e.key.bytes)))?;
         for bridge in bridges {
             if nix::net::if_::if_nametoindex(bridge.as_str()).is_err() {
                 self.unguard(&bridge)?;

@@ -1,9 +1,9 @@
 //! The NETLINK_NETFILTER socket: batches, questions and dumps.
 
 use super::base::chain_of;
-use super::element::{Key, list_of_key};
+use super::element::{Element, Key, Map, head, list_of_key};
 use super::table::Table;
-use super::wire::{Batch, INET, Message, Sealed, Writer, attribute, flag, messages, msg, number};
+use super::wire::{Batch, INET, Message, Sealed, Writer, attribute, flag, messages, msg, number, text};
 use crate::{Error, Refusal, Result};
 use ipnetwork::IpNetwork;
 use netlink_sys::{Socket as Raw, protocols::NETLINK_NETFILTER};
@@ -94,13 +94,13 @@ impl Question<'_> {
                 w.str(NFTA_CHAIN_NAME, chain);
             }
             Question::Generation => {}
-            Question::Table(_) => w.str(1, Table::NAME),
+            Question::Table(table) => w.str(1, table.name()),
             Question::Subnet(net) => {
-                w.str(NFTA_CHAIN_TABLE, Table::NAME);
+                w.str(NFTA_CHAIN_TABLE, Table::Inet.name());
                 w.str(NFTA_CHAIN_NAME, &chain_of(*net));
             }
             Question::Element(key) => {
-                w.str(1, Table::NAME);
+                w.str(1, key.map.table().name());
                 list_of_key(w, key);
             }
         }
@@ -254,7 +254,7 @@ impl Socket {
             self.seq = seq.wrapping_add(1);
             let mut writer = Writer::default();
             writer.message(table.family(), kind, flag::DUMP, seq, |w| {
-                w.str(1, Table::NAME);
+                w.str(1, table.name());
                 fill(w);
             });
             self.send(&writer.buf, 1)?;
@@ -285,6 +285,36 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// Goes through a set or map.
+    pub fn elements(&mut self, map: Map, mut each: impl FnMut(Element)) -> Result<()> {
+        self.dump(
+            map.table(),
+            msg::GETSETELEM,
+            |w| head(w, map),
+            |m| {
+                Element::parse_all(map, m.attrs()).into_iter().for_each(&mut each);
+                true
+            },
+        )
+    }
+
+    /// The sets and maps that a table has and we know.
+    pub fn maps(&mut self, table: Table) -> Result<Vec<Map>> {
+        let mut maps = Vec::new();
+        self.dump(
+            table,
+            msg::GETSET,
+            |_| {},
+            |m| {
+                let ours = attribute(m.attrs(), 1).map(text).as_deref() == Some(table.name());
+                let name = attribute(m.attrs(), 2).map(text).filter(|_| ours);
+                maps.extend(name.and_then(|name| Map::named(table, &name)));
+                true
+            },
+        )?;
+        Ok(maps)
     }
 
     /// The generation of the namespace's rules: it counts every change.

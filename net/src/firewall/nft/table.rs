@@ -1,28 +1,36 @@
-//! Weft's tables: both are named `weft`, so their families tell them apart.
+//! Weft's tables. Those of attachments are both named `weft`, so their families tell them apart.
 
 use super::element::Map;
 use super::wire;
 use std::fmt;
 
-/// A table, with what is in it from the first attachment to the last.
+/// A table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     /// `inet weft`: masquerading, published ports and guarded bridges.
     Inet,
     /// `bridge weft`: source addresses of frames.
     Bridge,
+    /// `inet weft-overlay`: what may pass between hosts and overlay networks ([`crate::firewall::overlay`]).
+    Overlay,
 }
 
 impl Table {
-    /// All of them.
-    pub const ALL: [Table; 2] = [Table::Inet, Table::Bridge];
-    /// The name of each.
-    pub const NAME: &'static str = "weft";
+    /// Those that are there from the first attachment to the last.
+    pub const OF_ATTACHMENTS: [Table; 2] = [Table::Inet, Table::Bridge];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Inet | Table::Bridge => "weft",
+            Table::Overlay => "weft-overlay",
+        }
+    }
 
     /// Its family (NFPROTO_…).
     pub fn family(self) -> u8 {
         match self {
-            Table::Inet => wire::INET,
+            Table::Inet | Table::Overlay => wire::INET,
             Table::Bridge => wire::BRIDGE,
         }
     }
@@ -32,6 +40,7 @@ impl Table {
         match self {
             Table::Inet => &Map::FRAME,
             Table::Bridge => &Map::BRIDGE_FRAME,
+            Table::Overlay => &Map::OVERLAY_FRAME,
         }
     }
 }
@@ -39,9 +48,9 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = match self {
-            Table::Inet => "inet",
+            Table::Inet | Table::Overlay => "inet",
             Table::Bridge => "bridge",
         };
-        write!(f, "table {family} {}", Table::NAME)
+        write!(f, "table {family} {}", self.name())
     }
 }

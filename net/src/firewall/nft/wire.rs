@@ -152,8 +152,9 @@ impl Batch {
         self.last = self.writer.buf.len();
         let seq = self.next_seq();
         self.what.push(what);
-        self.writer.message(self.table.family(), kind, flags, seq, |w| {
-            w.str(1, Table::NAME);
+        let table = self.table;
+        self.writer.message(table.family(), kind, flags, seq, |w| {
+            w.str(1, table.name());
             fill(w);
         });
     }
@@ -211,6 +212,27 @@ pub fn number(value: &[u8]) -> Option<u32> {
 pub fn text(value: &[u8]) -> String {
     let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
+/// A comment in user data: one TLV, its length with the NUL, which libnftables wants at most 128. Its type is 0, but a
+/// set's 7 (libnftnl's udata.h).
+pub fn user_comment(kind: u8, comment: &str) -> Vec<u8> {
+    let mut user = vec![kind, (comment.len() + 1) as u8];
+    user.extend_from_slice(comment.as_bytes());
+    user.push(0);
+    user
+}
+
+/// The comment of that type in user data.
+pub fn comment_of(kind: u8, mut user: &[u8]) -> Option<String> {
+    while let [found, len, rest @ ..] = user {
+        let (value, next) = rest.split_at((*len as usize).min(rest.len()));
+        if *found == kind {
+            return Some(text(value));
+        }
+        user = next;
+    }
+    None
 }
 
 /// One received message.

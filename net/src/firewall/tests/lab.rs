@@ -76,17 +76,22 @@ impl Lab {
 
     /// Asks what listens there, from a namespace (None: the host itself): the address that the server saw.
     pub fn ask(&self, from: Option<&Netns>, to: &str, protocol: Protocol) -> Option<String> {
-        let to: SocketAddr = to.parse().unwrap();
-        let ask = || match protocol {
-            Protocol::Udp => ask_udp(to),
-            _ => ask_tcp(to),
-        };
-        let seen = match from {
-            Some(ns) => ns.run(ask).unwrap(),
-            None => ask(),
-        };
-        seen.ok().map(|addr| addr.to_string())
+        ask(from, to, protocol)
     }
+}
+
+/// Asks what listens there: the address that the server saw.
+pub fn ask(from: Option<&Netns>, to: &str, protocol: Protocol) -> Option<String> {
+    let to: SocketAddr = to.parse().unwrap();
+    let ask = || match protocol {
+        Protocol::Udp => ask_udp(to),
+        _ => ask_tcp(to),
+    };
+    let seen = match from {
+        Some(ns) => ns.run(ask).unwrap(),
+        None => ask(),
+    };
+    seen.ok().map(|addr| addr.to_string())
 }
 
 /// A container's addresses as text.
@@ -95,7 +100,7 @@ fn pair(n: u16) -> [String; 2] {
 }
 
 /// A veth between here and a new namespace, up, with addresses and default routes at the other end.
-fn join(here: &str, there: &str, addrs: &[String; 2], gateways: [&str; 2]) -> Netns {
+pub fn join(here: &str, there: &str, addrs: &[String; 2], gateways: [&str; 2]) -> Netns {
     let ns = testns::another();
     run(&format!("ip link add {here} type veth peer name p-{here}"));
     let fd = ns.as_fd().as_raw_fd();
@@ -117,7 +122,7 @@ fn join(here: &str, there: &str, addrs: &[String; 2], gateways: [&str; 2]) -> Ne
 }
 
 /// Serves port 80 of an address, TCP and UDP, until the test process ends.
-fn serve(ns: &Netns, addr: &str) {
+pub fn serve(ns: &Netns, addr: &str) {
     let addr: IpAddr = addr.parse().unwrap();
     let (tcp, udp) =
         ns.run(|| (TcpListener::bind((addr, 80)).unwrap(), UdpSocket::bind((addr, 80)).unwrap())).unwrap();

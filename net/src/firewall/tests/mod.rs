@@ -5,6 +5,7 @@ mod conflicts;
 mod cost;
 mod iptables;
 mod lab;
+mod overlay;
 mod packets;
 mod ruleset;
 mod spoof;

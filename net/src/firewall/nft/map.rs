@@ -1,0 +1,288 @@
+//! The sets and maps of the tables: their names, the types of their keys and values, and how they are made.
+
+use super::table::Table;
+use super::wire::{Writer, user_comment};
+use ipnetwork::IpNetwork;
+use std::borrow::Cow;
+
+/// nftables' datatype numbers (libnftables, enum datatypes); a concatenation has six bits for each part.
+mod datatype {
+    pub const INTEGER: u32 = 4;
+    pub const IPADDR: u32 = 7;
+    pub const IP6ADDR: u32 = 8;
+    pub const ETHERADDR: u32 = 9;
+    pub const INET_PROTO: u32 = 12;
+    pub const INET_SERVICE: u32 = 13;
+    pub const DEVGROUP: u32 = 35;
+    pub const IFNAME: u32 = 41;
+}
+
+/// The sets and maps of the tables. A verdict in a map's elements would be handier in places, but the kernel goes through
+/// all of such a map whenever an element is added (nft_lookup_validate).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Map {
+    /// protocol . host port : container address . port
+    Ports4,
+    /// the same for one address of the host
+    Ports4At,
+    Ports6,
+    Ports6At,
+    /// addresses of containers all of whose published ports' traffic is masqueraded
+    HairpinAll4,
+    HairpinAll6,
+    /// bridges that only let in what is theirs
+    Guarded,
+    /// such a bridge twice: in and out
+    GuardedPairs,
+    /// addresses in this subnet whose outgoing traffic is masqueraded
+    Masq(IpNetwork),
+    /// addresses in this subnet with published ports
+    Hairpin(IpNetwork),
+    /// ports of bridges whose frames' source addresses are looked at
+    Watched,
+    /// such a port . the address that it may send from
+    Sources,
+    /// such a port : that address. No rule asks for it: by it the pair is found without being told the address, which a
+    /// DEL may not know.
+    SourceOf,
+    /// VNIs of overlay networks
+    Vnis,
+    /// addresses of hosts from which VXLAN packets are taken
+    Vteps4,
+    Vteps6,
+    /// device groups of overlay networks
+    Groups,
+    /// such a group twice: in and out
+    GroupPairs,
+    /// groups of networks without a way out
+    Internal,
+    /// subnet . group of networks whose packets come unencapsulated too
+    Direct4,
+    Direct6,
+}
+
+impl Map {
+    /// Those of the bridge table.
+    pub const BRIDGE_FRAME: [Map; 3] = [Map::Watched, Map::Sources, Map::SourceOf];
+
+    /// Those of the overlay's table.
+    pub const OVERLAY_FRAME: [Map; 8] = [
+        Map::Vnis,
+        Map::Vteps4,
+        Map::Vteps6,
+        Map::Groups,
+        Map::GroupPairs,
+        Map::Internal,
+        Map::Direct4,
+        Map::Direct6,
+    ];
+
+    /// Those of the frame of the table for IP.
+    pub const FRAME: [Map; 8] = [
+        Map::Ports4,
+        Map::Ports4At,
+        Map::Ports6,
+        Map::Ports6At,
+        Map::HairpinAll4,
+        Map::HairpinAll6,
+        Map::Guarded,
+        Map::GuardedPairs,
+    ];
+
+    /// The table that has it.
+    pub fn table(self) -> Table {
+        use Map::{
+            Direct4, Direct6, GroupPairs, Groups, Internal, SourceOf, Sources, Vnis, Vteps4, Vteps6, Watched,
+        };
+        match self {
+            Watched | Sources | SourceOf => Table::Bridge,
+            Vnis | Vteps4 | Vteps6 | Groups | GroupPairs | Internal | Direct4 | Direct6 => Table::Overlay,
+            _ => Table::Inet,
+        }
+    }
+
+    /// The name. Colons cannot be in a name that nft reads back, so IPv6's are written `_`.
+    pub fn name(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Map::Ports4 => "ports4",
+            Map::Ports4At => "ports4_at",
+            Map::Ports6 => "ports6",
+            Map::Ports6At => "ports6_at",
+            Map::HairpinAll4 => "hairpin4_all",
+            Map::HairpinAll6 => "hairpin6_all",
+            Map::Guarded => "guarded",
+            Map::GuardedPairs => "guarded_pairs",
+            Map::Watched => "watched",
+            Map::Sources => "sources",
+            Map::SourceOf => "source_of",
+            Map::Vnis => "vnis",
+            Map::Vteps4 => "vteps4",
+            Map::Vteps6 => "vteps6",
+            Map::Groups => "groups",
+            Map::GroupPairs => "group_pairs",
+            Map::Internal => "internal",
+            Map::Direct4 => "direct4",
+            Map::Direct6 => "direct6",
+            Map::Masq(net) => return Cow::Owned(format!("masq-{}", net_name(net))),
+            Map::Hairpin(net) => return Cow::Owned(format!("hairpin-{}", net_name(net))),
+        })
+    }
+
+    /// The set or map of that name in a table.
+    pub fn named(table: Table, name: &str) -> Option<Map> {
+        let net = |text: &str| text.replace('_', ":").parse().ok();
+        match name.split_once('-') {
+            Some(("masq", text)) => net(text).map(Map::Masq),
+            Some(("hairpin", text)) => net(text).map(Map::Hairpin),
+            _ => table.frame().iter().copied().find(|map| map.name() == name),
+        }
+    }
+
+    /// Is it one where a key is a port of the host?
+    pub fn is_ports(self) -> bool {
+        matches!(self, Map::Ports4 | Map::Ports4At | Map::Ports6 | Map::Ports6At)
+    }
+
+    /// Does what is in it belong to published ports?
+    pub fn is_of_ports(self) -> bool {
+        self.is_ports() || matches!(self, Map::HairpinAll4 | Map::HairpinAll6 | Map::Hairpin(_))
+    }
+
+    /// The set of a subnet, which may be given with host bits.
+    pub fn masq(net: IpNetwork) -> Map {
+        Map::Masq(subnet(net))
+    }
+
+    /// The set of a subnet, which may be given with host bits.
+    pub fn hairpin(net: IpNetwork) -> Map {
+        Map::Hairpin(subnet(net))
+    }
+
+    pub fn hairpin_all(v6: bool) -> Map {
+        if v6 { Map::HairpinAll6 } else { Map::HairpinAll4 }
+    }
+
+    /// The key's datatype and length.
+    fn key(self) -> (u32, u32) {
+        use datatype::*;
+        let port = INET_PROTO << 6 | INET_SERVICE;
+        match self {
+            Map::Ports4 | Map::Ports6 => (port, 8),
+            Map::Ports4At => (IPADDR << 12 | port, 12),
+            Map::Ports6At => (IP6ADDR << 12 | port, 24),
+            Map::HairpinAll4 | Map::Masq(IpNetwork::V4(_)) | Map::Hairpin(IpNetwork::V4(_)) => (IPADDR, 4),
+            Map::HairpinAll6 | Map::Masq(IpNetwork::V6(_)) | Map::Hairpin(IpNetwork::V6(_)) => (IP6ADDR, 16),
+            Map::Guarded | Map::Watched | Map::SourceOf => (IFNAME, 16),
+            Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
+            Map::GuardedPairs => (IFNAME << 6 | IFNAME, 32),
+            Map::Vnis => (INTEGER, 3),
+            Map::Vteps4 => (IPADDR, 4),
+            Map::Vteps6 => (IP6ADDR, 16),
+            Map::Groups | Map::Internal => (DEVGROUP, 4),
+            Map::GroupPairs => (DEVGROUP << 6 | DEVGROUP, 8),
+            Map::Direct4 => (IPADDR << 6 | DEVGROUP, 8),
+            Map::Direct6 => (IP6ADDR << 6 | DEVGROUP, 20),
+        }
+    }
+
+    /// The data's datatype and length, when it is a map.
+    fn data(self) -> Option<(u32, u32)> {
+        use datatype::*;
+        match self {
+            Map::Ports4 | Map::Ports4At => Some((IPADDR << 6 | INET_SERVICE, 8)),
+            Map::Ports6 | Map::Ports6At => Some((IP6ADDR << 6 | INET_SERVICE, 20)),
+            Map::SourceOf => Some((ETHERADDR, 6)),
+            _ => None,
+        }
+    }
+
+    /// The byte order of the key as nft wants it in a set's user data (0 for a concatenation, 1 the host's, 2 the
+    /// network's), without which it prints the elements of some types wrongly.
+    fn byte_order(self) -> u32 {
+        match self {
+            Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
+            Map::Vteps4 | Map::Vteps6 | Map::Vnis => 2,
+            Map::Guarded | Map::Watched | Map::SourceOf | Map::Groups | Map::Internal => 1,
+            _ => 0,
+        }
+    }
+
+    /// The lengths of the parts of a key that is a range of concatenations.
+    pub fn range(self) -> Option<[u32; 2]> {
+        match self {
+            Map::Direct4 => Some([4, 4]),
+            Map::Direct6 => Some([16, 4]),
+            _ => None,
+        }
+    }
+
+    /// What nft shows in the set.
+    fn comment(self) -> Option<&'static str> {
+        Some(match self {
+            Map::Vnis => "VNIs of overlay networks",
+            Map::Vteps4 | Map::Vteps6 => "hosts whose VXLAN packets are taken",
+            Map::Groups => "link groups of overlay networks",
+            Map::GroupPairs => "the same link group, in and out",
+            Map::Internal => "groups of networks without a way out",
+            Map::Direct4 | Map::Direct6 => "subnets whose packets other hosts may send as they are",
+            _ => return None,
+        })
+    }
+
+    /// The attributes of the NEWSET that makes it (enum nft_set_attributes).
+    pub fn write(self, id: u32, w: &mut Writer) {
+        let ((key_type, key_len), data) = (self.key(), self.data());
+        head(w, self);
+        // NFT_SET_MAP; NFT_SET_INTERVAL and NFT_SET_CONCAT
+        w.u32(3, if data.is_some() { 8 } else { self.range().map_or(0, |_| 0x84) });
+        w.u32(4, key_type);
+        w.u32(5, key_len);
+        if let Some((data_type, data_len)) = data {
+            w.u32(6, data_type);
+            w.u32(7, data_len);
+        }
+        if let Some(lengths) = self.range() {
+            // NFTA_SET_DESC_CONCAT
+            w.nest(9, |w| w.nest(2, |w| lengths.iter().for_each(|length| w.nest(1, |w| w.u32(1, *length)))));
+        }
+        w.u32(10, id);
+        let mut user = vec![0, 4];
+        user.extend_from_slice(&self.byte_order().to_ne_bytes());
+        if data.is_some() {
+            // That of a map's data: the network's, or that of a concatenation.
+            user.extend_from_slice(&[1, 4]);
+            user.extend_from_slice(&(if self == Map::SourceOf { 2u32 } else { 0 }).to_ne_bytes());
+        }
+        if self == Map::Vnis {
+            user.extend_from_slice(&typeof_vni());
+        }
+        if let Some(comment) = self.comment() {
+            user.extend_from_slice(&user_comment(7, comment));
+        }
+        w.bytes(13, &user);
+    }
+}
+
+/// A network without host bits.
+pub fn subnet(net: IpNetwork) -> IpNetwork {
+    IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
+}
+
+/// A network in the name of a set or chain.
+pub fn net_name(net: IpNetwork) -> String {
+    subnet(net).to_string().replace(':', "_")
+}
+
+/// The user data by which nft knows that the keys of `vnis` are `typeof @th,96,24`: an expression of type 7 (payload), of no
+/// known header field (0, 0), from the transport header (3), at bit 96, of 24 bits (libnftables, payload.c).
+fn typeof_vni() -> Vec<u8> {
+    let number = |kind: u8, value: u32| [&[kind, 4][..], &value.to_ne_bytes()].concat();
+    let nest = |kind: u8, inner: Vec<u8>| [vec![kind, inner.len() as u8], inner].concat();
+    let payload = [number(0, 0), number(1, 0), number(2, 3), number(3, 96), number(4, 24)].concat();
+    nest(3, [number(0, 7), nest(1, payload)].concat())
+}
+
+/// Writes the set of a message about it, after the table.
+pub fn head(w: &mut Writer, map: Map) {
+    w.str(2, &map.name());
+}

@@ -1,0 +1,197 @@
+//! The table's frame: its chains and rules, and how one that is there is recognised.
+
+use crate::Result;
+use crate::firewall::nft::base::{Chain, chain, hook, push_frame};
+use crate::firewall::nft::element::Map;
+use crate::firewall::nft::expr::{Ct, Rule, Side, Verdict, Way};
+use crate::firewall::nft::socket::{Question, Socket};
+use crate::firewall::nft::table::Table;
+use crate::firewall::nft::wire::{Batch, Writer, attribute, comment_of, msg, number, text};
+
+use super::Rules;
+
+/// NF_INET_LOCAL_IN: there fragments have been put together. NF_INET_FORWARD.
+const INPUT: u32 = 1;
+const FORWARD: u32 = 2;
+/// Before the chains that other programs have at 0, the usual place of a filter.
+const PRIORITY: i32 = -10;
+
+/// The chains that some rules need.
+pub struct Frame {
+    chains: Vec<Chain>,
+}
+
+/// What is compared of a frame. The table's comment has a number made from all of its rules; each rule has a comment, so one
+/// that was added, exchanged or removed by hand shows.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Shape {
+    table: String,
+    sets: Vec<String>,
+    /// The chains, with a base chain's policy.
+    chains: Vec<(String, Option<u32>)>,
+    /// Of each rule its chain and comment.
+    rules: Vec<(String, String)>,
+}
+
+impl Frame {
+    /// The frame for these rules: it depends on the port and the underlay's link alone.
+    pub fn of(rules: &Rules) -> Frame {
+        let hooked = |at| hook("filter", at, PRIORITY);
+        Frame {
+            chains: vec![
+                chain("input", hooked(INPUT), input(rules.port)),
+                chain("forward", hooked(FORWARD), forward(rules.underlay)),
+                chain("inward", None, inward()),
+            ],
+        }
+    }
+
+    /// Adds the table with its sets, chains and rules to a batch.
+    pub fn push(&self, batch: &mut Batch) {
+        push_frame(batch, &self.comment(), &self.chains);
+    }
+
+    fn comment(&self) -> String {
+        let mut bytes = Writer::default();
+        for chain in &self.chains {
+            bytes.str(1, &chain.name);
+            if let Some(hook) = &chain.hook {
+                bytes.u32(2, hook.hook);
+                bytes.u32(3, hook.priority as u32);
+            }
+            chain.rules.iter().for_each(|rule| bytes.bytes(4, rule.bytes()));
+        }
+        Map::OVERLAY_FRAME.iter().for_each(|map| map.write(0, &mut bytes));
+        format!("Weft overlay networks, frame {:08x}", fnv(&bytes.buf))
+    }
+
+    /// As [`read`] finds it.
+    pub fn shape(&self) -> Shape {
+        let policy = |chain: &Chain| chain.hook.as_ref().map(|_| ACCEPT);
+        let comments = |chain: &Chain| {
+            let name = chain.name.clone();
+            let comments = chain.rules.iter().map(|rule| rule.comment().unwrap_or_default().to_owned());
+            comments.map(|comment| (name.clone(), comment)).collect::<Vec<_>>()
+        };
+        Shape {
+            table: self.comment(),
+            sets: sorted(Map::OVERLAY_FRAME.iter().map(|map| map.name().into_owned()).collect()),
+            chains: sorted(self.chains.iter().map(|chain| (chain.name.clone(), policy(chain))).collect()),
+            rules: self.chains.iter().flat_map(comments).collect(),
+        }
+    }
+}
+
+/// NF_ACCEPT
+const ACCEPT: u32 = 1;
+
+fn sorted<T: Ord>(mut all: Vec<T>) -> Vec<T> {
+    all.sort();
+    all
+}
+
+/// FNV-1a (32 bits): the same number from every build.
+fn fnv(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+/// VXLAN packets of our networks from hosts that we do not know.
+fn input(port: u16) -> Vec<Rule> {
+    let ours = || Rule::new().udp_port(port).vni_in(Map::Vnis);
+    let foreign = |v6, set| ours().address_not_in(Side::Source, v6, set).then(Verdict::Drop);
+    vec![
+        foreign(false, Map::Vteps4).commented("from a host that is none of ours"),
+        foreign(true, Map::Vteps6).commented("from a host that is none of ours, IPv6"),
+    ]
+}
+
+fn forward(underlay: u32) -> Vec<Rule> {
+    use Verdict::{Accept, Drop, Jump};
+    let mut rules = vec![Rule::new().groups_in(Map::GroupPairs).then(Accept).commented("within a network")];
+    if underlay != 0 {
+        for (v6, set) in [(false, Map::Direct4), (true, Map::Direct6)] {
+            let by = |way| Rule::new().by_link(way, underlay);
+            rules.extend([
+                by(Way::In).address_and_group_in(Side::Source, v6, Way::Out, set).then(Accept).commented(
+                    if v6 { "from another host, as it is, IPv6" } else { "from another host, as it is" },
+                ),
+                by(Way::Out)
+                    .address_and_group_in(Side::Destination, v6, Way::In, set)
+                    .then(Accept)
+                    .commented(if v6 {
+                        "to another host, as it is, IPv6"
+                    } else {
+                        "to another host, as it is"
+                    }),
+            ]);
+        }
+    }
+    rules.extend([
+        Rule::new().group_in(Way::In, Map::Internal).then(Drop).commented("no way out"),
+        Rule::new().group_in(Way::Out, Map::Internal).then(Drop).commented("no way in"),
+        Rule::new().group_in(Way::Out, Map::Groups).then(Jump("inward")).commented("from outside"),
+    ]);
+    rules
+}
+
+/// What gets into a network from outside, or from another network.
+fn inward() -> Vec<Rule> {
+    vec![
+        Rule::new().ct(Ct::Known).then(Verdict::Accept).commented("answers"),
+        Rule::new().ct(Ct::Dnat).then(Verdict::Accept).commented("published ports"),
+        Rule::new().then(Verdict::Drop).commented("the rest"),
+    ]
+}
+
+/// Is there such a table?
+pub fn exists(socket: &mut Socket) -> Result<bool> {
+    table(socket).map(|table| table.is_some())
+}
+
+/// The table's comment; with flags (it may be set dormant) that is not ours.
+fn table(socket: &mut Socket) -> Result<Option<String>> {
+    let mut found = None;
+    socket.ask(&[Question::Table(Table::Overlay)], |_, answer| {
+        found = answer.ok().map(|m| {
+            let flags = attribute(m.attrs(), 2).and_then(number).unwrap_or(0);
+            let comment = attribute(m.attrs(), 6).and_then(|user| comment_of(0, user));
+            comment.filter(|_| flags == 0).unwrap_or_default()
+        });
+    })?;
+    Ok(found)
+}
+
+/// The frame that is there, if there is one.
+pub fn read(socket: &mut Socket) -> Result<Option<Shape>> {
+    let Some(comment) = table(socket)? else { return Ok(None) };
+    let sets = socket.maps(Table::Overlay)?.into_iter().map(|map| map.name().into_owned()).collect();
+    let (mut chains, mut rules) = (Vec::new(), Vec::new());
+    let named = |attrs: &[u8], kind| attribute(attrs, kind).map(text).unwrap_or_default();
+    // Kernels that do not look at the table here dump those of all.
+    let ours = |attrs: &[u8]| named(attrs, 1) == Table::Overlay.name();
+    socket.dump(
+        Table::Overlay,
+        msg::GETCHAIN,
+        |_| {},
+        |m| {
+            if ours(m.attrs()) {
+                let policy = attribute(m.attrs(), 5).and_then(number);
+                chains.push((named(m.attrs(), 3), policy));
+            }
+            true
+        },
+    )?;
+    socket.dump(
+        Table::Overlay,
+        msg::GETRULE,
+        |_| {},
+        |m| {
+            if ours(m.attrs()) {
+                let comment = attribute(m.attrs(), 7).and_then(|user| comment_of(0, user));
+                rules.push((named(m.attrs(), 2), comment.unwrap_or_default()));
+            }
+            true
+        },
+    )?;
+    Ok(Some(Shape { table: comment, sets: sorted(sets), chains: sorted(chains), rules }))
+}

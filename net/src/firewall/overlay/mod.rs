@@ -1,0 +1,221 @@
+//! What may pass between overlay networks and hosts: the table `inet weft-overlay`, declared whole by the overlay agent.
+//!
+//! VXLAN packets of Weft's networks are taken from known hosts only. Packets are forwarded within a network; into a network
+//! from elsewhere only as answers or to published ports; out of a network unless it is internal, and those have no way in
+//! either. Links belong to networks by their device groups. A network's own packets from other hosts may also come without
+//! encapsulation, by the underlay's link and from the network's subnet.
+//!
+//! The frame ([`frame`]) is replaced as a whole when it differs from the wanted one; what is in its sets is compared and
+//! changed by element. Each change is one transaction, so no packet ever meets half a table.
+
+mod frame;
+
+use super::nft::element::{Key, Map, key_element};
+use super::nft::plan::{push_deletions, push_lists};
+use super::nft::socket::{Socket, refused};
+use super::nft::table::Table;
+use super::nft::wire::{Batch, flag, msg};
+use crate::Result;
+use frame::Frame;
+use ipnetwork::IpNetwork;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// What the table is to let pass.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// The UDP port at which this host takes VXLAN packets.
+    pub port: u16,
+    /// VNIs (1 to 16777215) whose packets are looked at; others' pass.
+    pub vnis: BTreeSet<u32>,
+    /// Underlay addresses of hosts whose packets with those VNIs are taken.
+    pub vteps: BTreeSet<IpAddr>,
+    /// Device groups of the networks.
+    pub groups: BTreeSet<u32>,
+    /// Those of networks without a way in and out.
+    pub internal: BTreeSet<u32>,
+    /// Subnets whose packets come and go by the underlay's link as they are, and the groups of their networks. Subnets of
+    /// one group do not overlap.
+    pub direct: BTreeSet<(IpNetwork, u32)>,
+    /// The interface index of the underlay's link; 0 when there is none, then nothing is direct.
+    pub underlay: u32,
+}
+
+/// The table, of the network namespace in which it was opened.
+pub struct OverlayTable {
+    socket: Socket,
+    /// What the table has, as far as it was changed from here.
+    written: Option<Rules>,
+}
+
+/// What has to be done.
+enum Plan {
+    /// The frame is missing, or is another one: everything anew. Is there a table to be deleted first?
+    Replace(bool),
+    /// Elements that are too many and that are missing.
+    Change(Vec<Key>, Vec<Key>),
+}
+
+impl OverlayTable {
+    /// Opens a netlink socket in the thread's network namespace. Nothing is asked of the kernel yet. Keep it open: closing it
+    /// soon after a deletion waits for the kernel (some 20 ms).
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] when the kernel has no nftables.
+    pub fn open() -> Result<Self> {
+        Ok(OverlayTable { socket: Socket::open()?, written: None })
+    }
+
+    /// Makes the table let pass just this; true when something had to be changed. The first time, and after
+    /// [`OverlayTable::forget`], what the kernel has is read and mended; later only the differences to the last time are
+    /// sent, unless the kernel refuses them because somebody changed the table.
+    ///
+    /// # Errors
+    /// The kernel's refusal. Nothing was changed then, and the next call reads what is there.
+    pub fn apply(&mut self, rules: &Rules) -> Result<bool> {
+        let known = self.written.take();
+        let changed = match &known {
+            Some(written) if written == rules => false,
+            Some(written) => {
+                let plan = from_memory(written, rules);
+                // Refused, it was changed by somebody else.
+                self.commit(rules, plan).or_else(|_| self.mend(rules))?
+            }
+            None => self.mend(rules).or_else(|_| self.mend(rules))?,
+        };
+        self.written = Some(rules.clone());
+        Ok(changed)
+    }
+
+    /// Has the next [`OverlayTable::apply`] read what the kernel has.
+    pub fn forget(&mut self) {
+        self.written = None;
+    }
+
+    /// Removes the table, if it is there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn remove(&mut self) -> Result<()> {
+        self.written = None;
+        if !frame::exists(&mut self.socket)? {
+            return Ok(());
+        }
+        let mut batch = self.socket.batch(Table::Overlay, None);
+        push_removal(&mut batch);
+        match self.socket.commit(batch)? {
+            Err(errors) => errors.into_iter().find(|(errno, _)| *errno != libc::ENOENT).map_or(Ok(()), fail),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// What was sent so far.
+    pub fn sent(&self) -> super::nft::Sent {
+        self.socket.sent
+    }
+
+    /// Compares with what the kernel has, and changes that.
+    fn mend(&mut self, rules: &Rules) -> Result<bool> {
+        let wanted = Frame::of(rules);
+        let plan = match frame::read(&mut self.socket)? {
+            Some(found) if found == wanted.shape() => {
+                let mut has = BTreeSet::new();
+                for map in Map::OVERLAY_FRAME {
+                    self.socket.elements(map, |element| {
+                        has.insert(element.key);
+                    })?;
+                }
+                let wants: BTreeSet<Key> = keys(rules).collect();
+                let missing =
+                    |of: &BTreeSet<Key>, from: &BTreeSet<Key>| of.difference(from).cloned().collect();
+                Plan::Change(missing(&has, &wants), missing(&wants, &has))
+            }
+            found => Plan::Replace(found.is_some()),
+        };
+        self.commit(rules, plan)
+    }
+
+    /// Does what a plan says in one transaction; false when it is nothing.
+    fn commit(&mut self, rules: &Rules, plan: Plan) -> Result<bool> {
+        let mut batch = self.socket.batch(Table::Overlay, None);
+        let (old, mut new) = match plan {
+            Plan::Change(old, new) => (old, new),
+            Plan::Replace(there) => {
+                if there {
+                    push_removal(&mut batch);
+                }
+                Frame::of(rules).push(&mut batch);
+                (Vec::new(), keys(rules).collect())
+            }
+        };
+        push_deletions(&mut batch, &old);
+        new.sort();
+        push_additions(&mut batch, &new);
+        if batch.len() == 0 {
+            return Ok(false);
+        }
+        match self.socket.commit(batch)? {
+            Ok(()) => Ok(true),
+            Err(errors) => errors.into_iter().next().map_or(Ok(true), fail),
+        }
+    }
+}
+
+fn fail<T>((errno, what): (i32, String)) -> Result<T> {
+    Err(refused(&what, errno))
+}
+
+fn push_removal(batch: &mut Batch) {
+    batch.push("delete", msg::DELTABLE, 0, |_| {});
+}
+
+fn push_additions(batch: &mut Batch, keys: &[Key]) {
+    let what = ("add elements to", msg::NEWSETELEM, flag::CREATE);
+    push_lists(batch, what, keys, |key| key, key_element);
+}
+
+/// What leads from one state of the table to another.
+fn from_memory(written: &Rules, rules: &Rules) -> Plan {
+    if (written.port, written.underlay) != (rules.port, rules.underlay) {
+        return Plan::Replace(true);
+    }
+    let (mut old, mut new) = (Vec::new(), Vec::new());
+    differences(&written.vnis, &rules.vnis, &mut old, &mut new, |vni| vec![Key::vni(*vni)]);
+    differences(&written.vteps, &rules.vteps, &mut old, &mut new, |vtep| vec![Key::vtep(*vtep)]);
+    differences(&written.groups, &rules.groups, &mut old, &mut new, |group| of_group(*group).into());
+    differences(&written.internal, &rules.internal, &mut old, &mut new, |group| vec![internal(*group)]);
+    differences(&written.direct, &rules.direct, &mut old, &mut new, |(net, group)| {
+        vec![Key::direct(*net, *group)]
+    });
+    old.sort();
+    Plan::Change(old, new)
+}
+
+fn differences<T: Ord>(
+    old: &BTreeSet<T>,
+    new: &BTreeSet<T>,
+    gone: &mut Vec<Key>,
+    come: &mut Vec<Key>,
+    keys: impl Fn(&T) -> Vec<Key>,
+) {
+    gone.extend(old.difference(new).flat_map(&keys));
+    come.extend(new.difference(old).flat_map(&keys));
+}
+
+fn of_group(group: u32) -> [Key; 2] {
+    [Map::Groups, Map::GroupPairs].map(|map| Key::group(map, group))
+}
+
+fn internal(group: u32) -> Key {
+    Key::group(Map::Internal, group)
+}
+
+/// All that is in the sets.
+fn keys(rules: &Rules) -> impl Iterator<Item = Key> {
+    let vnis = rules.vnis.iter().map(|vni| Key::vni(*vni));
+    let vteps = rules.vteps.iter().map(|vtep| Key::vtep(*vtep));
+    let groups = rules.groups.iter().flat_map(|group| of_group(*group));
+    let internal = rules.internal.iter().map(|group| internal(*group));
+    let direct = rules.direct.iter().map(|(net, group)| Key::direct(*net, *group));
+    vnis.chain(vteps).chain(groups).chain(internal).chain(direct)
+}

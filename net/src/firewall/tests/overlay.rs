@@ -1,0 +1,488 @@
+//! The overlay's table: VXLAN packets from known and unknown hosts, packets between networks, and what it costs to keep it.
+
+use super::lab::{ask, join, serve};
+use super::*;
+use crate::Netns;
+use crate::firewall::overlay::{OverlayTable, Rules};
+use crate::testns;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+const PORT: u16 = 4789;
+/// Device groups of two networks, of one without a way out, and of one that is routed directly.
+const WEB: u32 = 0x5700_002a;
+const DB: u32 = 0x5700_002b;
+const SHUT: u32 = 0x5700_002c;
+const DIRECT: u32 = 0x5700_002d;
+
+fn set<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeSet<T> {
+    items.into_iter().collect()
+}
+
+fn rules() -> Rules {
+    Rules {
+        port: PORT,
+        vnis: set([42, 43, 44, 0xff_ffff]),
+        vteps: set(["192.0.2.2", "2001:db8::2"].map(|ip| ip.parse().unwrap())),
+        groups: set([WEB, DB, SHUT, DIRECT]),
+        internal: set([SHUT]),
+        direct: BTreeSet::new(),
+        underlay: 1,
+    }
+}
+
+fn index(link: &str) -> u32 {
+    nix::net::if_::if_nametoindex(link).unwrap()
+}
+
+/// How many packets a link has taken.
+fn received(link: &str) -> u64 {
+    let shown = run(&format!("ip -s link show {link}"));
+    let line = shown.lines().skip_while(|line| !line.trim_start().starts_with("RX:")).nth(1).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Sends a frame in VXLAN from an address of that namespace, and says whether the device `vx` took it.
+fn forge(from: &Netns, source: &str, to: &str, vni: u32) -> bool {
+    let before = received("vx");
+    let mut packet = vec![0x08, 0, 0, 0];
+    packet.extend_from_slice(&(vni << 8).to_be_bytes());
+    packet.extend_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5]);
+    packet.resize(packet.len() + 50, 0);
+    from.run(|| {
+        let socket = UdpSocket::bind((source.parse::<IpAddr>().unwrap(), 0)).unwrap();
+        socket.send_to(&packet, SocketAddr::new(to.parse().unwrap(), PORT)).unwrap();
+    })
+    .unwrap();
+    // A veth hands its packets on before send_to returns, or a moment later on another CPU.
+    (0..20).any(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        received("vx") > before
+    })
+}
+
+/// A neighbour host with two addresses of each family, and a VXLAN device here.
+fn underlay(local: &str, vni: u32) -> Netns {
+    let other =
+        join("out", "eth0", &["192.0.2.2/24".into(), "2001:db8::2/64".into()], ["192.0.2.1", "2001:db8::1"]);
+    other
+        .run(|| {
+            run("ip addr add 192.0.2.66/24 dev eth0");
+            run("ip addr add 2001:db8::66/64 dev eth0 nodad");
+        })
+        .unwrap();
+    run("ip addr add 192.0.2.1/24 dev out");
+    run("ip addr add 2001:db8::1/64 dev out nodad");
+    run(&format!(
+        "ip link add vx address 02:00:00:00:00:01 type vxlan id {vni} dstport {PORT} local {local} nolearning"
+    ));
+    run("ip link set vx up");
+    other
+}
+
+#[test]
+fn vxlan_is_taken_from_known_hosts_only_and_others_vnis_are_left_alone() {
+    for (known, unknown, local) in
+        [("192.0.2.2", "192.0.2.66", "192.0.2.1"), ("2001:db8::2", "2001:db8::66", "2001:db8::1")]
+    {
+        testns::in_fresh(|| {
+            let other = underlay(local, 42);
+            assert!(forge(&other, unknown, local, 42), "{unknown}: the kernel takes it, without us");
+            let mut table = OverlayTable::open().unwrap();
+            assert!(table.apply(&rules()).unwrap());
+            assert!(!forge(&other, unknown, local, 42), "{unknown} is unknown");
+            assert!(forge(&other, known, local, 42), "{known} is known");
+            // What becomes known is taken at once, and the other way round.
+            let more = Rules { vteps: set([unknown.parse().unwrap()]), ..rules() };
+            assert!(table.apply(&more).unwrap());
+            assert!(forge(&other, unknown, local, 42), "{unknown} is known now");
+            assert!(!forge(&other, known, local, 42), "{known} is unknown now");
+            table.remove().unwrap();
+            assert!(forge(&other, known, local, 42), "the table is gone");
+        });
+        testns::in_fresh(|| {
+            let other = underlay(local, 77);
+            OverlayTable::open().unwrap().apply(&rules()).unwrap();
+            assert!(forge(&other, unknown, local, 77), "77 is not a VNI of ours");
+        });
+    }
+}
+
+/// A container behind a veth of a device group, 10.NET.N.2 and fd00:NET:N::2, which serves port 80.
+fn container(net: u8, n: u8, group: u32) -> Netns {
+    let (v4, v6) = (format!("10.{net}.{n}"), format!("fd00:{net}:{n}:"));
+    let link = format!("c{net}-{n}");
+    let ns = join(
+        &link,
+        "eth0",
+        &[format!("{v4}.2/24"), format!("{v6}:2/64")],
+        [&format!("{v4}.1"), &format!("{v6}:1")],
+    );
+    run(&format!("ip addr add {v4}.1/24 dev {link}"));
+    run(&format!("ip addr add {v6}:1/64 dev {link} nodad"));
+    run(&format!("ip link set {link} group {group}"));
+    serve(&ns, &format!("{v4}.2"));
+    serve(&ns, &format!("{v6}:2"));
+    ns
+}
+
+fn at(net: u8, n: u8) -> [String; 2] {
+    [format!("10.{net}.{n}.2:80"), format!("[fd00:{net}:{n}::2]:80")]
+}
+
+struct Networks {
+    web: Netns,
+    web_too: Netns,
+    db: Netns,
+    shut: Netns,
+    shut_too: Netns,
+    direct: Netns,
+    out: Netns,
+}
+
+impl Networks {
+    fn new() -> Networks {
+        for (key, value) in [
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv6/conf/default/accept_dad", "0"),
+        ] {
+            std::fs::write(format!("/proc/sys/net/{key}"), value).unwrap();
+        }
+        let all = Networks {
+            web: container(1, 1, WEB),
+            web_too: container(1, 2, WEB),
+            db: container(2, 1, DB),
+            shut: container(3, 1, SHUT),
+            shut_too: container(3, 2, SHUT),
+            direct: container(4, 1, DIRECT),
+            out: container(9, 1, 0),
+        };
+        for (net, n) in [(1, 1), (1, 2), (2, 1), (3, 1), (3, 2), (4, 1), (9, 1)] {
+            for to in at(net, n) {
+                let reached = (0..20).any(|_| ask(None, &to, Protocol::Udp).is_some());
+                assert!(reached, "{to} cannot be reached in the lab");
+            }
+        }
+        all
+    }
+}
+
+fn reaches(from: &Netns, to: [String; 2]) -> [bool; 4] {
+    let each = |protocol| [&to[0], &to[1]].map(|to| ask(Some(from), to, protocol).is_some());
+    let ([tcp4, tcp6], [udp4, udp6]) = (each(Protocol::Tcp), each(Protocol::Udp));
+    [tcp4, tcp6, udp4, udp6]
+}
+
+const YES: [bool; 4] = [true; 4];
+const NO: [bool; 4] = [false; 4];
+
+#[test]
+fn networks_do_not_reach_each_other_and_an_internal_one_nothing() {
+    testns::in_fresh(|| {
+        let lab = Networks::new();
+        assert_eq!(reaches(&lab.web, at(2, 1)), YES, "without the table");
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&rules()).unwrap();
+        assert_eq!(reaches(&lab.web, at(1, 2)), YES, "within a network");
+        assert_eq!(reaches(&lab.shut, at(3, 2)), YES, "within an internal network");
+        assert_eq!(reaches(&lab.shut_too, at(3, 1)), YES, "within an internal network");
+        assert_eq!(reaches(&lab.web, at(2, 1)), NO, "to another network");
+        assert_eq!(reaches(&lab.db, at(1, 2)), NO, "to another network");
+        assert_eq!(reaches(&lab.web, at(3, 1)), NO, "into an internal network");
+        assert_eq!(reaches(&lab.shut, at(1, 1)), NO, "out of an internal network");
+        assert_eq!(reaches(&lab.shut, at(9, 1)), NO, "out of an internal network");
+        assert_eq!(reaches(&lab.out, at(3, 1)), NO, "into an internal network");
+        assert_eq!(reaches(&lab.web_too, at(9, 1)), YES, "to the outside");
+        assert_eq!(reaches(&lab.out, at(1, 2)), NO, "from the outside");
+        // The network is not internal any more.
+        table.apply(&Rules { internal: BTreeSet::new(), ..rules() }).unwrap();
+        assert_eq!(reaches(&lab.shut, at(9, 1)), YES);
+    });
+}
+
+#[test]
+fn published_ports_get_in_from_everywhere_but_into_an_internal_network() {
+    testns::in_fresh(|| {
+        let lab = Networks::new();
+        OverlayTable::open().unwrap().apply(&rules()).unwrap();
+        let mut nft = Nftables::open().unwrap();
+        let nets = |net: u8| -> Vec<IpNetwork> {
+            vec![format!("10.{net}.1.2/24").parse().unwrap(), format!("fd00:{net}:1::2/64").parse().unwrap()]
+        };
+        let ports = |port| [tcp(None, port, 80), udp(None, port, 80)];
+        nft.publish(&owner("db"), &nets(2), &ports(8080), &plain()).unwrap();
+        nft.publish(&owner("shut"), &nets(3), &ports(8081), &plain()).unwrap();
+        let host = |port: u16| [format!("10.9.1.1:{port}"), format!("[fd00:9:1::1]:{port}")];
+        assert_eq!(reaches(&lab.out, host(8080)), YES, "from the outside");
+        assert_eq!(reaches(&lab.web, host(8080)), YES, "from another network");
+        assert_eq!(reaches(&lab.out, host(8081)), NO, "an internal network has no way in");
+        assert_eq!(reaches(&lab.out, at(2, 1)), NO, "past the published port");
+    });
+}
+
+#[test]
+fn with_direct_routing_a_networks_own_packets_come_by_the_underlay() {
+    testns::in_fresh(|| {
+        let lab = Networks::new();
+        let mut table = OverlayTable::open().unwrap();
+        let subnets = ["10.9.0.0/16", "fd00:9::/32"].map(|net| (net.parse().unwrap(), DIRECT));
+        let direct =
+            Rules { direct: set(subnets), internal: set([SHUT, DIRECT]), underlay: index("c9-1"), ..rules() };
+        table.apply(&Rules { underlay: index("c2-1"), ..direct.clone() }).unwrap();
+        assert_eq!(reaches(&lab.out, at(4, 1)), NO, "by another link");
+        table.apply(&Rules { direct: BTreeSet::new(), ..direct.clone() }).unwrap();
+        assert_eq!(reaches(&lab.out, at(4, 1)), NO, "no subnet is direct");
+        table.apply(&direct).unwrap();
+        assert_eq!(reaches(&lab.out, at(4, 1)), YES, "in");
+        assert_eq!(reaches(&lab.direct, at(9, 1)), YES, "out, although it is internal");
+        assert_eq!(reaches(&lab.out, at(1, 1)), NO, "into a network of another subnet");
+        table.apply(&Rules { direct: set([("10.9.2.0/24".parse().unwrap(), DIRECT)]), ..direct }).unwrap();
+        assert_eq!(reaches(&lab.out, at(4, 1)), NO, "not from this subnet");
+    });
+}
+
+const FULL: &str = r#"table inet weft-overlay {
+	comment "Weft overlay networks, frame NUMBER"
+	set vnis {
+		typeof @th,96,24
+		comment "VNIs of overlay networks"
+		elements = { 0x2a, 0x2b,
+			     0x2c, 0xffffff }
+	}
+
+	set vteps4 {
+		type ipv4_addr
+		comment "hosts whose VXLAN packets are taken"
+		elements = { 192.0.2.2 }
+	}
+
+	set vteps6 {
+		type ipv6_addr
+		comment "hosts whose VXLAN packets are taken"
+		elements = { 2001:db8::2 }
+	}
+
+	set groups {
+		type devgroup
+		comment "link groups of overlay networks"
+		elements = { 1459617834, 1459617835,
+			     1459617836, 1459617837 }
+	}
+
+	set group_pairs {
+		type devgroup . devgroup
+		comment "the same link group, in and out"
+		elements = { 1459617834 . 1459617834,
+			     1459617835 . 1459617835,
+			     1459617836 . 1459617836,
+			     1459617837 . 1459617837 }
+	}
+
+	set internal {
+		type devgroup
+		comment "groups of networks without a way out"
+		elements = { 1459617836 }
+	}
+
+	set direct4 {
+		type ipv4_addr . devgroup
+		flags interval
+		comment "subnets whose packets other hosts may send as they are"
+		elements = { 10.9.0.0/16 . 1459617837 }
+	}
+
+	set direct6 {
+		type ipv6_addr . devgroup
+		flags interval
+		comment "subnets whose packets other hosts may send as they are"
+		elements = { fd00:9::/32 . 1459617837 }
+	}
+
+	chain input {
+		type filter hook input priority filter - 10; policy accept;
+		udp dport 4789 @th,96,24 @vnis ip saddr != @vteps4 drop comment "from a host that is none of ours"
+		udp dport 4789 @th,96,24 @vnis ip6 saddr != @vteps6 drop comment "from a host that is none of ours, IPv6"
+	}
+
+	chain forward {
+		type filter hook forward priority filter - 10; policy accept;
+		iifgroup . oifgroup @group_pairs accept comment "within a network"
+		iif "lo" ip saddr . oifgroup @direct4 accept comment "from another host, as it is"
+		oif "lo" ip daddr . iifgroup @direct4 accept comment "to another host, as it is"
+		iif "lo" ip6 saddr . oifgroup @direct6 accept comment "from another host, as it is, IPv6"
+		oif "lo" ip6 daddr . iifgroup @direct6 accept comment "to another host, as it is, IPv6"
+		iifgroup @internal drop comment "no way out"
+		oifgroup @internal drop comment "no way in"
+		oifgroup @groups jump inward comment "from outside"
+	}
+
+	chain inward {
+		ct state established,related accept comment "answers"
+		ct status dnat accept comment "published ports"
+		drop comment "the rest"
+	}
+}
+"#;
+
+/// With the frame's number blotted out, and a set's elements in order (a hash has none).
+fn canonical(text: &str) -> String {
+    let mut lines = Vec::new();
+    let mut elements: Option<Vec<String>> = None;
+    for line in text.lines() {
+        let line = match line.split_once(", frame ") {
+            Some((before, _)) => format!("{before}, frame NUMBER\""),
+            None => line.to_owned(),
+        };
+        if let Some(rest) = line.trim_start().strip_prefix("elements = { ") {
+            elements = Some(Vec::new());
+            read_elements(rest, &mut elements, &mut lines);
+        } else if elements.is_some() {
+            read_elements(line.trim(), &mut elements, &mut lines);
+        } else {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
+}
+
+fn read_elements(part: &str, elements: &mut Option<Vec<String>>, lines: &mut Vec<String>) {
+    let all = elements.as_mut().unwrap();
+    let words = part.trim_end_matches('}').split(',').map(str::trim).filter(|word| !word.is_empty());
+    all.extend(words.map(str::to_owned));
+    if part.ends_with('}') {
+        all.sort();
+        lines.push(format!("elements = {}", all.join(", ")));
+        *elements = None;
+    }
+}
+
+fn full() -> Rules {
+    let subnets = ["10.9.0.0/16", "fd00:9::/32"].map(|net| (net.parse().unwrap(), DIRECT));
+    Rules { direct: set(subnets), ..rules() }
+}
+
+#[test]
+fn the_overlays_table_reads_well_and_can_be_loaded_again() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&full()).unwrap();
+        let text = ruleset();
+        assert_eq!(canonical(&text), canonical(FULL), "{text}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        run("nft flush ruleset");
+        run(&format!("nft -f {}", file.path().display()));
+        table.forget();
+        assert!(
+            !table.apply(&full()).unwrap(),
+            "what nft has loaded is as good as what we made: {}",
+            ruleset()
+        );
+        table.remove().unwrap();
+        table.remove().unwrap();
+        assert_eq!(ruleset(), "");
+    });
+}
+
+#[test]
+fn whatever_was_done_to_the_table_by_hand_is_mended() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&full()).unwrap();
+        let whole = canonical(&ruleset());
+        for harm in [
+            "nft flush ruleset",
+            "nft delete table inet weft-overlay",
+            "nft flush chain inet weft-overlay inward",
+            "nft insert rule inet weft-overlay forward accept",
+            "nft chain inet weft-overlay forward { policy drop; }",
+            "nft add chain inet weft-overlay more",
+            "nft add table inet weft-overlay { flags dormant; }",
+            "nft delete element inet weft-overlay vteps4 { 192.0.2.2 }",
+            "nft add element inet weft-overlay vteps4 { 192.0.2.66 }",
+            "nft delete element inet weft-overlay direct4 { 10.9.0.0/16 . 0x5700002d }",
+            "nft add element inet weft-overlay direct6 { fd00:8::/32 . 0x5700002d }",
+            "nft flush set inet weft-overlay vnis",
+            "nft add element inet weft-overlay group_pairs { 0x5700002a . 0x5700002b }",
+        ] {
+            run(harm);
+            assert_ne!(canonical(&ruleset()), whole, "{harm}");
+            assert!(!table.apply(&full()).unwrap(), "{harm}: it is not looked for without a reason");
+            table.forget();
+            assert!(table.apply(&full()).unwrap(), "{harm}");
+            assert_eq!(canonical(&ruleset()), whole, "{harm}");
+            table.forget();
+            assert!(!table.apply(&full()).unwrap(), "{harm}: nothing is left to mend");
+        }
+    });
+}
+
+#[test]
+fn a_change_that_the_kernel_refuses_has_the_table_read_again() {
+    testns::in_fresh(|| {
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&full()).unwrap();
+        run("nft delete table inet weft-overlay");
+        let more = Rules { vnis: set([42, 50]), ..full() };
+        assert!(table.apply(&more).unwrap());
+        table.forget();
+        assert!(!table.apply(&more).unwrap());
+        run("nft delete element inet weft-overlay vteps4 { 192.0.2.2 }");
+        let less = Rules { vteps: BTreeSet::new(), ..more };
+        assert!(table.apply(&less).unwrap());
+        table.forget();
+        assert!(!table.apply(&less).unwrap());
+    });
+}
+
+#[test]
+fn another_port_or_underlay_replaces_the_frame_and_keeps_foreign_tables() {
+    testns::in_fresh(|| {
+        run("nft add table inet other");
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&full()).unwrap();
+        assert!(table.apply(&Rules { port: 8472, ..full() }).unwrap());
+        assert!(ruleset().contains("udp dport 8472 @th,96,24") && !ruleset().contains("4789"));
+        assert!(table.apply(&Rules { underlay: 0, ..full() }).unwrap());
+        assert!(!ruleset().contains("iif \"lo\""));
+        // Another agent's table, with other rules, is taken over.
+        assert!(OverlayTable::open().unwrap().apply(&full()).unwrap());
+        assert_eq!(canonical(&run("nft list table inet weft-overlay")), canonical(FULL));
+        table.remove().unwrap();
+        assert_eq!(ruleset(), "table inet other {\n}\n");
+    });
+}
+
+#[test]
+fn many_hosts_are_many_elements_and_one_more_is_one_message() {
+    testns::in_fresh(|| {
+        let many: BTreeSet<IpAddr> =
+            (0..5000u32).map(|n| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + n * 3))).collect();
+        let rules = Rules { vteps: many, ..full() };
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&rules).unwrap();
+        let more = Rules {
+            vteps: rules.vteps.iter().copied().chain(["192.0.2.9".parse().unwrap()]).collect(),
+            ..rules.clone()
+        };
+        let before = table.sent();
+        let start = Instant::now();
+        assert!(table.apply(&more).unwrap());
+        println!("one more of 5,001 hosts: {:?}", start.elapsed());
+        assert_eq!(table.sent().messages - before.messages, 1);
+        let start = Instant::now();
+        table.forget();
+        assert!(!table.apply(&more).unwrap());
+        println!("reading and comparing 5,001 hosts: {:?}", start.elapsed());
+        assert!(table.apply(&rules).unwrap());
+        assert!(!ruleset().contains("192.0.2.9"));
+    });
+}
