@@ -359,19 +359,19 @@ impl NetworkCommand {
 
 #[derive(Debug, Args)]
 pub struct NetworkCreateArgs {
-    /// What makes it: bridge
+    /// What makes it: bridge, on this host, or overlay, on all hosts with an overlay agent
     #[arg(short, long, default_value = "bridge")]
     pub driver: String,
     /// A subnet; host bits are the gateway (192.168.10.1/24). Repeatable: one of each family
     #[arg(long)]
     pub subnet: Vec<String>,
-    /// The bridge's address in its subnet (repeatable)
+    /// The containers' gateway in its subnet: the bridge's address, or that of every host (repeatable)
     #[arg(long, value_name = "ADDRESS")]
     pub gateway: Vec<IpAddr>,
-    /// Where dynamic addresses come from, a part of a subnet (repeatable)
+    /// Where dynamic addresses come from, a part of a bridge network's subnet (repeatable)
     #[arg(long, value_name = "SUBNET")]
     pub ip_range: Vec<IpNetwork>,
-    /// An address that is not given out: NAME=ADDRESS (repeatable)
+    /// An address that a bridge network does not give out: NAME=ADDRESS (repeatable)
     #[arg(long, value_name = "NAME=ADDRESS")]
     pub aux_address: Vec<String>,
     /// With IPv6: the --subnet of that family, or a unique local one
@@ -386,7 +386,8 @@ pub struct NetworkCreateArgs {
     /// Set a label: NAME[=VALUE]
     #[arg(long)]
     pub label: Vec<String>,
-    /// Set an option: NAME=VALUE, e.g. com.docker.network.driver.mtu=1400
+    /// Set an option: NAME=VALUE, e.g. com.docker.network.driver.mtu=1400; of an overlay network mtu, vni, block-size (a
+    /// prefix length) and encap (vxlan or direct)
     #[arg(short, long)]
     pub opt: Vec<String>,
     /// Its name
@@ -401,7 +402,7 @@ pub struct NetworkLsArgs {
     /// Whole IDs
     #[arg(long)]
     pub no_trunc: bool,
-    /// Only those with: id=, name=, driver=, label= (repeatable)
+    /// Only those with: id=, name=, driver=, scope=, label= (repeatable)
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub filter: Vec<String>,
     /// json, or a template like '{{.Name}}'

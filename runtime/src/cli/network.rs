@@ -57,12 +57,13 @@ fn labels(network: &Network) -> BTreeMap<String, String> {
 }
 
 fn ls(paths: &Paths, args: &NetworkLsArgs) -> Result<()> {
-    let filters = Filters::parse(&args.filter, &["id", "name", "driver", "label"])?;
-    let mut networks = network::all(paths);
+    let filters = Filters::parse(&args.filter, &["id", "name", "driver", "scope", "label"])?;
+    let mut networks = network::current(paths);
     networks.retain(|each| {
         filters.pass("id", |id| each.id().starts_with(id))
             && filters.pass("name", |name| each.name().contains(name))
             && filters.pass("driver", |driver| each.driver() == driver)
+            && filters.pass("scope", |scope| each.scope() == scope)
             && filters.labels(&labels(each))
     });
     if args.quiet {
@@ -86,7 +87,7 @@ fn row(network: &Network, no_trunc: bool) -> Row {
         ("Internal", network.internal().to_string()),
         ("Labels", joined(&labels(network))),
         ("Name", network.name().into()),
-        ("Scope", "local".into()),
+        ("Scope", network.scope().into()),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Attaching a container to its networks and detaching it, by driving the CNI executables.
 
 use super::plan::{self, Planned};
-use super::{find, lock};
+use super::{local, lock, missing, overlay};
 use crate::paths::Paths;
 use crate::spec::{NetAttach, NetMode, Spec};
 use crate::state::AttachState;
@@ -37,6 +37,9 @@ pub fn invoker(paths: &Paths) -> Invoker {
 /// # Errors
 /// The first attachment that fails; those before it are taken back.
 pub fn attach(paths: &Paths, spec: &Spec, netns: &Path) -> Result<Vec<AttachState>> {
+    if let NetMode::Networks(attaches) = &spec.network {
+        overlay::prepare(paths, attaches)?;
+    }
     // Nobody removes a network while it is read and used.
     let _lock = lock::shared(paths)?;
     let planned = planned(paths, spec)?;
@@ -90,7 +93,11 @@ fn planned(paths: &Paths, spec: &Spec) -> Result<Vec<Planned>> {
         NetMode::Host => Ok(vec![single("host", JOINED, json!({}))?]),
         NetMode::Container(id) => Ok(vec![single("container", JOINED, json!({"container": id}))?]),
         NetMode::Networks(all) => {
-            let one = |attach: &NetAttach| Ok((find(paths, &attach.network)?, attach.clone()));
+            let one = |attach: &NetAttach| {
+                let network = local(paths, &attach.network)?;
+                let network = network.with_context(|| missing(paths, &attach.network))?;
+                Ok((network, attach.clone()))
+            };
             let wanted = all.iter().map(one).collect::<Result<Vec<_>>>()?;
             let mut planned = vec![single(LOOPBACK, "lo", json!({}))?];
             planned.extend(plan::plan(&wanted, &spec.ports)?);

@@ -1,8 +1,9 @@
-//! From a network's settings to its conflist: a bridge with host-local addresses, and portmap. Pure.
+//! From a network's settings to its conflist: a bridge with host-local addresses, or the overlay; and portmap. Pure.
 
-use super::meta::{KEY, Meta, Subnet};
+use super::meta::{self, KEY, Meta, Subnet};
 use super::options::Options;
-use super::pools;
+use super::{overlay, pools};
+use ovl_api::model;
 use serde_json::{Map, Value, json};
 
 /// The version of new conflists.
@@ -10,7 +11,41 @@ const VERSION: &str = "1.1.0";
 
 /// The conflist of a new network. `mtu` is the bridge's, when it is not the kernel's default.
 pub fn build(name: &str, meta: &Meta, options: &Options, bridge: &str, mtu: Option<u32>) -> Value {
-    let mut plugins = vec![bridge_plugin(meta, options, bridge, mtu)];
+    chain(name, meta, bridge_plugin(meta, options, bridge, mtu))
+}
+
+/// The conflist of an overlay network, wherever it was created.
+pub fn overlay(network: &model::Network) -> Value {
+    let subnet = |subnet: &model::Subnet| Subnet {
+        subnet: subnet.subnet,
+        gateway: subnet.gateway,
+        ip_range: None,
+        aux_addresses: [].into(),
+        block: Some(subnet.block),
+    };
+    let meta = Meta {
+        id: network.id.clone(),
+        created: network.created.clone(),
+        driver: overlay::DRIVER.into(),
+        internal: network.internal,
+        ipv6: network.subnet(true).is_some(),
+        labels: network.labels.clone(),
+        options: network.options.clone(),
+        subnets: network.subnets.iter().map(subnet).collect(),
+        overlay: Some(meta::Overlay { vni: network.vni, mtu: network.mtu, encap: network.encap }),
+    };
+    let plugin = json!({
+        "type": "overlay",
+        "isDefaultGateway": !meta.internal,
+        "ipMasq": !meta.internal,
+        "capabilities": {"mac": true, "ips": true},
+    });
+    chain(&network.name, &meta, plugin)
+}
+
+/// The plugin that attaches, and portmap behind it when there is a way out.
+fn chain(name: &str, meta: &Meta, plugin: Value) -> Value {
+    let mut plugins = vec![plugin];
     if !meta.internal {
         plugins.push(json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}));
     }
@@ -81,7 +116,9 @@ mod tests {
                 gateway: "10.1.0.1".parse().unwrap(),
                 ip_range: "10.1.5.0/24".parse().ok(),
                 aux_addresses: [("router".into(), "10.1.5.7".parse().unwrap())].into(),
+                block: None,
             }],
+            overlay: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use super::meta::{Meta, Subnet};
 use super::options::Options;
 use super::pools::{self, Asked, Taken};
-use super::{DEFAULT, Network, conflist, host, lock};
+use super::{DEFAULT, Network, conflist, host, lock, overlay};
 use crate::paths::Paths;
 use crate::state;
 use anyhow::{Context, Result, bail};
@@ -50,6 +50,12 @@ pub struct Request {
 pub fn create(paths: &Paths, request: &Request) -> Result<Network> {
     check_name(&request.name)?;
     check_driver(&request.driver)?;
+    if request.driver == overlay::DRIVER {
+        return overlay::create(paths, request);
+    }
+    // Subnets of overlay networks that were made on other hosts are taken here too. With the agent down those count that
+    // are known.
+    let _ = overlay::refresh(paths);
     let options = Options::parse(&request.options)?;
     let asked = request.subnets.iter().map(|text| pools::parse_subnet(text)).collect::<Result<Vec<_>>>()?;
     let _lock = lock::create(paths)?;
@@ -95,6 +101,7 @@ fn create_locked(paths: &Paths, request: &Request, options: &Options, asked: &[A
         labels: request.labels.clone(),
         options: request.options.clone(),
         subnets,
+        overlay: None,
     };
     let list = conflist::build(name, &meta, options, &bridge, mtu);
     let text = format!("{list:#}\n");
@@ -133,17 +140,14 @@ fn check_name(name: &str) -> Result<()> {
 
 fn check_driver(driver: &str) -> Result<()> {
     match driver {
-        "" | "bridge" => Ok(()),
+        "" | "bridge" | overlay::DRIVER => Ok(()),
         "host" | "none" | "null" => {
             bail!(
                 "--driver {driver}: there is one such network and it always exists: `run --network {driver}`"
             )
         }
-        "overlay" => {
-            bail!("--driver overlay: this build connects containers on one host only; allowed is bridge")
-        }
         _ => bail!(
-            "--driver {driver}: unknown; allowed is bridge. Networks of other CNI plugins are made by putting \
+            "--driver {driver}: unknown; allowed are bridge and overlay. Networks of other CNI plugins are made by putting \
                     their conflist into the configuration directory"
         ),
     }
@@ -156,15 +160,8 @@ fn network_subnets(network: &Network) -> Vec<Taken> {
 
 /// The subnets of a new network: those that were asked for, checked, and those that it gets by itself.
 fn subnets(request: &Request, asked: &[Asked], taken: &[Taken], id: &str) -> Result<Vec<Subnet>> {
+    check_asked(asked, taken)?;
     let mut asked = asked.to_vec();
-    for (at, one) in asked.iter().enumerate() {
-        if let Some(other) = pools::overlapped(one.subnet, taken) {
-            bail!("--subnet {} overlaps {} ({})", one.subnet, other.by, other.net);
-        }
-        if let Some(other) = asked[..at].iter().find(|other| pools::overlap(other.subnet, one.subnet)) {
-            bail!("--subnet {} overlaps --subnet {}", one.subnet, other.subnet);
-        }
-    }
     if !asked.iter().any(|one| one.subnet.is_ipv4()) && (asked.is_empty() || request.ipv6) {
         asked.insert(0, Asked { subnet: pools::free(taken)?, address: None });
     }
@@ -175,11 +172,37 @@ fn subnets(request: &Request, asked: &[Asked], taken: &[Taken], id: &str) -> Res
         }
         asked.push(Asked { subnet, address: None });
     }
-    for family in [true, false] {
-        if asked.iter().filter(|one| one.subnet.is_ipv4() == family).count() > 1 {
-            bail!("--subnet: a bridge network has one subnet of each family");
+    assign(request, asked)
+}
+
+/// Checks the subnets that were asked for: they overlap nothing, and there is one of each family at most.
+///
+/// # Errors
+/// Names the flag, and what is overlapped.
+pub(super) fn check_asked(asked: &[Asked], taken: &[Taken]) -> Result<()> {
+    for (at, one) in asked.iter().enumerate() {
+        if let Some(other) = pools::overlapped(one.subnet, taken) {
+            bail!("--subnet {} overlaps {} ({})", one.subnet, other.by, other.net);
+        }
+        if let Some(other) = asked[..at].iter().find(|other| pools::overlap(other.subnet, one.subnet)) {
+            bail!("--subnet {} overlaps --subnet {}", one.subnet, other.subnet);
+        }
+        if let Some(other) = asked[..at].iter().find(|other| other.subnet.is_ipv4() == one.subnet.is_ipv4()) {
+            bail!(
+                "--subnet {}: a network has one subnet of each family, and has {}",
+                one.subnet,
+                other.subnet
+            );
         }
     }
+    Ok(())
+}
+
+/// Gives each subnet the gateway, range and reserved addresses that lie in it.
+///
+/// # Errors
+/// One lies in none, or cannot be in its subnet; names the flag and the value.
+pub(super) fn assign(request: &Request, asked: Vec<Asked>) -> Result<Vec<Subnet>> {
     let mut gateways = request.gateways.clone();
     let mut ranges = request.ip_ranges.clone();
     let mut aux = request.aux_addresses.clone();
@@ -203,7 +226,7 @@ fn subnets(request: &Request, asked: &[Asked], taken: &[Taken], id: &str) -> Res
             }
             aux_addresses.insert(name, ip);
         }
-        subnets.push(Subnet { subnet, gateway, ip_range, aux_addresses });
+        subnets.push(Subnet { subnet, gateway, ip_range, aux_addresses, block: None });
     }
     let all = || subnets.iter().map(|one| one.subnet.to_string()).collect::<Vec<_>>().join(", ");
     if let Some(ip) = gateways.first() {
@@ -325,7 +348,7 @@ mod tests {
             assert!(check_name(name).is_err(), "{name}");
         }
         assert!(check_name("web_1.x-y").is_ok());
-        for driver in ["host", "none", "overlay", "macvlan"] {
+        for driver in ["host", "none", "macvlan"] {
             assert!(check_driver(driver).unwrap_err().to_string().contains(driver));
         }
     }

@@ -1,6 +1,6 @@
 //! `network inspect`: Docker's fields, and under `Weft` the file and its plugins.
 
-use super::{Network, usage};
+use super::{Network, overlay, usage};
 use crate::paths::Paths;
 use crate::state::AttachState;
 use anyhow::Result;
@@ -37,11 +37,11 @@ pub fn inspect(paths: &Paths, network: &Network) -> Result<Value> {
     let subnets = network.subnets();
     let kinds: Vec<&str> =
         network.list.plugins.iter().filter_map(|plugin| plugin.get("type")?.as_str()).collect();
-    Ok(json!({
+    let mut object = json!({
         "Name": network.name(),
         "Id": network.id(),
         "Created": meta.map(|meta| meta.created.as_str()).unwrap_or_default(),
-        "Scope": "local",
+        "Scope": network.scope(),
         "Driver": network.driver(),
         "EnableIPv4": subnets.iter().any(|subnet| subnet.is_ipv4()),
         "EnableIPv6": subnets.iter().any(|subnet| subnet.is_ipv6()),
@@ -59,7 +59,11 @@ pub fn inspect(paths: &Paths, network: &Network) -> Result<Value> {
             "Plugins": kinds,
             "Bridge": network.bridge().unwrap_or_default(),
         },
-    }))
+    });
+    if let Some(overlay) = meta.and_then(|meta| meta.overlay.as_ref()) {
+        overlay::complete(paths, network, overlay, &mut object);
+    }
+    Ok(object)
 }
 
 fn config(network: &Network) -> Vec<Value> {

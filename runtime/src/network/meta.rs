@@ -1,6 +1,7 @@
 //! What Weft keeps about a network under the key `weft` of its conflist; plugins do not look at it.
 
 use ipnetwork::IpNetwork;
+use ovl_api::model::Encap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,11 +13,11 @@ pub const KEY: &str = "weft";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Meta {
-    /// 64 lower-case hexadecimal digits.
+    /// Lower-case hexadecimal digits: 64, or the 12 of an overlay network.
     pub id: String,
     /// When it was created (RFC 3339, UTC).
     pub created: String,
-    /// `bridge`.
+    /// `bridge` or `overlay`.
     pub driver: String,
     /// Whether there is no way out of it.
     #[serde(default)]
@@ -33,6 +34,23 @@ pub struct Meta {
     /// Its subnets.
     #[serde(default)]
     pub subnets: Vec<Subnet>,
+    /// What overlay networks alone have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<Overlay>,
+}
+
+/// What an overlay network has beyond what every network has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overlay {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// The containers' MTU in bytes, when the network names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// How packets travel.
+    #[serde(default)]
+    pub encap: Encap,
 }
 
 /// A subnet of a network.
@@ -41,7 +59,7 @@ pub struct Meta {
 pub struct Subnet {
     /// The subnet, without host bits.
     pub subnet: IpNetwork,
-    /// The bridge's address in it.
+    /// The bridge's address in it; in an overlay network that of every host.
     pub gateway: IpAddr,
     /// Where dynamic addresses come from, when that is not all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,4 +67,7 @@ pub struct Subnet {
     /// Addresses that are never given out by themselves, with the names of who has them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub aux_addresses: BTreeMap<String, IpAddr>,
+    /// The prefix length of an overlay network's blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block: Option<u8>,
 }

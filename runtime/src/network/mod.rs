@@ -1,5 +1,6 @@
 //! Networks: each is a conflist in the configuration directory. Weft's own have metadata under the key `weft`; any other
-//! conflist there can be used too, with whatever plugins it names.
+//! conflist there can be used too, with whatever plugins it names. Those of overlay networks are copies of what the overlay
+//! agent knows, which is asked when a network is looked for that is not here, or is an overlay.
 
 mod attach;
 mod conflist;
@@ -9,6 +10,7 @@ mod inspect;
 mod lock;
 pub mod meta;
 pub mod options;
+mod overlay;
 mod plan;
 pub mod pools;
 mod remove;
@@ -21,7 +23,7 @@ pub use remove::{prune, remove};
 
 use crate::paths::Paths;
 use crate::spec::NetAttach;
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use cni::config::ConfList;
 use ipnetwork::IpNetwork;
 use meta::{KEY, Meta};
@@ -68,12 +70,12 @@ impl Network {
         &self.list.name
     }
 
-    /// 64 hexadecimal digits.
+    /// Hexadecimal digits: 64, or the 12 of an overlay network.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// `bridge`, or the first plugin's type of a foreign network.
+    /// `bridge` or `overlay`, or the first plugin's type of a foreign network.
     pub fn driver(&self) -> &str {
         match &self.meta {
             Some(meta) => &meta.driver,
@@ -85,7 +87,21 @@ impl Network {
 
     /// The options it was created with. A foreign network has none.
     pub fn options(&self) -> Options {
-        self.meta.as_ref().and_then(|meta| Options::parse(&meta.options).ok()).unwrap_or_default()
+        let Some(meta) = &self.meta else { return Options::default() };
+        if self.is_overlay() {
+            return Options { prefix: overlay::interface_prefix(&meta.options), ..Options::default() };
+        }
+        Options::parse(&meta.options).unwrap_or_default()
+    }
+
+    /// Whether it spans hosts: an overlay network that this program wrote the file of.
+    pub fn is_overlay(&self) -> bool {
+        self.meta.as_ref().is_some_and(|meta| meta.driver == overlay::DRIVER)
+    }
+
+    /// Where it is the same network: `local` on this host, `global` on all hosts.
+    pub fn scope(&self) -> &'static str {
+        if self.is_overlay() { "global" } else { "local" }
     }
 
     /// Whether it has no way out.
@@ -157,11 +173,39 @@ fn warn(text: String) {
     }
 }
 
-/// The network with this name, this ID, or the only one whose ID begins so; nothing when there is none.
+/// All networks, with those overlay networks that were made on other hosts. With the agent down a warning says so.
+pub fn current(paths: &Paths) -> Vec<Network> {
+    if let Err(error) = overlay::refresh(paths) {
+        warn(format!("overlay networks are shown as they were last known: {error:#}"));
+    }
+    all(paths)
+}
+
+/// The network with this name, this ID, or the only one whose ID begins so; nothing when there is none. The agent is asked
+/// for what is not here, and for whether an overlay network is still what it was.
 ///
 /// # Errors
-/// Several IDs begin so.
+/// Several IDs begin so; there is none here, and the agent, which might have it, does not answer.
 pub fn lookup(paths: &Paths, what: &str) -> Result<Option<Network>> {
+    let found = local(paths, what)?;
+    if what == DEFAULT || found.as_ref().is_some_and(|found| !found.is_overlay()) {
+        return Ok(found);
+    }
+    match (overlay::refresh(paths), found) {
+        (Ok(()), _) => local(paths, what),
+        (Err(_), Some(found)) => Ok(Some(found)),
+        (Err(error), None) => {
+            Err(error.context(format!("{}, and the overlay's are not known", missing(paths, what))))
+        }
+    }
+}
+
+fn missing(paths: &Paths, what: &str) -> String {
+    format!("network {what} not found in {}", paths.config_dir.display())
+}
+
+/// As [`lookup`], of the files alone.
+fn local(paths: &Paths, what: &str) -> Result<Option<Network>> {
     let mut all = all(paths);
     if let Some(at) = all.iter().position(|network| network.name() == what || network.id() == what) {
         return Ok(Some(all.swap_remove(at)));
@@ -179,10 +223,7 @@ pub fn lookup(paths: &Paths, what: &str) -> Result<Option<Network>> {
 /// # Errors
 /// There is none: names the directory that was looked in.
 pub fn find(paths: &Paths, what: &str) -> Result<Network> {
-    match lookup(paths, what)? {
-        Some(network) => Ok(network),
-        None => bail!("network {what} not found in {}", paths.config_dir.display()),
-    }
+    lookup(paths, what)?.ok_or_else(|| anyhow!("{}", missing(paths, what)))
 }
 
 /// Checks what attachments ask of their networks: that addresses lie in a subnet, and that a plugin takes what is asked.

@@ -4,12 +4,14 @@ use anyhow::{Result, anyhow, bail};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-const MTU: &str = "com.docker.network.driver.mtu";
+/// The option of the MTU.
+pub const MTU: &str = "com.docker.network.driver.mtu";
 const NAME: &str = "com.docker.network.bridge.name";
 const ICC: &str = "com.docker.network.bridge.enable_icc";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
-const PREFIX: &str = "com.docker.network.container_iface_prefix";
+/// The option of the start of the interfaces' names in containers.
+pub const PREFIX: &str = "com.docker.network.container_iface_prefix";
 
 /// The options that are known.
 pub const KNOWN: [&str; 6] = [MTU, NAME, ICC, MASQUERADE, HOST_BINDING, PREFIX];

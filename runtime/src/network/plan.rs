@@ -99,20 +99,20 @@ fn addresses(network: &Network, attach: &NetAttach, list: &mut ConfList) -> Resu
     Ok(ips)
 }
 
-/// The first plugin of a list that Weft wrote: the bridge.
-fn bridge(list: &mut ConfList) -> Option<&mut Map<String, Value>> {
+/// The first plugin of a list that Weft wrote, which attaches: the bridge, or the overlay.
+fn attaching(list: &mut ConfList) -> Option<&mut Map<String, Value>> {
     list.plugins.first_mut()
 }
 
 fn without_default_route(list: &mut ConfList) {
-    if let Some(bridge) = bridge(list) {
-        bridge.insert("isDefaultGateway".into(), false.into());
+    if let Some(plugin) = attaching(list) {
+        plugin.insert("isDefaultGateway".into(), false.into());
     }
 }
 
 /// Takes the ends off a range that does not hold this address.
 fn widen(list: &mut ConfList, ip: IpAddr) {
-    let ranges = bridge(list).and_then(|bridge| bridge.get_mut("ipam")?.get_mut("ranges")?.as_array_mut());
+    let ranges = attaching(list).and_then(|plugin| plugin.get_mut("ipam")?.get_mut("ranges")?.as_array_mut());
     let ranges = ranges.into_iter().flatten().filter_map(Value::as_array_mut).flatten();
     for range in ranges.filter_map(Value::as_object_mut) {
         let end = |key: &str| range.get(key).and_then(|end| end.as_str()?.parse::<IpAddr>().ok());
@@ -153,7 +153,13 @@ mod tests {
         let subnet = |text: &&str| {
             let subnet = text.parse().unwrap();
             let ip_range = ip_range.map(|range| range.parse().unwrap());
-            Subnet { subnet, gateway: pools::first_host(subnet), ip_range, aux_addresses: [].into() }
+            Subnet {
+                subnet,
+                gateway: pools::first_host(subnet),
+                ip_range,
+                aux_addresses: [].into(),
+                block: None,
+            }
         };
         let meta = Meta {
             id: name.repeat(8),
@@ -164,6 +170,7 @@ mod tests {
             labels: [].into(),
             options: [].into(),
             subnets: subnets.iter().map(subnet).collect(),
+            overlay: None,
         };
         let list = conflist::build(name, &meta, &Options::default(), "br-0", None);
         let list = ConfList::from_slice(list.to_string().as_bytes()).unwrap();

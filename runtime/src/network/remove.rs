@@ -1,6 +1,6 @@
 //! `network rm` and `network prune`.
 
-use super::{DEFAULT, Network, attach, find, lock, usage};
+use super::{DEFAULT, Network, attach, find, local, lock, overlay, usage, warn};
 use crate::paths::Paths;
 use crate::state::Container;
 use anyhow::{Context, Result, anyhow, bail};
@@ -15,17 +15,33 @@ use std::path::Path;
 /// A container is on it; it does not exist; what could not be cleaned up. In that last case the network stays, so that
 /// the command can be repeated, unless `force` is given.
 pub fn remove(paths: &Paths, what: &str, force: bool) -> Result<Network> {
-    let lock = lock::exclusive(paths)?;
     let network = find(paths, what)?;
-    let active = usage::active(paths, &network)?;
-    if !active.is_empty() {
-        let names: Vec<String> =
-            active.iter().map(|each| format!("{} ({})", each.spec.name, each.spec.short_id())).collect();
-        bail!("network {} has active endpoints: {}", network.name(), names.join(", "));
+    if network.is_overlay() {
+        // Without the lock: the agent may wait for its store, and containers of other networks must not.
+        refuse_active(paths, &network)?;
+        overlay::remove(paths, &network, force)?;
     }
-    let done = take_down(paths, &network, force);
+    let lock = lock::exclusive(paths)?;
+    let Some(found) = local(paths, network.id())?.filter(|found| found.id() == network.id()) else {
+        // Somebody else was faster, or the agent told somebody else.
+        return if network.is_overlay() { Ok(network) } else { find(paths, what) };
+    };
+    if !network.is_overlay() {
+        refuse_active(paths, &found)?;
+    }
+    let done = take_down(paths, &found, force);
     drop(lock);
-    done.map(|()| network)
+    done.map(|()| found)
+}
+
+fn refuse_active(paths: &Paths, network: &Network) -> Result<()> {
+    let active = usage::active(paths, network)?;
+    if active.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> =
+        active.iter().map(|each| format!("{} ({})", each.spec.name, each.spec.short_id())).collect();
+    bail!("network {} has active endpoints: {}", network.name(), names.join(", "))
 }
 
 fn take_down(paths: &Paths, network: &Network, force: bool) -> Result<()> {
@@ -63,7 +79,7 @@ fn forget(store: &Path, network: &str) -> Result<()> {
 }
 
 /// Removes directories that are empty, so that the host is as before the first network.
-fn tidy(paths: &Paths) {
+pub(super) fn tidy(paths: &Paths) {
     let mut dirs = vec![
         paths.results(),
         paths.shared(),
@@ -81,8 +97,8 @@ fn tidy(paths: &Paths) {
     }
 }
 
-/// Removes the networks that no container names, but the default one and those that Weft did not create. `wanted` says
-/// which of them.
+/// Removes the networks that no container names, but the default one, those that Weft did not create, and overlay networks
+/// with a container on any host. `wanted` says which of them.
 ///
 /// # Errors
 /// The first that could not be removed; those before it are gone, and `removed` was told of them.
@@ -92,10 +108,26 @@ pub fn prune(
     mut removed: impl FnMut(&Network),
 ) -> Result<()> {
     let containers = Container::every(paths)?;
-    for network in super::all(paths) {
+    for network in super::current(paths) {
         let named = containers.iter().any(|each| usage::names(each, &network));
-        if network.meta.is_some() && network.name() != DEFAULT && !named && wanted(&network) {
-            removed(&remove(paths, network.id(), false)?);
+        if network.meta.is_none() || network.name() == DEFAULT || named || !wanted(&network) {
+            continue;
+        }
+        if network.is_overlay() {
+            match overlay::has_endpoints(paths, &network) {
+                Ok(false) => {}
+                Ok(true) => continue,
+                Err(error) => {
+                    warn(format!("network {} stays: {error:#}", network.name()));
+                    continue;
+                }
+            }
+        }
+        match remove(paths, network.id(), false) {
+            Ok(network) => removed(&network),
+            // A container came in between, or its host had not told yet.
+            Err(error) if overlay::still_used(&error) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
