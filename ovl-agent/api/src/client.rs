@@ -61,7 +61,7 @@ pub enum ClientError {
         why: String,
     },
     /// The agent answered with an error.
-    #[error("{0}")]
+    #[error(transparent)]
     Problem(#[from] Problem),
     /// The answer is not one.
     #[error("the overlay agent at {socket} answered with something unexpected: {why}")]
