@@ -1,6 +1,6 @@
 //! `network rm` and `network prune`.
 
-use super::{DEFAULT, Network, attach, find, local, lock, overlay, usage, warn};
+use super::{DEFAULT, Network, attach, find, local, lock, missing, overlay, usage, warn};
 use crate::paths::Paths;
 use crate::state::Container;
 use anyhow::{Context, Result, anyhow, bail};
@@ -23,8 +23,8 @@ pub fn remove(paths: &Paths, what: &str, force: bool) -> Result<Network> {
     }
     let lock = lock::exclusive(paths)?;
     let Some(found) = local(paths, network.id())?.filter(|found| found.id() == network.id()) else {
-        // Somebody else was faster, or the agent told somebody else.
-        return if network.is_overlay() { Ok(network) } else { find(paths, what) };
+        // Somebody else was faster; an overlay network's file may have gone with somebody's refresh.
+        return if network.is_overlay() { Ok(network) } else { Err(anyhow!("{}", missing(paths, what))) };
     };
     if !network.is_overlay() {
         refuse_active(paths, &found)?;
