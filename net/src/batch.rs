@@ -168,4 +168,26 @@ impl Netlink {
         }
         Ok(Outcome { answers })
     }
+
+    /// Sends the batch in one system call, and tells every refusal, with the number of the change in the batch (from 0): for
+    /// changes that do not need each other. An error is returned when the batch as such could not be sent.
+    pub fn run_each(&mut self, batch: Batch) -> Result<(Outcome, Vec<(usize, Error)>)> {
+        let mut answers = self.channel.exchange(batch.out)?;
+        answers.refusals.sort_by_key(|(number, _)| *number);
+        let mut ops: Vec<Option<Op>> = batch.ops.into_iter().map(Some).collect();
+        let refused = answers.refusals.iter().filter_map(|(number, refusal)| {
+            let op = ops.get_mut(*number).and_then(Option::take);
+            let op = op.filter(|op| !op.passes.contains(&refusal.errno))?;
+            Some((*number, op.error(refusal.clone())))
+        });
+        let refused = refused.collect();
+        Ok((Outcome { answers }, refused))
+    }
+
+    /// Runs a batch of what `fill` puts into it.
+    pub fn run_one(&mut self, fill: impl FnOnce(&mut Batch) -> &mut Batch) -> Result<Outcome> {
+        let mut batch = Batch::new();
+        fill(&mut batch);
+        self.run(batch)
+    }
 }

@@ -120,6 +120,10 @@ pub struct LinkSet<'a> {
     pub arp_notify: Option<bool>,
     /// Route packets from and to 127.0.0.0/8 (net.ipv4.conf.IF.route_localnet).
     pub route_localnet: Option<bool>,
+    /// Get no IPv6 link-local address from the kernel (net.ipv6.conf.IF.addr_gen_mode 1), or (false) one that is made from the
+    /// hardware address. It matters when the link comes up; the kernel sets it after that, so bring it up by another message.
+    /// Refused with EAFNOSUPPORT on a host without IPv6.
+    pub no_link_local: Option<bool>,
 }
 
 /// New flags of a bridge port; what is None stays as it is.
@@ -255,7 +259,7 @@ impl Batch {
     }
 
     /// What errors call a link.
-    fn told(&self, on: On<'_>) -> String {
+    pub(crate) fn told(&self, on: On<'_>) -> String {
         match on {
             On::Index(index) => self.name_of(index),
             On::Name(name) => name.to_owned(),
@@ -311,7 +315,7 @@ impl Batch {
 }
 
 /// A message about one link.
-fn start(on: On<'_>) -> LinkMessage {
+pub(crate) fn start(on: On<'_>) -> LinkMessage {
     let mut message = LinkMessage::default();
     match on {
         On::Index(index) => message.header.index = index,
@@ -348,8 +352,8 @@ fn settings(on: On<'_>, set: &LinkSet<'_>) -> LinkMessage {
         LinkAttribute::Other(DefaultNla::new(libc::IFLA_IFALIAS, alias.as_bytes().to_vec()))
     }));
     let conf = [(devconf::ARP_NOTIFY, set.arp_notify), (devconf::ROUTE_LOCALNET, set.route_localnet)];
+    let mut spec = Vec::new();
     if conf.iter().any(|(_, value)| value.is_some()) {
-        let mut spec = Vec::new();
         wire::nest(&mut spec, libc::AF_INET as u16, |spec| {
             wire::nest(spec, devconf::IFLA_INET_CONF, |spec| {
                 for (key, value) in conf {
@@ -359,14 +363,22 @@ fn settings(on: On<'_>, set: &LinkSet<'_>) -> LinkMessage {
                 }
             });
         });
+    }
+    if let Some(none) = set.no_link_local {
+        wire::nest(&mut spec, libc::AF_INET6 as u16, |spec| {
+            wire::put(spec, devconf::IFLA_INET6_ADDR_GEN_MODE, &[none.into()]);
+        });
+    }
+    if !spec.is_empty() {
         attributes.push(LinkAttribute::Other(DefaultNla::new(libc::IFLA_AF_SPEC, spec)));
     }
     message
 }
 
-/// IPV4_DEVCONF_* of linux/ip.h, which are attribute types in a request.
+/// IPV4_DEVCONF_* of linux/ip.h, which are attribute types in a request, and IFLA_INET*_* of linux/if_link.h.
 mod devconf {
     pub const IFLA_INET_CONF: u16 = 1;
+    pub const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
     pub const ARP_NOTIFY: u16 = 22;
     pub const ROUTE_LOCALNET: u16 = 26;
 }
@@ -399,7 +411,7 @@ impl Netlink {
         self.create_and_look(batch, bridge.name)
     }
 
-    fn create_and_look(&mut self, mut batch: Batch, name: &str) -> Result<Link> {
+    pub(crate) fn create_and_look(&mut self, mut batch: Batch, name: &str) -> Result<Link> {
         let ticket = batch.lookup(name);
         self.run(batch)?.link(ticket).ok_or_else(|| crate::Error::NoLink(name.to_owned()))
     }

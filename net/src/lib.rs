@@ -22,6 +22,7 @@ pub mod socket;
 pub mod sysctl;
 pub mod testns;
 mod vlan;
+mod vxlan;
 pub mod wire;
 
 pub use addr::{Addr, NewAddr};
@@ -35,3 +36,4 @@ pub use netlink::Netlink;
 pub use ns::Netns;
 pub use route::{Family, Route, RouteFilter};
 pub use vlan::Vlans;
+pub use vxlan::{Vxlan, Vxlanning};

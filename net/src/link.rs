@@ -7,6 +7,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkHeader, Link
 use crate::error::{Error, Result};
 use crate::netlink::Netlink;
 use crate::socket::Outgoing;
+use crate::vxlan::Vxlanning;
 use crate::wire::{self, u16_of, u32_of};
 
 /// A network interface.
@@ -44,6 +45,8 @@ pub struct Link {
     pub bridge: Option<Bridging>,
     /// What it is as a port of a bridge.
     pub port: Option<Port>,
+    /// What it is as a VXLAN device.
+    pub vxlan: Option<Vxlanning>,
 }
 
 /// What a link of kind "bridge" says of itself.
@@ -118,6 +121,10 @@ impl Link {
                 default_pvid,
                 stp: wire::find(data, br::STP_STATE).and_then(u32_of).is_some_and(|state| state != 0),
             });
+        }
+        if self.kind.as_deref() == Some("vxlan") {
+            let data = wire::find(info, libc::IFLA_INFO_DATA).unwrap_or_default();
+            self.vxlan = Some(Vxlanning::parse(data));
         }
         if of_bridge(libc::IFLA_INFO_SLAVE_KIND) {
             let data = wire::find(info, libc::IFLA_INFO_SLAVE_DATA).unwrap_or_default();

@@ -21,6 +21,7 @@ use crate::wire;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NDA_VLAN: u16 = 5;
+const NDA_PORT: u16 = 6;
 
 /// A neighbour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Fdb {
     pub mac: [u8; 6],
     /// Of a VXLAN device: the remote host.
     pub dst: Option<IpAddr>,
+    /// Of a VXLAN device: the remote host's UDP port, where it is not the device's own.
+    pub port: Option<u16>,
     /// The VLAN.
     pub vlan: Option<u16>,
     /// Entered for good, not learned.
@@ -79,24 +82,40 @@ impl Batch {
     /// Enters a hardware address into the device's own forwarding database (`self`): of a VXLAN device with the remote
     /// host.
     pub fn fdb_replace(&mut self, index: u32, mac: [u8; 6], dst: Option<IpAddr>) -> &mut Batch {
-        let message = forwarding(index, mac, dst);
+        let message = forwarding(index, mac, dst, None);
         let what = format!("set forwarding of {} on {}", mac_text(mac), self.name_of(index));
         self.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, |bytes| emit(bytes, &message))
     }
 
     /// Takes a hardware address out of the device's own forwarding database.
     pub fn fdb_del(&mut self, index: u32, mac: [u8; 6], dst: Option<IpAddr>) -> &mut Batch {
-        let message = forwarding(index, mac, dst);
+        let message = forwarding(index, mac, dst, None);
         let what = format!("remove forwarding of {} from {}", mac_text(mac), self.name_of(index));
+        self.push(what, libc::RTM_DELNEIGH, 0, |bytes| emit(bytes, &message))
+    }
+
+    /// Enters a hardware address into the forwarding database of a VXLAN device: it is behind the remote host `dst`, which
+    /// takes packets at `port`, or with None at the device's own.
+    pub fn fdb_remote(&mut self, index: u32, mac: [u8; 6], dst: IpAddr, port: Option<u16>) -> &mut Batch {
+        let message = forwarding(index, mac, Some(dst), port);
+        let what = format!("set forwarding of {} to {dst} on {}", mac_text(mac), self.name_of(index));
+        self.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, |bytes| emit(bytes, &message))
+    }
+
+    /// Takes what [`Self::fdb_remote`] entered out again.
+    pub fn fdb_remote_del(&mut self, index: u32, mac: [u8; 6], dst: IpAddr, port: Option<u16>) -> &mut Batch {
+        let message = forwarding(index, mac, Some(dst), port);
+        let what = format!("remove forwarding of {} to {dst} from {}", mac_text(mac), self.name_of(index));
         self.push(what, libc::RTM_DELNEIGH, 0, |bytes| emit(bytes, &message))
     }
 }
 
-fn forwarding(index: u32, mac: [u8; 6], dst: Option<IpAddr>) -> NeighbourMessage {
+fn forwarding(index: u32, mac: [u8; 6], dst: Option<IpAddr>, port: Option<u16>) -> NeighbourMessage {
     let mut message = neighbour(AddressFamily::Bridge, index, Some(mac));
     message.header.state = NeighbourState::Permanent;
     message.header.flags = NeighbourFlags::Own;
     message.attributes.extend(dst.map(|dst| NeighbourAttribute::Destination(dst.into())));
+    message.attributes.extend(port.map(NeighbourAttribute::Port));
     message
 }
 
@@ -111,18 +130,22 @@ impl Netlink {
         })
     }
 
-    /// The forwarding databases of all bridges and VXLAN devices, or the entries of the port or device with that index.
+    /// The forwarding databases of all bridges and VXLAN devices, or the entries of the port or device with that index; the
+    /// kernel picks them.
     pub fn fdb(&mut self, index: Option<u32>) -> Result<Vec<Fdb>> {
-        self.entries("list the forwarding database", AddressFamily::Bridge, None, |header, attributes| {
+        self.entries("list the forwarding database", AddressFamily::Bridge, index, |header, attributes| {
             let mac = wire::find(attributes, NDA_LLADDR).and_then(|mac| mac.try_into().ok())?;
             let entry = Fdb {
                 index: header.ifindex,
                 mac,
                 dst: wire::find(attributes, NDA_DST).and_then(ip_of),
+                port: wire::find(attributes, NDA_PORT)
+                    .and_then(|port| port.try_into().ok())
+                    .map(u16::from_be_bytes),
                 vlan: wire::find(attributes, NDA_VLAN).and_then(wire::u16_of),
                 permanent: header.state == NeighbourState::Permanent,
             };
-            index.is_none_or(|index| index == entry.index).then_some(entry)
+            Some(entry)
         })
     }
 

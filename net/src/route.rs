@@ -213,6 +213,8 @@ pub struct RouteFilter {
     pub table: Option<u32>,
     /// Leaving by the link with this index.
     pub oif: Option<u32>,
+    /// Made by this protocol (RTPROT_*).
+    pub protocol: Option<u8>,
 }
 
 impl Batch {
@@ -270,6 +272,7 @@ impl Netlink {
     fn routes_of(&mut self, family: Family, filter: RouteFilter) -> Result<Vec<Route>> {
         let mut message = RouteMessage::default();
         message.header.address_family = family.netlink();
+        message.header.protocol = filter.protocol.unwrap_or(0).into();
         message.attributes.extend(filter.table.map(RouteAttribute::Table));
         message.attributes.extend(filter.oif.map(RouteAttribute::Oif));
         let mut body = Vec::new();
@@ -280,7 +283,8 @@ impl Netlink {
             let route = Route::parse(body).filter(|_| kind == libc::RTM_NEWROUTE && !cached)?;
             let table = filter.table.is_none_or(|table| route.table == Some(table));
             let oif = filter.oif.is_none_or(|oif| route.oif == Some(oif));
-            (table && oif).then_some(route)
+            let protocol = filter.protocol.is_none_or(|protocol| route.protocol == protocol);
+            (table && oif && protocol).then_some(route)
         })
     }
 
@@ -315,7 +319,7 @@ impl Netlink {
 
     /// The default route of the main table with the lowest metric.
     pub fn default_route(&mut self, family: Family) -> Result<Option<Route>> {
-        let filter = RouteFilter { family: Some(family), table: Some(MAIN_TABLE), oif: None };
+        let filter = RouteFilter { family: Some(family), table: Some(MAIN_TABLE), ..RouteFilter::default() };
         let routes = self.routes(filter)?.into_iter();
         let usable =
             routes.filter(|route| route.is_default() && route.kind == UNICAST && route.oif.is_some());

@@ -236,7 +236,12 @@ fn routes_are_added_listed_found_and_removed() {
         let table = RouteFilter { table: Some(1000), ..RouteFilter::default() };
         let found = netlink.routes(table).unwrap();
         assert_eq!(found, [Route { scope: Some(0), ..special.clone() }]);
-        let filter = RouteFilter { family: Some(Family::V4), table: Some(MAIN_TABLE), oif: Some(br0.index) };
+        let filter = RouteFilter {
+            family: Some(Family::V4),
+            table: Some(MAIN_TABLE),
+            oif: Some(br0.index),
+            ..RouteFilter::default()
+        };
         let mut destinations: Vec<_> =
             netlink.routes(filter).unwrap().into_iter().map(|route| route.dst).collect();
         destinations.sort();
@@ -372,7 +377,12 @@ fn large_batches_and_dumps() {
             batch.route_add(&Route { oif: Some(br0.index), ..Route::to(address.into()) });
         }
         netlink.run(batch).unwrap();
-        let filter = RouteFilter { oif: Some(br0.index), table: Some(MAIN_TABLE), family: Some(Family::V4) };
+        let filter = RouteFilter {
+            oif: Some(br0.index),
+            table: Some(MAIN_TABLE),
+            family: Some(Family::V4),
+            ..RouteFilter::default()
+        };
         assert_eq!(netlink.routes(filter).unwrap().len(), 5000);
         // Thousands of refusals do not get in the way of the report, nor of the next exchange.
         let mut batch = Batch::new();
@@ -386,5 +396,48 @@ fn large_batches_and_dumps() {
         let tickets: Vec<_> = (0..300).map(|_| batch.lookup("br0")).collect();
         let outcome = netlink.run(batch).unwrap();
         assert!(tickets.iter().all(|ticket| outcome.link(*ticket).is_some()));
+    });
+}
+
+#[test]
+fn a_batch_tells_every_refusal_and_does_the_rest() {
+    testns::in_fresh(|| {
+        let mut host = Netlink::open().unwrap();
+        let br0 = bridge(&mut host).index;
+        let mut batch = Batch::new();
+        batch
+            .addr_add(br0, &NewAddr::new(net("10.1.0.1/24")))
+            .route_add(&Route::via(net("10.7.0.0/24"), ip("192.0.2.1"), br0))
+            .route_add(&Route::via(net("10.8.0.0/24"), ip("10.1.0.2"), br0))
+            .neigh_del(br0, ip("10.1.0.9"))
+            .or_missing()
+            .addr_add(4711, &NewAddr::new(net("10.2.0.1/24")));
+        let (_, refused) = host.run_each(batch).unwrap();
+        let refused: Vec<_> = refused.iter().map(|(number, error)| (*number, error.errno())).collect();
+        assert_eq!(refused, [(1, Some(libc::ENETUNREACH)), (4, Some(libc::ENODEV))]);
+        let to = |dst| move |route: &Route| route.dst == net(dst);
+        assert!(host.routes(RouteFilter::default()).unwrap().iter().any(to("10.8.0.0/24")));
+    });
+}
+
+#[test]
+fn routes_are_listed_by_who_made_them() {
+    testns::in_fresh(|| {
+        let mut host = Netlink::open().unwrap();
+        let br0 = bridge(&mut host).index;
+        let made = |dst: &str, protocol| Route { oif: Some(br0), protocol, ..Route::to(net(dst)) };
+        let mut batch = Batch::new();
+        for (dst, protocol) in [("10.1.0.0/24", 87), ("10.2.0.0/24", 4), ("fd01::/64", 87), ("fd02::/64", 4)]
+        {
+            batch.route_replace(&made(dst, protocol));
+        }
+        let nowhere = Route { kind: UNREACHABLE, protocol: 87, ..Route::to(net("10.3.0.0/24")) };
+        batch.route_replace(&nowhere);
+        host.run(batch).unwrap();
+        let filter = RouteFilter { protocol: Some(87), table: Some(MAIN_TABLE), ..RouteFilter::default() };
+        let found = host.routes(filter).unwrap();
+        let found: Vec<_> = found.iter().map(|route| (route.dst, route.kind)).collect();
+        let (one, three) = ((net("10.1.0.0/24"), 1), (net("10.3.0.0/24"), UNREACHABLE));
+        assert_eq!(found, [one, three, (net("fd01::/64"), 1)]);
     });
 }
