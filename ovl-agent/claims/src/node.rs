@@ -186,6 +186,10 @@ impl Node {
         no()
     }
 
+    /// The underlay's address and segment are these now: when they are others than before, this host's record is written anew
+    /// (at once, or when the store is back), as if the agent had been started with them. Cheap when they are the same.
+    pub fn set_vtep(&self, _vtep: std::net::IpAddr, _segment: Option<IpNetwork>) {}
+
     /// How the node is with the store.
     pub fn status(&self) -> NodeStatus {
         NodeStatus::default()

@@ -68,6 +68,15 @@ impl Reconciler {
         Ok(Changes::default())
     }
 
+    /// As [`Self::full`], but deletes nothing: for a view that is the one last seen, because the store has not been read since the
+    /// agent's start (`ovl_claims::Node::synced` is false). Later deltas may delete what they say.
+    ///
+    /// # Errors
+    /// As [`Self::full`].
+    pub fn mend(&mut self, _view: &View) -> Result<Changes> {
+        Ok(Changes::default())
+    }
+
     /// Applies what changed since the last pass, without reading anything: the cost is the delta's. Becomes [`Self::full`] when
     /// there was none yet, when `delta.all`, when this host itself changed, and when the kernel refuses something.
     ///
