@@ -8,6 +8,7 @@
 //! The executables under test are those in `$WEFT_DIST`, by default `dist/` of the workspace (`make build`).
 #![forbid(unsafe_code)]
 
+mod agent;
 mod cni;
 mod command;
 pub mod compare;
@@ -16,6 +17,7 @@ mod machine;
 mod pods;
 mod snapshot;
 
+pub use agent::{Agent, SOCKET};
 pub use cni::{Chain, Failure};
 pub use command::{Output, Running};
 pub use host::{Host, LIMIT};

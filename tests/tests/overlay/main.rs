@@ -1,0 +1,3 @@
+//! The overlay as a user meets it, driven by the real executables.
+
+mod single;
