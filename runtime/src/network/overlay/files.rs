@@ -1,7 +1,7 @@
 //! The conflists of overlay networks: copies of what the agent knows, written and dropped as networks come and go on any
 //! host.
 
-use super::{agent, check_overlap};
+use super::{DRIVER, agent, check_overlap};
 use crate::network::{self, Network, conflist, lock, remove, warn};
 use crate::paths::Paths;
 use crate::spec::NetAttach;
@@ -64,10 +64,13 @@ fn compare(
     agents: &[model::Network],
 ) -> Result<(Vec<Change>, Vec<String>)> {
     let (mut changes, mut notes) = (Vec::new(), Vec::new());
-    for network in agents.iter().filter(|network| !network.removing) {
+    // One whose removal was cut off is among them: `network rm` is how it goes.
+    for network in agents {
         let list = wanted(network)?;
         let file = path(paths, &network.name);
         match local.iter().find(|local| local.name() == network.name) {
+            // Somebody wrote it by hand, for the same network.
+            Some(local) if local.driver() == DRIVER && !local.is_overlay() => {}
             Some(local) if !local.is_overlay() => notes.push(format!(
                 "overlay network {} cannot be used on this host: another network in {} has this name",
                 network.name,
@@ -83,9 +86,8 @@ fn compare(
             None => changes.push(Change::Write(file, list)),
         }
     }
-    let gone = |local: &&Network| {
-        local.is_overlay() && !agents.iter().any(|network| network.name == local.name() && !network.removing)
-    };
+    let gone =
+        |local: &&Network| local.is_overlay() && !agents.iter().any(|network| network.name == local.name());
     changes.extend(local.iter().filter(gone).map(|local| Change::Drop(local.path.clone())));
     Ok((changes, notes))
 }

@@ -153,8 +153,23 @@ fn files_follow_what_the_agent_has() {
     assert_eq!(names(&current), ["one", "web"]);
     assert_eq!((current[0].id(), current[0].subnets()[0].to_string().as_str()), ("b1", "10.3.0.0/16"));
     assert!(networks::lookup(&paths, "two").unwrap().is_none());
+    // One whose removal was cut off can be removed again.
     agent.state().networks[0].removing = true;
-    assert_eq!(names(&networks::current(&paths)), ["web"]);
+    fs::remove_file(paths.config_dir.join("one.conflist")).unwrap();
+    assert_eq!(names(&networks::current(&paths)), ["one", "web"]);
+}
+
+#[test]
+fn a_conflist_written_by_hand_for_an_overlay_network_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = paths(dir.path());
+    fs::create_dir_all(&paths.config_dir).unwrap();
+    let text = json!({"cniVersion": "1.0.0", "name": "ov", "plugins": [{"type": "overlay"}]}).to_string();
+    fs::write(paths.config_dir.join("mine.conflist"), &text).unwrap();
+    let _agent = Fake::start(&paths, vec![network("a1", "ov", "10.1.0.0/16")]);
+    assert_eq!(names(&networks::current(&paths)), ["ov"]);
+    assert_eq!(fs::read_to_string(paths.config_dir.join("mine.conflist")).unwrap(), text);
+    assert_eq!(fs::read_dir(&paths.config_dir).unwrap().count(), 1);
 }
 
 #[test]
