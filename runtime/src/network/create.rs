@@ -55,7 +55,7 @@ pub fn create(paths: &Paths, request: &Request) -> Result<Network> {
     }
     // Subnets of overlay networks that were made on other hosts are taken here too. With the agent down those count that
     // are known.
-    let _ = overlay::refresh(paths);
+    let _ = overlay::confirm(paths);
     let options = Options::parse(&request.options)?;
     let asked = request.subnets.iter().map(|text| pools::parse_subnet(text)).collect::<Result<Vec<_>>>()?;
     let _lock = lock::create(paths)?;

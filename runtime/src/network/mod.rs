@@ -23,7 +23,7 @@ pub use remove::{prune, remove};
 
 use crate::paths::Paths;
 use crate::spec::NetAttach;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cni::config::ConfList;
 use ipnetwork::IpNetwork;
 use meta::{KEY, Meta};
@@ -191,13 +191,14 @@ pub fn lookup(paths: &Paths, what: &str) -> Result<Option<Network>> {
     if what == DEFAULT || found.as_ref().is_some_and(|found| !found.is_overlay()) {
         return Ok(found);
     }
-    match (overlay::refresh(paths), found) {
-        (Ok(()), _) => local(paths, what),
-        (Err(_), Some(found)) => Ok(Some(found)),
-        (Err(error), None) => {
-            Err(error.context(format!("{}, and the overlay's are not known", missing(paths, what))))
-        }
+    if found.is_some() {
+        // What this host knows of an overlay network will do when the agent cannot tell.
+        let _ = overlay::confirm(paths);
+        return local(paths, what);
     }
+    overlay::refresh(paths)
+        .with_context(|| format!("{}, and the overlay's are not known", missing(paths, what)))?;
+    local(paths, what)
 }
 
 fn missing(paths: &Paths, what: &str) -> String {

@@ -7,10 +7,14 @@ use crate::paths::Paths;
 use crate::spec::NetAttach;
 use anyhow::{Context, Result, bail};
 use cni::config::ConfList;
-use ovl_api::model;
+use ovl_api::{Client, model};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long an answer may take that can be done without.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// A network's file.
 pub fn path(paths: &Paths, name: &str) -> PathBuf {
@@ -97,7 +101,19 @@ fn compare(
 /// # Errors
 /// The agent does not answer, or a file cannot be written. Files are as they were then.
 pub fn refresh(paths: &Paths) -> Result<()> {
-    let Some(client) = agent(paths) else { return Ok(()) };
+    agent(paths).map_or(Ok(()), |client| refresh_from(paths, &client))
+}
+
+/// As [`refresh`], for those who can do with the files as they are: an agent that cannot tell at once, because its store
+/// does not answer, is not waited for.
+///
+/// # Errors
+/// As [`refresh`].
+pub fn confirm(paths: &Paths) -> Result<()> {
+    agent(paths).map_or(Ok(()), |client| refresh_from(paths, &client.with_timeout(AT_ONCE)))
+}
+
+fn refresh_from(paths: &Paths, client: &Client) -> Result<()> {
     let (changes, notes) = compare(paths, &network::all(paths), &client.networks()?)?;
     notes.into_iter().for_each(warn);
     if changes.is_empty() {
@@ -136,7 +152,8 @@ pub fn prepare(paths: &Paths, attaches: &[NetAttach]) -> Result<()> {
     if attaches.iter().all(|attach| named(&all, attach).is_some_and(|network| !network.is_overlay())) {
         return Ok(());
     }
-    let _ = refresh(paths);
+    let known = attaches.iter().all(|attach| named(&all, attach).is_some());
+    let _ = if known { confirm(paths) } else { refresh(paths) };
     let all = network::all(paths);
     for network in attaches.iter().filter_map(|attach| named(&all, attach)).filter(Network::is_overlay) {
         let flag = format!("network {}: its subnet", network.name());

@@ -12,7 +12,7 @@ mod remove;
 mod tests;
 
 pub use create::create;
-pub use files::{prepare, refresh};
+pub use files::{confirm, prepare, refresh};
 pub use inspect::complete;
 pub use options::interface_prefix;
 pub use remove::{has_endpoints, remove, still_used};
