@@ -1,0 +1,232 @@
+//! The settings: read from all layers, checked, and in the types that the rest works with.
+
+mod layers;
+#[cfg(test)]
+mod tests;
+
+pub use layers::{Layers, Value};
+
+use ovl_store::target::{EtcdConf, Target};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// What is wrong with a setting: where it was given, its value, what is allowed. Never a password.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+type Result<T> = std::result::Result<T, ConfigError>;
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Logging {
+    /// The least important that is shown.
+    pub level: tracing::Level,
+    /// A JSON object a line, for programs.
+    pub json: bool,
+}
+
+/// The settings of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The agent's own directory: DIR/ovl-agent.
+    pub agent_root: PathBuf,
+    /// The directory of the socket.
+    pub run: PathBuf,
+    /// The host's name in the cluster.
+    pub node_name: String,
+    /// The underlay's interface, when it is not to be found.
+    pub interface: Option<String>,
+    /// The VTEP address, when it is not to be found.
+    pub advertise: Option<IpAddr>,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// The store.
+    pub store: Target,
+    /// Where /metrics and /healthz are served over TCP.
+    pub metrics_listen: Option<SocketAddr>,
+    /// The log.
+    pub logging: Logging,
+    /// Things that are allowed but not wise, to be logged.
+    pub warnings: Vec<String>,
+}
+
+/// The directory of the socket, for commands that talk to an agent.
+pub fn run_dir(layers: &Layers) -> Result<PathBuf> {
+    directory(layers, "run", "/run/weft")
+}
+
+impl Config {
+    /// Checks the settings. `host` is this host's name, `env` gives variables.
+    ///
+    /// # Errors
+    /// The first one that is not allowed.
+    pub fn check(layers: &Layers, host: &str, env: impl Fn(&str) -> Option<String>) -> Result<Config> {
+        let agent_root = ovl_api::names::agent_root(&directory(layers, "root", "/var/lib/weft")?);
+        let mut warnings = Vec::new();
+        let store = match layers.get("etcd") {
+            Some(value) => Target::Etcd(etcd(layers, value, env, &mut warnings)?),
+            None => {
+                let needs = layers::KEYS.iter().find_map(|key| {
+                    key.starts_with("etcd-").then(|| layers.get(key)).flatten().map(|value| &value.origin)
+                });
+                if let Some(origin) = needs {
+                    return Err(ConfigError(format!(
+                        "{origin}: it needs the endpoints of etcd, --etcd URL,…"
+                    )));
+                }
+                Target::Local(agent_root.join("store"))
+            }
+        };
+        Ok(Config {
+            run: run_dir(layers)?,
+            node_name: node_name(layers.get("node-name"), host)?,
+            interface: layers.get("interface").map(interface).transpose()?,
+            advertise: layers.get("advertise").map(advertise).transpose()?,
+            port: layers.get("port").map_or(Ok(ovl_api::names::VXLAN_PORT), port)?,
+            metrics_listen: layers.get("metrics-listen").map(listen).transpose()?,
+            logging: logging(layers)?,
+            agent_root,
+            store,
+            warnings,
+        })
+    }
+}
+
+/// The log's settings.
+pub fn logging(layers: &Layers) -> Result<Logging> {
+    let level = match layers.get("log").map(|value| (value, value.text.as_str())) {
+        None | Some((_, "info")) => tracing::Level::INFO,
+        Some((_, "error")) => tracing::Level::ERROR,
+        Some((_, "warn")) => tracing::Level::WARN,
+        Some((_, "debug")) => tracing::Level::DEBUG,
+        Some((value, _)) => return Err(value.wrong("must be error, warn, info or debug")),
+    };
+    let json = match layers.get("log-format").map(|value| (value, value.text.as_str())) {
+        None | Some((_, "text")) => false,
+        Some((_, "json")) => true,
+        Some((value, _)) => return Err(value.wrong("must be text or json")),
+    };
+    Ok(Logging { level, json })
+}
+
+fn directory(layers: &Layers, key: &str, default: &str) -> Result<PathBuf> {
+    let Some(value) = layers.get(key) else { return Ok(PathBuf::from(default)) };
+    // Also refuses the empty path.
+    std::path::absolute(&value.text).map_err(|_| value.wrong("must be the path of a directory"))
+}
+
+fn node_name(value: Option<&Value>, host: &str) -> Result<String> {
+    let default =
+        Value { text: host.to_owned(), origin: "--node-name, by default the host name,".to_owned() };
+    let value = value.unwrap_or(&default);
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let name = &value.text;
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if first && name.len() <= 253 && name.bytes().all(good) {
+        return Ok(name.clone());
+    }
+    Err(value.wrong("must be 1 to 253 of a-z, A-Z, 0-9, '.', '-' and '_', the first a letter or digit"))
+}
+
+fn interface(value: &Value) -> Result<String> {
+    let name = &value.text;
+    let good = (1..16).contains(&name.len())
+        && !matches!(name.as_str(), "." | "..")
+        && !name.chars().any(|c| c == '/' || c == ':' || c.is_whitespace());
+    if good { Ok(name.clone()) } else { Err(value.wrong("must be an interface's name, 1 to 15 bytes")) }
+}
+
+fn advertise(value: &Value) -> Result<IpAddr> {
+    let allowed = "must be an address of this host that other hosts reach, like 192.0.2.7 or 2001:db8::7";
+    let address = value.text.parse::<IpAddr>().map_err(|_| value.wrong(allowed))?;
+    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local {
+        return Err(value.wrong(allowed));
+    }
+    Ok(address)
+}
+
+fn port(value: &Value) -> Result<u16> {
+    let port = value.text.parse::<u16>().ok().filter(|port| *port > 0);
+    port.ok_or_else(|| value.wrong("must be a UDP port, 1 to 65535"))
+}
+
+fn listen(value: &Value) -> Result<SocketAddr> {
+    let address = value.text.parse::<SocketAddr>();
+    address.map_err(|_| value.wrong("must be ADDRESS:PORT, like 127.0.0.1:9790 or [::1]:9790"))
+}
+
+fn etcd(
+    layers: &Layers,
+    endpoints: &Value,
+    env: impl Fn(&str) -> Option<String>,
+    warnings: &mut Vec<String>,
+) -> Result<EtcdConf> {
+    let text = |key: &str| layers.get(key).map(|value| value.text.clone());
+    let path = |key: &str| layers.get(key).map(|value| PathBuf::from(&value.text));
+    let conf = EtcdConf {
+        endpoints: endpoints.text.split(',').map(|url| url.trim().to_owned()).collect(),
+        prefix: text("etcd-prefix").unwrap_or_else(|| "/weft/".to_owned()),
+        ca: path("etcd-ca"),
+        cert: path("etcd-cert"),
+        key: path("etcd-key"),
+        server_name: text("etcd-server-name"),
+        user: user(layers, env, warnings)?,
+    };
+    conf.check().map_err(|error| match error {
+        // The store names flags; it may have been a variable or the file.
+        ovl_store::Error::Setting { field, value, why } => {
+            let given = layers.get(field.trim_start_matches("--"));
+            let origin = given.map_or(field, |given| &given.origin);
+            ConfigError(format!("{origin} {value:?}: {why}"))
+        }
+        other => ConfigError(other.to_string()),
+    })?;
+    Ok(conf)
+}
+
+/// The user and the password, which comes from a file or a variable only.
+fn user(
+    layers: &Layers,
+    env: impl Fn(&str) -> Option<String>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<(String, String)>> {
+    let file = layers.get("etcd-password-file");
+    let variable = env("WEFT_ETCD_PASSWORD").filter(|password| !password.is_empty());
+    let Some(user) = layers.get("etcd-user") else {
+        return match (file, variable) {
+            (Some(file), _) => Err(ConfigError(format!("{}: it needs --etcd-user", file.origin))),
+            (None, Some(_)) => Err(ConfigError("WEFT_ETCD_PASSWORD: it needs --etcd-user".to_owned())),
+            (None, None) => Ok(None),
+        };
+    };
+    if user.text.is_empty() || user.text.contains(':') {
+        // The value is not shown: there may be a password in it.
+        let allowed = "must be the name of a user of etcd; the password goes into --etcd-password-file";
+        return Err(ConfigError(format!("{}: {allowed}", user.origin)));
+    }
+    let password = match (file, variable) {
+        (Some(file), _) => {
+            let path = Path::new(&file.text);
+            let text = std::fs::read_to_string(path).map_err(|error| file.wrong(error))?;
+            warnings.extend(readable_by_others(path));
+            text.lines().next().unwrap_or_default().to_owned()
+        }
+        (None, Some(password)) => password,
+        (None, None) => {
+            return Err(user.wrong("it needs --etcd-password-file FILE, or the variable WEFT_ETCD_PASSWORD"));
+        }
+    };
+    if password.is_empty() {
+        return Err(ConfigError("--etcd-password-file: its first line must be the password".to_owned()));
+    }
+    Ok(Some((user.text.clone(), password)))
+}
+
+fn readable_by_others(path: &Path) -> Option<String> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    (mode & 0o077 != 0)
+        .then(|| format!("the password file {} can be read by others (mode {mode:04o})", path.display()))
+}

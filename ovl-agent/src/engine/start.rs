@@ -1,0 +1,124 @@
+//! How the engine comes up: the underlay, the node, the thread that works on the kernel.
+
+use super::shown::Shown;
+use super::worker::{Times, Worker};
+use super::{Engine, Started, internal};
+use crate::lock;
+use anyhow::{Context, Result, anyhow};
+use ovl_api::wire::{Detach, Problem};
+use ovl_claims::{Node, NodeConf, Timing};
+use ovl_kernel::{Found, Reconciler, find_underlay};
+use ovl_store::Kv;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+
+/// How often the underlay is looked for while it is not there.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How the underlay is found, and what other hosts are told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its interface, when it is not to be found.
+    pub interface: Option<String>,
+    /// The VTEP address, when it is not to be found.
+    pub advertise: Option<IpAddr>,
+    /// UDP port of VXLAN.
+    pub port: u16,
+}
+
+/// Starts the engine: waits for the underlay, opens the node, and lets it and the worker run until `stop`. The worker's thread
+/// is given back.
+///
+/// # Errors
+/// The agent's files cannot be used, or the kernel has no netlink.
+pub async fn start(
+    engine: Arc<Engine>,
+    settings: Settings,
+    kv: Kv,
+    mut stop: watch::Receiver<bool>,
+) -> Result<Option<JoinHandle<()>>> {
+    let (underlay, address, segment) = tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => return Ok(None),
+        found = underlay(&engine, &settings) => found,
+    };
+    tracing::info!("the underlay is interface {}, address {address}, MTU {}", underlay.name, underlay.mtu);
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot's ID")?;
+    let node = Node::open(NodeConf {
+        root: engine.agent_root.clone(),
+        name: engine.host.clone(),
+        boot_id: boot_id.trim().to_owned(),
+        vtep: address,
+        segment,
+        port: settings.port,
+        kv,
+        liveness: NodeConf::LIVENESS,
+        timing: Timing::default(),
+    })?;
+    let shown = watch::Sender::new(Shown::new(underlay.clone(), address));
+    let poke = Arc::new(Notify::new());
+    let worker = Worker {
+        settings,
+        changed: node.changed(),
+        node: node.clone(),
+        reconciler: Reconciler::new(underlay)?,
+        poke: poke.clone(),
+        stop: stop.clone(),
+        metrics: engine.metrics.clone(),
+        shown: shown.clone(),
+        times: Times::default(),
+    };
+    let started = Started { node: node.clone(), shown: shown.subscribe(), poke };
+    engine.started.set(started).map_err(|_| anyhow!("the engine is started twice"))?;
+    let handle = Handle::current();
+    let thread = std::thread::Builder::new().name("kernel".to_owned());
+    let thread = thread.spawn(move || worker.run(&handle)).context("start a thread")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = node.run() => {}
+        }
+    });
+    Ok(Some(thread))
+}
+
+/// The underlay, as soon as it is there.
+async fn underlay(engine: &Engine, settings: &Settings) -> Found {
+    let mut told = String::new();
+    loop {
+        let why = match find_underlay(settings.interface.as_deref(), settings.advertise) {
+            Ok(found) => return found,
+            Err(error) => error.to_string(),
+        };
+        if why != told {
+            tracing::warn!("waiting for the underlay: {why}");
+            engine.set_waiting(&format!("waiting for the underlay: {why}"));
+            told = why;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Leaves a note that an attachment has ended, which the node reads when it comes up.
+///
+/// # Errors
+/// It cannot be written.
+pub fn leave_note(agent_root: &Path, detach: &Detach) -> Result<(), Problem> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let dir = ovl_api::names::release_notes(agent_root);
+    let name = format!("agent-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let write = || -> Result<()> {
+        lock::private_dir(&dir)?;
+        // Whole or not at all: readers take names without a dot in front only.
+        let draft = dir.join(format!(".{name}"));
+        std::fs::write(&draft, serde_json::to_vec(detach)?)?;
+        std::fs::rename(&draft, dir.join(format!("{name}.json")))?;
+        Ok(())
+    };
+    write().map_err(|error| internal(format!("a release note in {}: {error:#}", dir.display())))
+}

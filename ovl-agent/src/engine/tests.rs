@@ -1,0 +1,1 @@
+//! The engine with a local store, in a network namespace of its own.

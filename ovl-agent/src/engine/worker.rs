@@ -1,0 +1,269 @@
+//! The one thread that changes the kernel: it waits for the view to change, for a request, or for the time of a full pass,
+//! and brings the kernel to what the view wants.
+//!
+//! Until the store has been read, the view is the one last seen: the kernel is mended by it, and nothing is deleted.
+
+use super::shown::Shown;
+use super::start::Settings;
+use crate::metrics::{Metrics, Pass};
+use crate::notify;
+use ovl_api::model::{Delta, View};
+use ovl_claims::Node;
+use ovl_kernel::{Changes, Reconciler, find_underlay};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+
+/// From the end of one full pass to the next: what somebody deletes is back within a minute.
+const FULL_EVERY: Duration = Duration::from_secs(50);
+/// By how much that varies, so that hosts that start together do not work together.
+const JITTER: Duration = Duration::from_secs(6);
+/// The first and the longest pause after a pass that did not do all.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How often the store's first answer is looked for, should the view not change by it.
+const UNSYNCED: Duration = Duration::from_millis(200);
+
+/// The thread's state.
+pub struct Worker {
+    pub settings: Settings,
+    pub node: Node,
+    pub reconciler: Reconciler,
+    pub changed: watch::Receiver<u64>,
+    pub poke: Arc<Notify>,
+    pub stop: watch::Receiver<bool>,
+    pub shown: watch::Sender<Shown>,
+    pub metrics: Arc<Metrics>,
+    pub times: Times,
+}
+
+/// When what is due, and what was told.
+#[derive(Default)]
+pub struct Times {
+    /// A full pass; None: now.
+    full: Option<Instant>,
+    /// How often in a row a pass did not do all.
+    failures: u32,
+    /// A full pass has been done since the store was read.
+    synced: bool,
+    /// A pass has been done at all.
+    begun: bool,
+    /// Failures that were logged, by network ID.
+    told: BTreeMap<String, String>,
+    /// What is wrong with the underlay, as it was logged.
+    underlay: Option<String>,
+}
+
+enum Wake {
+    Work,
+    Full,
+    Stop,
+}
+
+impl Worker {
+    /// Works until it is told to stop. Leaves the kernel as it is.
+    pub fn run(mut self, handle: &Handle) {
+        loop {
+            self.turn();
+            notify::alive();
+            match handle.block_on(self.wait()) {
+                Wake::Work => {}
+                Wake::Full => self.times.full = None,
+                Wake::Stop => return,
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let full = self.times.full.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        let unsynced = if self.times.synced { Duration::MAX } else { UNSYNCED };
+        let alive = notify::alive_every().unwrap_or(Duration::MAX);
+        let pause = full.min(unsynced).min(alive);
+        tokio::select! {
+            biased;
+            // The sender is gone only when the agent ends.
+            _ = self.stop.wait_for(|stop| *stop) => Wake::Stop,
+            () = self.poke.notified() => Wake::Full,
+            changed = self.changed.changed() => if changed.is_ok() { Wake::Work } else { Wake::Stop },
+            () = tokio::time::sleep(pause) => Wake::Work,
+        }
+    }
+
+    fn turn(&mut self) {
+        let generation = *self.changed.borrow_and_update();
+        // In this order: the view is at this revision at least, and synced when this says so.
+        let synced = self.node.synced();
+        let revision = self.node.revision();
+        let due = self.times.full.is_none_or(|at| at <= Instant::now());
+        let full = due || !self.times.begun || (synced && !self.times.synced);
+        if full {
+            self.look_at_underlay();
+        }
+        let mut shown = self.shown.borrow().clone();
+        let (passes, counts) = self.node.clone().with_view(|view, delta| {
+            let counts = shown.look(view);
+            (self.passes(view, &delta, full, synced), counts)
+        });
+        self.settle(&mut shown, passes, full, synced);
+        shown.generation = generation;
+        if shown.complete() {
+            shown.revision = shown.revision.max(revision);
+        }
+        self.metrics.counted(counts, shown.failed.len());
+        let applied = shown.complete() && shown.synced;
+        self.shown.send_replace(shown);
+        if applied {
+            self.node.applied(revision);
+        }
+    }
+
+    /// Brings the kernel to the view; None when there is nothing to do. A full pass after the first one is preceded by one
+    /// of what is known to have changed: what it finds besides is drift.
+    fn passes(
+        &mut self,
+        view: &View,
+        delta: &Delta,
+        full: bool,
+        synced: bool,
+    ) -> Option<Result<Changes, String>> {
+        let mut all = None;
+        if self.times.begun && !delta.all && !delta.is_empty() {
+            all = Some(self.pass(Pass::Delta, false, |reconciler| reconciler.delta(view, delta)));
+        }
+        if full || delta.all {
+            let drift = self.times.begun && self.times.synced && !delta.all;
+            let last = self.pass(Pass::Full, drift, |reconciler| {
+                if synced { reconciler.full(view) } else { reconciler.mend(view) }
+            });
+            self.times.begun = true;
+            all = Some(last);
+        }
+        all
+    }
+
+    fn pass(
+        &mut self,
+        kind: Pass,
+        drift: bool,
+        work: impl FnOnce(&mut Reconciler) -> ovl_kernel::Result<Changes>,
+    ) -> Result<Changes, String> {
+        let begun = Instant::now();
+        let result = work(&mut self.reconciler).map_err(|error| error.to_string());
+        let seconds = begun.elapsed().as_secs_f64();
+        let (count, complete) = match &result {
+            Ok(changes) => (changes.lines.len(), changes.is_complete()),
+            Err(_) => (0, false),
+        };
+        self.metrics.passed(kind, seconds, count, drift, complete);
+        if let Ok(changes) = &result {
+            changes.lines.iter().for_each(|line| tracing::info!("{line}"));
+            changes.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        }
+        result
+    }
+
+    /// Notes what the passes could not do, logs what is new of it, and says when the next full pass is due.
+    fn settle(
+        &mut self,
+        shown: &mut Shown,
+        passes: Option<Result<Changes, String>>,
+        full: bool,
+        synced: bool,
+    ) {
+        let Some(result) = passes else { return };
+        match &result {
+            Ok(changes) => shown.set_failures(changes),
+            Err(error) => shown.error = Some(error.clone()),
+        }
+        self.tell(shown);
+        if full {
+            shown.full_passes += 1;
+            let first = synced && !self.times.synced && shown.error.is_none();
+            self.times.synced |= first;
+            shown.synced |= first;
+        }
+        if shown.complete() {
+            self.times.failures = 0;
+            if full {
+                self.times.full = Some(Instant::now() + jitter(FULL_EVERY, JITTER));
+            }
+            return;
+        }
+        let pause = RETRY.0.saturating_mul(1 << self.times.failures.min(16)).min(RETRY.1);
+        self.times.failures += 1;
+        self.times.full = Some(Instant::now() + pause);
+    }
+
+    /// A line for each failure that is new, and for each that is over.
+    fn tell(&mut self, shown: &Shown) {
+        let mut now: BTreeMap<String, String> = BTreeMap::new();
+        for (network, why) in &shown.failed {
+            let known = shown.networks.iter().find(|(_, known)| known.id == *network);
+            let name = known.map_or(network, |(name, _)| name);
+            now.insert(format!("network {name}"), why.clone());
+        }
+        if !shown.failed_elsewhere.is_empty() {
+            now.insert("this host".to_owned(), shown.failed_elsewhere.join("; "));
+        }
+        if let Some(why) = &shown.error {
+            now.insert("the kernel".to_owned(), why.clone());
+        }
+        for (what, why) in &now {
+            if self.times.told.get(what) != Some(why) {
+                tracing::error!("{what}: {why}");
+            }
+        }
+        for what in self.times.told.keys().filter(|what| !now.contains_key(*what)) {
+            tracing::info!("{what}: all is as it should be again");
+        }
+        self.times.told = now;
+    }
+
+    /// Looks whether the underlay is as it was: its interface may have been made anew, its address may have changed.
+    fn look_at_underlay(&mut self) {
+        let address = self.shown.borrow().address;
+        // As long as the address is there nothing else is looked for: a default route may come and go.
+        let found = find_underlay(None, Some(address))
+            .or_else(|_| find_underlay(self.settings.interface.as_deref(), self.settings.advertise));
+        let told = match found {
+            Ok((underlay, vtep, segment)) => {
+                if underlay.link != self.reconciler.underlay().link {
+                    tracing::info!(
+                        "the underlay is interface {} now, number {}",
+                        underlay.name,
+                        underlay.link
+                    );
+                    match Reconciler::new(underlay.clone()) {
+                        Ok(reconciler) => self.reconciler = reconciler,
+                        Err(error) => tracing::error!("the kernel cannot be asked: {error}"),
+                    }
+                }
+                if vtep != address {
+                    tracing::warn!(
+                        "the underlay's address {address} is gone, it is {vtep} now; the other hosts are told"
+                    );
+                }
+                self.node.set_vtep(vtep, segment);
+                self.shown.send_modify(|shown| (shown.underlay, shown.address) = (underlay, vtep));
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if told != self.times.underlay {
+            match &told {
+                Some(why) => tracing::warn!("the underlay with {address} is gone ({why}); waiting for it"),
+                None => tracing::info!("the underlay with {address} is back"),
+            }
+            self.times.underlay = told;
+        }
+    }
+}
+
+/// A time around `middle`.
+fn jitter(middle: Duration, by: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    // Random by construction: every RandomState has keys of its own.
+    let random = RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64;
+    middle.saturating_sub(by) + by.mul_f64(2.0 * random)
+}

@@ -1,0 +1,125 @@
+//! `ovl-agent run`: the agent's life, from the lock to the signal that ends it.
+
+use crate::config::Config;
+use crate::engine::{self, Engine, Settings};
+use crate::{api, lock, logging, notify};
+use anyhow::{Context, Result};
+use ovl_store::Kv;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+/// How long requests that have begun may take when the agent ends.
+const FINISH: Duration = Duration::from_secs(5);
+/// How long the store may take to hear that the agent ends.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// How often systemd is told how the agent is, if that has changed.
+const TELL: Duration = Duration::from_millis(250);
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Another agent has this root or socket; files, sockets or the configured store cannot be used at all.
+pub fn run(config: Config) -> Result<()> {
+    logging::start(config.logging);
+    let _lock = lock::take(&config.agent_root)?;
+    // Two workers: one answers while the other writes to a local store. Their threads are in this network namespace.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(serve(config));
+    // What still waits for a store that is away is not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+    let kv = Kv::open(&config.store).await.context("the store")?;
+    let store = kv.describe();
+    tracing::info!("ovl-agent {} for host {}, {store}", env!("CARGO_PKG_VERSION"), config.node_name);
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let engine = Arc::new(Engine::new(config.node_name, config.agent_root, store));
+    let (stop, stopped) = watch::channel(false);
+    let ended = |mut stopped: watch::Receiver<bool>| async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    let mut servers = tokio::task::JoinSet::new();
+    let socket = api::unix(&ovl_api::names::socket(&config.run))?;
+    servers.spawn(socket.serve(api::full(engine.clone()), ended(stopped.clone())));
+    if let Some(address) = config.metrics_listen {
+        let listener = api::tcp(address).await?;
+        let app = api::public(engine.clone());
+        let served = axum::serve(listener, app).with_graceful_shutdown(ended(stopped.clone()));
+        servers.spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!("--metrics-listen {address}: {error}");
+            }
+        });
+    }
+    let settings = Settings { interface: config.interface, advertise: config.advertise, port: config.port };
+    let start = tokio::spawn(engine::start(engine.clone(), settings, kv, stopped));
+    let teller = tokio::spawn(tell(engine.clone()));
+    let mut thread = None;
+    let mut start = Some(start);
+    let result = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            started = async { match start.as_mut() { Some(start) => start.await, None => std::future::pending().await } } => {
+                start = None;
+                match started.context("the engine")? {
+                    Ok(worker) => thread = worker,
+                    Err(error) => break Err(error),
+                }
+            }
+        }
+    };
+    teller.abort();
+    notify::stopping();
+    let _ = stop.send(true);
+    if timeout(FINISH, async { while servers.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!("some requests did not end within {FINISH:?}");
+    }
+    if timeout(GOODBYE, engine.stop()).await.is_err() {
+        tracing::warn!("the store did not hear that this agent ends; other hosts take it for suspect soon");
+    }
+    if let Some(thread) = thread {
+        let _ = timeout(FINISH, tokio::task::spawn_blocking(|| thread.join())).await;
+    }
+    if result.is_ok() {
+        tracing::info!("ended; containers and the kernel stay as they are");
+    }
+    result
+}
+
+/// Tells systemd: ready after the first synchronisation, or, when that has to wait for the store or the underlay, at once,
+/// with the reason; and what changes later.
+async fn tell(engine: Arc<Engine>) {
+    let mut told: Option<String> = None;
+    loop {
+        let status = engine.status();
+        let sentence = match (&status.store_error, status.ready, &status.held_back) {
+            (_, _, Some(why)) => format!("changes are held back: {why}"),
+            (Some(why), true, None) => format!("ready; the store is away: {why}"),
+            (Some(why), false, None) => format!("not ready: {why}"),
+            (None, true, None) => "ready".to_owned(),
+            (None, false, None) => String::new(),
+        };
+        if !sentence.is_empty() && told.as_deref() != Some(&sentence) {
+            if told.is_none() {
+                notify::ready(&sentence)
+            } else {
+                notify::status(&sentence)
+            }
+            told = Some(sentence);
+        }
+        sleep(TELL).await;
+    }
+}
