@@ -163,18 +163,27 @@ fn etcd(
     env: impl Fn(&str) -> Option<String>,
     warnings: &mut Vec<String>,
 ) -> Result<EtcdConf> {
-    let text = |key: &str| layers.get(key).map(|value| value.text.clone());
-    let path = |key: &str| layers.get(key).map(|value| PathBuf::from(&value.text));
-    let conf = EtcdConf {
-        endpoints: endpoints.text.split(',').map(|url| url.trim().to_owned()).collect(),
-        prefix: text("etcd-prefix").unwrap_or_else(|| "/weft/".to_owned()),
-        ca: path("etcd-ca"),
-        cert: path("etcd-cert"),
-        key: path("etcd-key"),
-        server_name: text("etcd-server-name"),
-        user: user(layers, env, warnings)?,
+    let text = |key: &str| layers.get(key).map(|value| value.text.as_str());
+    let path = |key: &str| text(key).map(PathBuf::from);
+    let password_file = path("etcd-password-file");
+    if let Some(user) = layers.get("etcd-user").filter(|user| user.text.contains(':')) {
+        // The value is not shown: there may be a password in it.
+        let allowed = "must be the name of a user of etcd; the password goes into --etcd-password-file";
+        return Err(ConfigError(format!("{}: {allowed}", user.origin)));
+    }
+    let conf = || -> ovl_store::Result<EtcdConf> {
+        let mut conf = EtcdConf::new(&endpoints.text)?;
+        if let Some(prefix) = text("etcd-prefix") {
+            conf.prefix = prefix.to_owned();
+        }
+        (conf.ca, conf.cert, conf.key) = (path("etcd-ca"), path("etcd-cert"), path("etcd-key"));
+        conf.server_name = text("etcd-server-name").map(str::to_owned);
+        let password = env("WEFT_ETCD_PASSWORD");
+        conf.set_user(text("etcd-user"), password_file.as_deref(), password.as_deref())?;
+        conf.check()?;
+        Ok(conf)
     };
-    conf.check().map_err(|error| match error {
+    let conf = conf().map_err(|error| match error {
         // The store names flags; it may have been a variable or the file.
         ovl_store::Error::Setting { field, value, why } => {
             let given = layers.get(field.trim_start_matches("--"));
@@ -183,45 +192,8 @@ fn etcd(
         }
         other => ConfigError(other.to_string()),
     })?;
+    warnings.extend(password_file.as_deref().and_then(readable_by_others));
     Ok(conf)
-}
-
-/// The user and the password, which comes from a file or a variable only.
-fn user(
-    layers: &Layers,
-    env: impl Fn(&str) -> Option<String>,
-    warnings: &mut Vec<String>,
-) -> Result<Option<(String, String)>> {
-    let file = layers.get("etcd-password-file");
-    let variable = env("WEFT_ETCD_PASSWORD").filter(|password| !password.is_empty());
-    let Some(user) = layers.get("etcd-user") else {
-        return match (file, variable) {
-            (Some(file), _) => Err(ConfigError(format!("{}: it needs --etcd-user", file.origin))),
-            (None, Some(_)) => Err(ConfigError("WEFT_ETCD_PASSWORD: it needs --etcd-user".to_owned())),
-            (None, None) => Ok(None),
-        };
-    };
-    if user.text.is_empty() || user.text.contains(':') {
-        // The value is not shown: there may be a password in it.
-        let allowed = "must be the name of a user of etcd; the password goes into --etcd-password-file";
-        return Err(ConfigError(format!("{}: {allowed}", user.origin)));
-    }
-    let password = match (file, variable) {
-        (Some(file), _) => {
-            let path = Path::new(&file.text);
-            let text = std::fs::read_to_string(path).map_err(|error| file.wrong(error))?;
-            warnings.extend(readable_by_others(path));
-            text.lines().next().unwrap_or_default().to_owned()
-        }
-        (None, Some(password)) => password,
-        (None, None) => {
-            return Err(user.wrong("it needs --etcd-password-file FILE, or the variable WEFT_ETCD_PASSWORD"));
-        }
-    };
-    if password.is_empty() {
-        return Err(ConfigError("--etcd-password-file: its first line must be the password".to_owned()));
-    }
-    Ok(Some((user.text.clone(), password)))
 }
 
 fn readable_by_others(path: &Path) -> Option<String> {
