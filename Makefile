@@ -11,7 +11,7 @@ CARGO   ?= cargo
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 OUT     := $(TARGET)/dist
 DIST    := dist
-PLUGINS := bridge container host host-local loopback none portmap static
+PLUGINS := bridge container host host-local loopback none overlay portmap static
 
 # Where `make install` puts things; DESTDIR for packagers.
 PREFIX  ?= /usr/local

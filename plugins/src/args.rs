@@ -3,7 +3,8 @@
 use cni::Error;
 use cni::Version;
 use cni::code::INVALID_CONFIG;
-use cni::config::present;
+use cni::config::{get, present};
+use cni::request::Request;
 use cni::types::{AddResult, Route};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
@@ -48,6 +49,44 @@ pub fn routes(ipam: &Map<String, Value>) -> Result<Vec<Route>, Error> {
 pub fn mac(key: &str, text: &str) -> Result<[u8; 6], Error> {
     let allowed = "six bytes, as 0a:58:0a:01:02:03, the first of which is even (not a multicast address)";
     net::parse_mac(text).map_err(|_| Error::config(key, format!("{text:?}"), allowed))
+}
+
+/// The addresses that a request asks for, from `CNI_ARGS`, `args.cni` and the runtime. They add up; the same address from two
+/// places is one request.
+pub fn requested_ips(request: &Request) -> Result<Vec<IpAddr>, Error> {
+    let mut all = Vec::new();
+    if let Some(ip) = request.args.get("IP").filter(|ip| !ip.is_empty()) {
+        let parsed = address_or_cidr("CNI_ARGS IP", ip);
+        all.push(parsed.map_err(|error| Error::environment(&["CNI_ARGS"], error.details))?);
+    }
+    for (from, key) in
+        [(&request.conf.args_cni, "args.cni.ips"), (&request.conf.runtime_config, "runtimeConfig.ips")]
+    {
+        for text in get::<Vec<String>>(from, "ips")?.unwrap_or_default() {
+            all.push(address_or_cidr(key, &text)?);
+        }
+    }
+    let mut seen = Vec::new();
+    for ip in all.into_iter().map(plain) {
+        if !seen.contains(&ip) {
+            seen.push(ip);
+        }
+    }
+    Ok(seen)
+}
+
+/// The hardware address that a request asks for: the runtime's before `args.cni`'s before that of `CNI_ARGS`.
+pub fn container_mac(request: &Request) -> Result<Option<[u8; 6]>, Error> {
+    if let Some(text) = request.conf.capability::<String>("mac")?.filter(|text| !text.is_empty()) {
+        return mac("runtimeConfig.mac", &text).map(Some);
+    }
+    let from_args = get::<String>(&request.conf.args_cni, "mac")?;
+    if let Some(text) = from_args.filter(|text| !text.is_empty()) {
+        return mac("args.cni.mac", &text).map(Some);
+    }
+    let text = request.args.get("MAC").filter(|text| !text.is_empty());
+    let parsed = text.map(|text| mac("MAC", text)).transpose();
+    parsed.map_err(|error| Error::environment(&["CNI_ARGS"], error.details))
 }
 
 /// Versions below 0.3.0 have room for one address of each family.

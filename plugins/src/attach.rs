@@ -1,13 +1,19 @@
-//! A container's interface: a veth pair in one exchange with the kernel, then everything inside the container in another.
+//! A container's interface: a veth pair in one exchange with the kernel, then everything inside the container in another;
+//! and its removal.
 
-use crate::errors::{Coded, EXISTS};
+use crate::errors::{Coded, EXISTS, Failures};
+use crate::firewall;
 use cni::Error;
+use cni::request::Request;
 use cni::types::{Interface, Route as RouteConf};
 use ipnetwork::IpNetwork;
+use net::names::clip_network;
 use net::{
-    Batch, Family, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth, dead, mac_text, sysctl,
+    Batch, DEAD_GROUP, Family, Link, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth, dead,
+    mac_text, sysctl,
 };
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::IpAddr;
 
 /// A random hardware address, locally administered. Links get theirs with their creation: one that the kernel chose would
 /// be replaced behind our back by udev's MACAddressPolicy, and a bridge's would change with its ports.
@@ -29,8 +35,10 @@ pub struct Wanted<'a> {
     pub mac: [u8; 6],
     /// MTU of both ends in bytes; `None`: the kernel's choice.
     pub mtu: Option<u32>,
-    /// The bridge that the host's end is a port of.
-    pub master: u32,
+    /// The bridge that the host's end is a port of; `None`: it is routed.
+    pub master: Option<u32>,
+    /// The device group of the host's end.
+    pub group: Option<u32>,
     /// How it is a port.
     pub port: PortSet,
 }
@@ -41,6 +49,8 @@ pub struct Pair {
     pub host: u32,
     /// The index of the container's end, in the container.
     pub container: u32,
+    /// The hardware address of the host's end.
+    pub host_mac: [u8; 6],
     /// Both ends as results have them.
     pub interfaces: [Interface; 2],
 }
@@ -70,7 +80,8 @@ pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted
         mac: Some(mac),
         peer_mac: Some(peer_mac),
         mtu: wanted.mtu,
-        master: Some(wanted.master),
+        master: wanted.master,
+        group: wanted.group,
         alias: Some(&alias),
         port: wanted.port,
         ..Veth::new(&name, &wanted.owner.ifname, wanted.netns)
@@ -94,6 +105,7 @@ pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted
     Ok(Pair {
         host: far.peer_index.unwrap_or_default(),
         container: far.index,
+        host_mac: mac,
         interfaces: [interface(&name, mac, None), container],
     })
 }
@@ -107,6 +119,13 @@ pub struct Settings<'a> {
     pub routes: &'a [RouteConf],
     /// Whether duplicate addresses are looked for.
     pub dad: bool,
+    /// No route to its subnet comes with an address.
+    pub no_prefix_routes: bool,
+    /// Neighbours that need not be asked for their hardware address.
+    pub neighbours: &'a [(IpAddr, [u8; 6])],
+    /// The kernel is asked for the interface at the end, so that it acts on its carrier at once and not in the background:
+    /// until then IPv6 sends nothing.
+    pub at_once: bool,
 }
 
 /// Brings the container's interface up and gives it addresses and routes: everything in one exchange.
@@ -125,12 +144,19 @@ pub fn configure(
     let mut batch = Batch::new();
     for &net in settings.addresses {
         // With IPv6 an address without NODAD cannot be used for a second or two.
-        batch.addr_add(index, &NewAddr { nodad: !settings.dad, ..NewAddr::new(net) });
+        let noprefixroute = settings.no_prefix_routes;
+        batch.addr_add(index, &NewAddr { net, nodad: !settings.dad, noprefixroute });
     }
     batch.set(index, &LinkSet { up: Some(true), arp_notify: Some(true), ..LinkSet::default() });
+    for &(ip, mac) in settings.neighbours {
+        batch.neigh_replace(index, ip, mac);
+    }
     for route in settings.routes {
         // The route to an address's own subnet comes with the address; asking for it again is no error.
         batch.route_add(&kernel_route(index, route)).or_existing();
+    }
+    if settings.at_once {
+        batch.lookup(ifname);
     }
     netlink.run(batch).coded()?;
     Ok(())
@@ -162,6 +188,41 @@ pub fn kernel_route(index: u32, route: &RouteConf) -> Route {
         table: route.table,
         scope: route.scope,
         ..Route::to(route.dst)
+    }
+}
+
+/// Takes the veth of an attachment out of service, if it exists, and has it deleted.
+pub fn remove(owner: &Owner, netns: &Netns) -> Result<(), Error> {
+    let mut netlink = Netlink::open().coded()?;
+    if dead::detach(&mut netlink, &owner.host_veth(), Some(netns), &owner.ifname).coded()? {
+        firewall::finish(None)?;
+    }
+    Ok(())
+}
+
+/// Takes the links of the network's stale attachments out of service (GC), and says whose they were. `links` are those of
+/// this namespace.
+pub fn sweep(host: &mut Netlink, links: &[Link], request: &Request, failures: &mut Failures) -> Vec<Owner> {
+    let network = clip_network(&request.conf.name);
+    let valid = firewall::valid(request);
+    let mut swept = Vec::new();
+    for link in links {
+        let Some(owner) = link.alias.as_deref().and_then(Owner::parse_alias) else { continue };
+        if link.group != DEAD_GROUP && owner.network == network && !valid(&owner.container, &owner.ifname) {
+            eprintln!("network {}: link {} of {} removed", request.conf.name, link.name, owner.tag());
+            failures.note(dead::detach(host, &link.name, None, &owner.ifname).coded().map(drop));
+            swept.push(owner);
+        }
+    }
+    swept
+}
+
+/// What the child of a DEL that was killed left behind is deleted soon; an ADD, which looks for it, does not wait for that.
+pub fn bury(plugin: &str, host: &mut Netlink) {
+    match dead::remain(host) {
+        Ok(true) => drop(firewall::finish(None)),
+        Ok(false) => {}
+        Err(error) => eprintln!("{plugin}: {error}"),
     }
 }
 

@@ -3,6 +3,8 @@
 //! The numbers below 100 are the specification's (section 5); those of 100 and above are listed in docs/differences.md.
 
 use cni::{Error, code};
+use ovl_api::ClientError;
+use ovl_api::wire::ProblemKind;
 
 /// An address that was asked for is held by another container.
 pub const ADDRESS_TAKEN: u32 = 101;
@@ -35,6 +37,31 @@ impl<T> Coded<T> for Result<T, ipam::Error> {
     fn coded(self) -> Result<T, Error> {
         self.map_err(|error| from_ipam(&error))
     }
+}
+
+impl<T> Coded<T> for Result<T, ClientError> {
+    fn coded(self) -> Result<T, Error> {
+        self.map_err(|error| from_ovl(&error))
+    }
+}
+
+/// The number of an error of the overlay agent, or of the lack of one.
+pub fn from_ovl(error: &ClientError) -> Error {
+    use ProblemKind as K;
+    let number = match error {
+        ClientError::NoAgent { .. } | ClientError::TimedOut { .. } => code::TRY_AGAIN,
+        ClientError::Denied { .. } => code::IO,
+        ClientError::Garbled { .. } => code::DECODE,
+        ClientError::Problem(problem) => match problem.kind {
+            K::Invalid | K::NotFound => code::INVALID_CONFIG,
+            K::Taken => ADDRESS_TAKEN,
+            K::Full => RANGE_FULL,
+            K::Duplicate => EXISTS,
+            K::Store | K::NotReady => code::TRY_AGAIN,
+            K::InUse | K::Internal => code::PLUGIN,
+        },
+    };
+    Error::new(number, error.to_string())
 }
 
 /// The number of a kernel error.
@@ -135,6 +162,27 @@ mod tests {
             error.code == 104 && error.msg.contains("8080") && error.msg.contains("web/c1/eth0"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_the_overlay_agent_says_has_the_numbers_of_the_address_store() {
+        let problem = |kind| ClientError::Problem(ovl_api::wire::Problem::new(kind, "why"));
+        let absent = ClientError::NoAgent { socket: "/run/x.sock".into(), why: "refused".into() };
+        let absent = from_ovl(&absent);
+        assert!(absent.code == 11 && absent.msg.contains("ovl-agent run"), "{absent}");
+        for (kind, number) in [
+            (ProblemKind::Invalid, 7),
+            (ProblemKind::NotFound, 7),
+            (ProblemKind::Taken, 101),
+            (ProblemKind::Full, 102),
+            (ProblemKind::Duplicate, 103),
+            (ProblemKind::Store, 11),
+            (ProblemKind::NotReady, 11),
+            (ProblemKind::Internal, 100),
+        ] {
+            let error = from_ovl(&problem(kind));
+            assert_eq!((error.code, error.msg.as_str()), (number, "why"), "{kind:?}");
+        }
     }
 
     #[test]

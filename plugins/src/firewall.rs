@@ -38,6 +38,18 @@ impl Backend {
     }
 }
 
+/// What `ipMasqBackend` means.
+///
+/// # Errors
+/// Code 7 for another word.
+pub fn masquerade_backend(word: Option<&str>) -> Result<Backend, Error> {
+    match word.unwrap_or_default() {
+        "" | "nftables" => Ok(Backend::Nftables),
+        "iptables" => Ok(Backend::Iptables),
+        other => Err(Error::config("ipMasqBackend", format!("{other:?}"), "\"nftables\" or \"iptables\"")),
+    }
+}
+
 /// Done with the firewall after an ADD. Its socket is closed where nobody waits for it.
 pub fn release(firewall: &dyn Firewall) {
     if let Some(handle) = firewall.handle() {

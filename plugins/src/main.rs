@@ -8,6 +8,7 @@
 mod args;
 mod attach;
 mod bridge;
+mod check;
 mod container;
 mod errors;
 mod firewall;
@@ -18,6 +19,7 @@ mod ipam_client;
 mod loopback;
 mod netns;
 mod none;
+mod overlay;
 mod place;
 mod portmap;
 mod rollback;
@@ -29,13 +31,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// Every plugin in this file, by name.
-const PLUGINS: [&dyn Plugin; 8] = [
+const PLUGINS: [&dyn Plugin; 9] = [
     &bridge::Bridge,
     &container::Container,
     &host::Host,
     &hostlocal::HostLocal,
     &loopback::Loopback,
     &none::None,
+    &overlay::Overlay,
     &portmap::Portmap,
     &static_ipam::Static,
 ];

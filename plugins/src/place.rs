@@ -5,9 +5,16 @@ use std::path::PathBuf;
 
 /// `WEFT_ROOT`, or /var/lib/weft.
 pub fn root() -> PathBuf {
-    std::env::var_os("WEFT_ROOT")
-        .filter(|root| !root.is_empty())
-        .map_or_else(|| PathBuf::from("/var/lib/weft"), PathBuf::from)
+    from_environment("WEFT_ROOT", "/var/lib/weft")
+}
+
+/// `WEFT_RUN`, or /run/weft: where sockets are.
+pub fn run() -> PathBuf {
+    from_environment("WEFT_RUN", "/run/weft")
+}
+
+fn from_environment(name: &str, usual: &str) -> PathBuf {
+    std::env::var_os(name).filter(|path| !path.is_empty()).map_or_else(|| PathBuf::from(usual), PathBuf::from)
 }
 
 /// The kernel's name for this boot (random(4)); empty when it cannot be read, which no boot's name equals.

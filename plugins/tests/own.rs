@@ -143,6 +143,7 @@ fn the_executable_installs_itself_under_every_name() {
         "host-local",
         "loopback",
         "none",
+        "overlay",
         "portmap",
         "static"
     ]));

@@ -15,7 +15,7 @@ use cni::request::Request;
 use cni::types::{AddResult, Interface};
 use ipnetwork::IpNetwork;
 use net::firewall::{Firewall, nft::Nftables};
-use net::{Batch, Link, Netlink, Netns, Owner, PortSet, dead, sysctl};
+use net::{Batch, Link, Netlink, Owner, PortSet, sysctl};
 use std::time::Duration;
 
 /// How long duplicate address detection may take; the kernel needs one to two seconds.
@@ -66,14 +66,15 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         rollback.on_failure("the watch on its port", || unwatch(&owner));
         watch(&owner, mac)?;
     }
-    rollback.on_failure("the link", || remove_link(&owner, &netns));
+    rollback.on_failure("the link", || attach::remove(&owner, &netns));
     let wanted = Wanted {
         owner: &owner,
         netns: &netns,
         sandbox: netns::sandbox(request),
         mac,
         mtu: conf.mtu,
-        master: bridge.index,
+        master: Some(bridge.index),
+        group: None,
         port: PortSet {
             hairpin: conf.hairpin.then_some(true),
             isolated: conf.port_isolation.then_some(true),
@@ -85,7 +86,8 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     if !conf.disable_container_interface {
         let index = pair.container;
         let routes = kernel_routes(&result);
-        let settings = Settings { addresses: &addresses, routes: &routes, dad: conf.dad };
+        let settings =
+            Settings { addresses: &addresses, routes: &routes, dad: conf.dad, ..Settings::default() };
         attach::configure(&netns, &mut container, &request.ifname, index, &settings)?;
         // The kernel acts on a new carrier in the background; asked for the link, it does so first. Then the port forwards,
         // the bridge sends, and the container's first packets are not lost.
@@ -120,12 +122,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         result.dns = request.conf.dns.clone();
     }
     rollback.keep();
-    // What the child of a DEL that was killed left behind; this ADD itself does not wait for it.
-    match dead::remain(&mut host) {
-        Ok(true) => drop(firewall::finish(None)),
-        Ok(false) => {}
-        Err(error) => eprintln!("bridge: {error}"),
-    }
+    attach::bury("bridge", &mut host);
     Ok(result)
 }
 
@@ -155,15 +152,6 @@ fn watch(owner: &Owner, mac: [u8; 6]) -> Result<(), Error> {
 fn unwatch(owner: &Owner) -> Result<(), Error> {
     let mut nft = Nftables::open().coded()?;
     nft.unwatch(owner).and_then(|()| nft.tidy()).coded()
-}
-
-/// Takes the veth out of service, if it exists.
-fn remove_link(owner: &Owner, netns: &Netns) -> Result<(), Error> {
-    let mut netlink = Netlink::open().coded()?;
-    if dead::detach(&mut netlink, &owner.host_veth(), Some(netns), &owner.ifname).coded()? {
-        firewall::finish(None)?;
-    }
-    Ok(())
 }
 
 /// Takes back a bridge that only this ADD wanted.

@@ -1,7 +1,7 @@
 //! The bridge plugin's configuration, checked before anything is changed.
 
-use crate::args::mac;
-use crate::firewall::Backend;
+use crate::args::container_mac;
+use crate::firewall::{Backend, masquerade_backend};
 use cni::Error;
 use cni::request::Request;
 use serde::Deserialize;
@@ -106,20 +106,6 @@ fn trunk(items: &[Trunk]) -> Result<Vec<(u16, u16)>, Error> {
     Ok(ranges)
 }
 
-/// The hardware address: the runtime's before `args.cni`'s before that of `CNI_ARGS`.
-fn container_mac(request: &Request) -> Result<Option<[u8; 6]>, Error> {
-    if let Some(text) = request.conf.capability::<String>("mac")?.filter(|text| !text.is_empty()) {
-        return mac("runtimeConfig.mac", &text).map(Some);
-    }
-    let from_args = cni::config::get::<String>(&request.conf.args_cni, "mac")?;
-    if let Some(text) = from_args.filter(|text| !text.is_empty()) {
-        return mac("args.cni.mac", &text).map(Some);
-    }
-    let text = request.args.get("MAC").filter(|text| !text.is_empty());
-    let parsed = text.map(|text| mac("MAC", text)).transpose();
-    parsed.map_err(|error| Error::environment(&["CNI_ARGS"], error.details))
-}
-
 impl Conf {
     /// Reads the configuration.
     ///
@@ -131,17 +117,7 @@ impl Conf {
         cni::validate::ifname(&bridge).map_err(|_| {
             Error::config("bridge", format!("{bridge:?}"), "the name of an interface, at most 15 bytes")
         })?;
-        let backend = match keys.ip_masq_backend.as_deref().unwrap_or_default() {
-            "" | "nftables" => Backend::Nftables,
-            "iptables" => Backend::Iptables,
-            other => {
-                return Err(Error::config(
-                    "ipMasqBackend",
-                    format!("{other:?}"),
-                    "\"nftables\" or \"iptables\"",
-                ));
-            }
-        };
+        let backend = masquerade_backend(keys.ip_masq_backend.as_deref())?;
         let same_bridge = match keys.ingress_policy.as_deref().unwrap_or_default() {
             "" | "open" => false,
             "same-bridge" => true,

@@ -8,6 +8,7 @@ mod lock;
 mod result;
 mod vlan;
 
+use crate::attach;
 use crate::errors::{Coded, Failures};
 use crate::firewall::{self, owner};
 use crate::ipam_client::{self, Ipam};
@@ -18,8 +19,7 @@ use cni::request::Request;
 use cni::types::AddResult;
 use conf::Conf;
 use net::firewall::{Firewall, What, nft::Nftables};
-use net::names::clip_network;
-use net::{DEAD_GROUP, Netlink, Netns, Owner, dead};
+use net::{Netlink, Netns, Owner, dead};
 
 /// The plugin.
 pub struct Bridge;
@@ -109,7 +109,9 @@ fn gc(request: &Request) -> Result<(), Error> {
     let conf = Conf::of(request)?;
     let mut failures = Failures::default();
     let mut host = Netlink::open().coded()?;
-    failures.note(sweep_links(&mut host, request));
+    if let Some(links) = failures.value(host.links().coded()) {
+        attach::sweep(&mut host, &links, request, &mut failures);
+    }
     failures.note(dead::reap(&mut host).coded());
     failures.note(ipam_client::gc(request));
     if let Some(backend) = conf.masquerade {
@@ -150,18 +152,4 @@ fn sweep_watches(request: &Request) -> Result<(), Error> {
         eprintln!("network {}: {removed} stale entries removed from table bridge weft", request.conf.name);
     }
     nft.tidy().coded()
-}
-
-fn sweep_links(host: &mut Netlink, request: &Request) -> Result<(), Error> {
-    let network = clip_network(&request.conf.name);
-    let valid = firewall::valid(request);
-    let mut failures = Failures::default();
-    for link in host.links().coded()? {
-        let Some(owner) = link.alias.as_deref().and_then(Owner::parse_alias) else { continue };
-        if link.group != DEAD_GROUP && owner.network == network && !valid(&owner.container, &owner.ifname) {
-            eprintln!("network {}: link {} of {} removed", request.conf.name, link.name, owner.tag());
-            failures.note(dead::detach(host, &link.name, None, &owner.ifname).coded().map(drop));
-        }
-    }
-    failures.outcome()
 }

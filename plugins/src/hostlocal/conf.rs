@@ -1,7 +1,7 @@
 //! host-local's configuration: ranges from four places, requested addresses from three.
 
 use super::resolv;
-use crate::args::{address, address_or_cidr, cidr, one_each, plain, routes};
+use crate::args::{address, cidr, one_each, requested_ips, routes};
 use crate::errors::Coded;
 use crate::place;
 use cni::Error;
@@ -113,7 +113,7 @@ impl Conf {
         let sets = all_sets(request, ipam)?;
         let firsts = sets.iter().filter_map(|set| Some(set.ranges().first()?.start));
         one_each(request.conf.version, firsts)?;
-        let requested = requested(request)?;
+        let requested = requested_ips(request)?;
         requested.iter().try_for_each(|&ip| can_be_given(&request.conf.name, ip, &sets))?;
         let reserved: Vec<String> = get(ipam, "reserved")?.unwrap_or_default();
         let resolv_conf = get::<String>(ipam, "resolvConf")?.filter(|path| !path.is_empty());
@@ -160,27 +160,4 @@ fn all_sets(request: &Request, ipam: &Map<String, Value>) -> Result<Vec<RangeSet
     }
     ipam::check_disjoint(&all).coded().map_err(|error| at("ipam.ranges", error))?;
     Ok(all)
-}
-
-/// Requests add up; the same address from two places is one request.
-fn requested(request: &Request) -> Result<Vec<IpAddr>, Error> {
-    let mut all = Vec::new();
-    if let Some(ip) = request.args.get("IP").filter(|ip| !ip.is_empty()) {
-        let parsed = address_or_cidr("CNI_ARGS IP", ip);
-        all.push(parsed.map_err(|error| Error::environment(&["CNI_ARGS"], error.details))?);
-    }
-    for (from, key) in
-        [(&request.conf.args_cni, "args.cni.ips"), (&request.conf.runtime_config, "runtimeConfig.ips")]
-    {
-        for text in get::<Vec<String>>(from, "ips")?.unwrap_or_default() {
-            all.push(address_or_cidr(key, &text)?);
-        }
-    }
-    let mut seen = Vec::new();
-    for ip in all.into_iter().map(plain) {
-        if !seen.contains(&ip) {
-            seen.push(ip);
-        }
-    }
-    Ok(seen)
 }

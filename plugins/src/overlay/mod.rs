@@ -1,0 +1,102 @@
+//! overlay: the container is attached to an overlay network, in which containers of many hosts reach each other. The overlay
+//! agent of this host gives the addresses and sees to the way between the hosts; the container's own link is made here.
+//!
+//! It is routed, not bridged: one end of a veth pair is in the container, the other on the host with a route of its own to
+//! the container's addresses. Neither end has to ask for the other's hardware address. The agent is needed for ADD and
+//! STATUS alone: a DEL that does not find it leaves a note, from which the agent later learns what it may give to others.
+
+mod add;
+mod check;
+mod conf;
+mod gc;
+mod notes;
+mod plan;
+
+use crate::errors::{Coded, Failures};
+use crate::firewall::{self, owner};
+use crate::netns;
+use cni::plugin::Plugin;
+use cni::request::Request;
+use cni::types::AddResult;
+use cni::{Error, code};
+use conf::Conf;
+use net::{Netlink, Netns, Owner, dead};
+use ovl_api::wire::Detach;
+
+/// The plugin.
+pub struct Overlay;
+
+impl Plugin for Overlay {
+    fn name(&self) -> &'static str {
+        "overlay"
+    }
+
+    fn about(&self) -> String {
+        crate::about("overlay")
+    }
+
+    fn add(&self, request: &Request) -> Result<AddResult, Error> {
+        add::add(request)
+    }
+
+    /// Every step is taken, whatever becomes of the others, and none needs what ADD returned. The address is given back
+    /// last: nothing leads to the container any more when somebody else gets it.
+    fn del(&self, request: &Request) -> Result<(), Error> {
+        let conf = Conf::lenient(request);
+        let owner = owner(request);
+        let netns = netns::open_for_del(request);
+        let mut failures = Failures::default();
+        failures.note(remove_link(&owner, netns.as_ref()));
+        let mut firewall = None;
+        if conf.masquerades(request.conf.prev_result.as_ref())
+            && let Some(mut opened) = failures.value(conf.backend.open())
+        {
+            let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
+            let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
+            failures.note(opened.unmasquerade(&owner, &addresses).coded());
+            failures.note(firewall::tidy_iptables(opened.as_mut()));
+            firewall = Some(opened);
+        }
+        failures.note(give_back(&conf, &detach(&conf, request)));
+        failures.note(firewall::finish(firewall.as_deref()));
+        failures.outcome()
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        check::check(request)
+    }
+
+    fn gc(&self, request: &Request) -> Result<(), Error> {
+        gc::gc(request)
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        let conf = Conf::of(request)?;
+        let unusable = |error: Error| Error { code: code::NOT_AVAILABLE, ..error };
+        if conf.masquerade != Some(false) {
+            conf.backend.open().map_err(unusable)?;
+        }
+        conf.client().status(Some(&conf.network)).coded().map(drop).map_err(unusable)
+    }
+}
+
+/// What the agent is told of an attachment that ends.
+fn detach(conf: &Conf, request: &Request) -> Detach {
+    Detach {
+        network: conf.network.clone(),
+        container: request.container_id.clone(),
+        ifname: request.ifname.clone(),
+    }
+}
+
+fn remove_link(owner: &Owner, netns: Option<&Netns>) -> Result<(), Error> {
+    let mut host = Netlink::open().coded()?;
+    dead::detach(&mut host, &owner.host_veth(), netns, &owner.ifname).coded().map(drop)
+}
+
+/// Gives an attachment's addresses back: by the agent, or by a note for it when it is not there or in trouble.
+fn give_back(conf: &Conf, detach: &Detach) -> Result<(), Error> {
+    let Err(error) = conf.client().detach(detach) else { return notes::forget(conf, detach) };
+    eprintln!("overlay: the addresses are given back later, by a note for the agent: {error}");
+    notes::leave(conf, detach)
+}

@@ -1,0 +1,78 @@
+//! Release notes: what DELs leave that find no agent. One file an attachment, named by a hash of it, which
+//! holds the request that the agent did not get.
+
+use super::conf::Conf;
+use cni::Error;
+use net::Owner;
+use ovl_api::names;
+use ovl_api::wire::Detach;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A file that is older and still not whole was left by a DEL that was killed.
+const ABANDONED: Duration = Duration::from_secs(60);
+
+fn directory(conf: &Conf) -> PathBuf {
+    names::release_notes(&names::agent_root(&conf.root))
+}
+
+fn name(detach: &Detach) -> String {
+    let Detach { network, container, ifname } = detach;
+    format!("{}.json", Owner::new(&**network, &**container, &**ifname).host_veth())
+}
+
+/// Leaves a note, which is there as a whole or not at all.
+pub fn leave(conf: &Conf, detach: &Detach) -> Result<(), Error> {
+    let (directory, name) = (directory(conf), name(detach));
+    write(&directory, &name, detach).map_err(|error| {
+        Error::io(format!("cannot leave a note for the overlay agent in {}", directory.display()), error)
+    })
+}
+
+fn write(directory: &Path, name: &str, detach: &Detach) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let unfinished = directory.join(format!(".{name}.{}", std::process::id()));
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    file.write_all(&serde_json::to_vec(detach)?)?;
+    fs::rename(&unfinished, directory.join(name))
+}
+
+/// Takes an attachment's note away, which is out of date: the agent was told, or it has granted the attachment anew.
+pub fn forget(conf: &Conf, detach: &Detach) -> Result<(), Error> {
+    let path = directory(conf).join(name(detach));
+    match fs::remove_file(&path) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(Error::io(format!("cannot remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The notes that are there. What killed DELs left unfinished is removed.
+pub fn all(conf: &Conf) -> Result<Vec<Detach>, Error> {
+    let directory = directory(conf);
+    let unreadable = |error| Error::io(format!("cannot read {}", directory.display()), error);
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(unreadable)?,
+    };
+    let mut notes = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(unreadable)?;
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            let modified = entry.metadata().and_then(|data| data.modified());
+            if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED)) {
+                let _ = fs::remove_file(entry.path());
+            }
+            continue;
+        }
+        // The agent may have read and removed it by now.
+        let Ok(text) = fs::read(entry.path()) else { continue };
+        notes.extend(serde_json::from_slice::<Detach>(&text).ok());
+    }
+    Ok(notes)
+}
