@@ -128,7 +128,7 @@ pub enum Watch {
     /// Of the embedded store.
     Local(local::Watch),
     /// Of etcd.
-    Etcd(etcd::Watch),
+    Etcd(Box<etcd::Watch>),
 }
 
 /// How long one exchange with the store may take before it counts as unreachable.
@@ -187,7 +187,7 @@ impl Kv {
     pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
         Ok(match self {
             Kv::Local(local) => Watch::Local(local.watch(prefix, from)?),
-            Kv::Etcd(etcd) => Watch::Etcd(etcd.watch(prefix, from).await?),
+            Kv::Etcd(etcd) => Watch::Etcd(Box::new(etcd.watch(prefix, from).await?)),
         })
     }
 

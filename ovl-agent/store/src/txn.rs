@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Error, Op, Result, Txn};
+use crate::{Compare, Error, Op, Result, Txn};
 
 /// Conditions and steps of one transaction; etcd's own bound is 128.
 pub(crate) const MAX_OPS: usize = 100;
@@ -26,6 +26,17 @@ impl Txn {
         let bytes: usize = self.then.iter().chain(&self.otherwise).map(size).sum();
         if bytes > MAX_BYTES {
             return refuse(format!("a transaction has {bytes} bytes; at most {MAX_BYTES} are allowed"));
+        }
+        let ranges = self.then.iter().chain(&self.otherwise).filter_map(|op| match op {
+            Op::DeleteRange(from, to) | Op::Get(from, to) => Some((from, to)),
+            _ => None,
+        });
+        let empty = self.when.iter().filter_map(|compare| match compare {
+            Compare::Empty(from, to) => Some((from, to)),
+            _ => None,
+        });
+        if let Some((from, to)) = ranges.chain(empty).find(|(from, to)| from >= to) {
+            return refuse(format!("the range from {from:?} to {to:?} ends before it begins"));
         }
         check_branch(&self.then)?;
         check_branch(&self.otherwise)

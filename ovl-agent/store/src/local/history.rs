@@ -89,10 +89,14 @@ impl fmt::Debug for Watch {
 }
 
 impl Watch {
-    pub(super) fn new(store: Local, prefix: &str, from: Revision) -> Watch {
+    pub(super) fn new(store: Local, prefix: &str, from: Revision) -> Result<Watch> {
         let newest = store.history().newest.subscribe();
-        let next = if from > 0 { from } else { *newest.borrow() + 1 };
-        Watch { store, newest, prefix: prefix.to_owned(), next }
+        let coming = *newest.borrow() + 1;
+        if from > coming {
+            return Err(Error::OtherCluster { endpoints: store.describe() });
+        }
+        let next = if from > 0 { from } else { coming };
+        Ok(Watch { store, newest, prefix: prefix.to_owned(), next })
     }
 
     /// All that happened since, or, once there is something, the next change.
@@ -103,7 +107,6 @@ impl Watch {
         loop {
             self.newest.borrow_and_update();
             let (changes, newest) = self.store.history().since(self.next, &self.prefix)?;
-            // A watch from a revision to come waits for it.
             if newest >= self.next {
                 self.next = newest + 1;
                 return Ok(if changes.is_empty() {

@@ -104,9 +104,9 @@ impl Local {
     /// The changes below a prefix from this revision on; 0: from now on.
     ///
     /// # Errors
-    /// None; what is too old is told by [`Watch::next`].
+    /// [`Error::OtherCluster`]: the revision is yet to come. What is too old is told by [`Watch::next`].
     pub fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
-        Ok(Watch::new(self.clone(), prefix, from))
+        Watch::new(self.clone(), prefix, from)
     }
 
     /// Does a transaction; it is on the disk when this returns, so this blocks.

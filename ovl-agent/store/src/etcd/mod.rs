@@ -1,0 +1,267 @@
+//! etcd: several endpoints, TLS, user and password; every call is bounded by [`crate::PATIENCE`].
+
+mod link;
+mod seen;
+mod trouble;
+mod watch;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{
+    Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, PutOptions, ResponseHeader, Txn as EtcdTxn,
+    TxnOp, TxnOpResponse,
+};
+
+use crate::target::EtcdConf;
+use crate::{Compare, Done, Error, KeyValue, LeaseId, Op, Result, Revision, Snapshot, Txn, range_end};
+use link::Links;
+use seen::{Mark, Seen};
+use trouble::{Kind, Trouble};
+pub use watch::Watch;
+
+/// Keys in one page of a snapshot.
+const PAGE: i64 = 1000;
+/// How often a snapshot begins anew when its revision is compacted away while it is read.
+const RESTARTS: u32 = 3;
+/// The longest answer that is taken, in bytes. etcd's transactions are bounded to 1.5 MiB, a page of them is not.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// etcd; clones share the connection.
+#[derive(Clone)]
+pub struct Etcd {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    links: Links,
+    seen: Seen,
+    page: i64,
+}
+
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Etcd").field("conf", self.inner.links.conf()).finish_non_exhaustive()
+    }
+}
+
+impl Etcd {
+    /// Reads the files of the configuration; connects when it is used first.
+    ///
+    /// # Errors
+    /// [`Error::Setting`].
+    pub async fn open(conf: &EtcdConf) -> Result<Etcd> {
+        Etcd::with_page(conf, PAGE)
+    }
+
+    /// As [`Etcd::open`], with so many keys in a page of a snapshot; for tests.
+    ///
+    /// # Errors
+    /// [`Error::Setting`].
+    #[doc(hidden)]
+    pub fn with_page(conf: &EtcdConf, page: i64) -> Result<Etcd> {
+        let inner = Inner { links: Links::new(conf)?, seen: Seen::default(), page };
+        Ok(Etcd { inner: Arc::new(inner) })
+    }
+
+    /// For people.
+    pub fn describe(&self) -> String {
+        format!("etcd at {}", self.inner.links.endpoints())
+    }
+
+    /// Everything below a prefix at one revision, read in pages.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], [`Error::Tls`], [`Error::Denied`]; [`Error::OtherCluster`], once; [`Error::Compacted`] when
+    /// the store is compacted faster than it can be read.
+    pub async fn snapshot(&self, prefix: &str) -> Result<Snapshot> {
+        let mut restarts = 0;
+        loop {
+            match self.read_all(prefix).await {
+                Err(Error::Compacted(_)) if restarts < RESTARTS => restarts += 1,
+                done => return done,
+            }
+        }
+    }
+
+    async fn read_all(&self, prefix: &str) -> Result<Snapshot> {
+        let end = self.key(&range_end(prefix));
+        let mut from = self.key(prefix);
+        let mut snapshot = Snapshot { revision: 0, cluster: 0, entries: Vec::new() };
+        loop {
+            let options = GetOptions::new()
+                .with_range(end.clone())
+                .with_limit(self.inner.page)
+                .with_revision(snapshot.revision);
+            let before = self.inner.seen.mark();
+            let read = self.inner.links.call(true, |link| {
+                let (from, options) = (from.clone(), options.clone());
+                async move {
+                    let mut kv = link.client.kv_client().max_decoding_message_size(MAX_ANSWER);
+                    Ok(kv.get(from, Some(options)).await?)
+                }
+            });
+            let (mut page, _) = read.await.map_err(|trouble| self.error(trouble, snapshot.revision))?;
+            let mark = header(page.header())?;
+            self.admit(before, mark)?;
+            if snapshot.cluster == 0 {
+                snapshot.revision = mark.revision();
+                snapshot.cluster = mark.cluster();
+            } else if snapshot.cluster != mark.cluster() {
+                // Two pages of two clusters, and someone else was told.
+                return Err(self.other());
+            }
+            let more = page.more();
+            let kvs = page.take_kvs();
+            if let Some(last) = kvs.last() {
+                from = last.key().to_vec();
+                from.push(0);
+            }
+            let more = more && !kvs.is_empty();
+            snapshot.entries.extend(kvs.into_iter().filter_map(|kv| self.entry(kv)));
+            if !more {
+                return Ok(snapshot);
+            }
+        }
+    }
+
+    /// Does a transaction.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`]: whether it was done is not known; [`Error::Tls`], [`Error::Denied`], [`Error::Refused`].
+    pub async fn commit(&self, txn: Txn) -> Result<Done> {
+        txn.check()?;
+        let request = self.request(&txn);
+        let sent = self.inner.links.call(false, |link| {
+            let request = request.clone();
+            async move {
+                let mut kv = link.client.kv_client().max_decoding_message_size(MAX_ANSWER);
+                Ok(kv.txn(request).await?)
+            }
+        });
+        let (answer, _) = sent.await.map_err(|trouble| self.error(trouble, 0))?;
+        let mark = header(answer.header())?;
+        self.inner.seen.note(mark);
+        let mut got = Vec::new();
+        for op in answer.op_responses() {
+            if let TxnOpResponse::Get(mut get) = op {
+                got.push(get.take_kvs().into_iter().filter_map(|kv| self.entry(kv)).collect());
+            }
+        }
+        Ok(Done { held: answer.succeeded(), revision: mark.revision(), got })
+    }
+
+    /// A lease; the term is rounded up to seconds.
+    ///
+    /// # Errors
+    /// As [`Etcd::commit`].
+    pub async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
+        let seconds = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
+        // A second one of which nobody knows ends by itself.
+        let sent = self.inner.links.call(true, |link| async move {
+            Ok(link.client.lease_client().grant(seconds, None).await?.id())
+        });
+        sent.await.map(|(lease, _)| lease).map_err(|trouble| self.error(trouble, 0))
+    }
+
+    /// Keeps a lease alive for another term; false when it has ended.
+    ///
+    /// # Errors
+    /// As [`Etcd::commit`].
+    pub async fn keep_alive(&self, lease: LeaseId) -> Result<bool> {
+        let sent = self.inner.links.call(true, |link| async move {
+            // The stream ends when it is dropped; at one request in ten seconds that is cheaper than keeping it.
+            Ok(link.client.lease_client().keep_alive(lease).await.map(drop)?)
+        });
+        match sent.await {
+            Ok(_) => Ok(true),
+            Err(Trouble { kind: Kind::NoLease, .. }) => Ok(false),
+            Err(trouble) => Err(self.error(trouble, 0)),
+        }
+    }
+
+    /// Ends a lease and removes its keys. Nothing happens when it has ended.
+    ///
+    /// # Errors
+    /// As [`Etcd::commit`].
+    pub async fn revoke(&self, lease: LeaseId) -> Result<()> {
+        let sent = self
+            .inner
+            .links
+            .call(true, |link| async move { Ok(link.client.lease_client().revoke(lease).await.map(drop)?) });
+        match sent.await {
+            Ok(_) | Err(Trouble { kind: Kind::NoLease, .. }) => Ok(()),
+            Err(trouble) => Err(self.error(trouble, 0)),
+        }
+    }
+
+    fn key(&self, key: &str) -> Vec<u8> {
+        format!("{}{key}", self.inner.links.conf().prefix).into_bytes()
+    }
+
+    /// The key without the prefix. None: it is not text, and so not ours.
+    fn name(&self, key: &[u8]) -> Option<String> {
+        let name = key.strip_prefix(self.inner.links.conf().prefix.as_bytes())?;
+        String::from_utf8(name.to_vec()).ok()
+    }
+
+    fn entry(&self, kv: etcd_client::KeyValue) -> Option<KeyValue> {
+        let changed = kv.mod_revision();
+        let (key, value) = kv.into_key_value();
+        Some(KeyValue { key: self.name(&key)?, value, changed })
+    }
+
+    fn request(&self, txn: &Txn) -> EtcdTxn {
+        let when = txn.when.iter().map(|compare| match compare {
+            Compare::Absent(key) => EtcdCompare::create_revision(self.key(key), CompareOp::Equal, 0),
+            Compare::Present(key) => EtcdCompare::create_revision(self.key(key), CompareOp::Greater, 0),
+            Compare::Unchanged(key, revision) => {
+                EtcdCompare::mod_revision(self.key(key), CompareOp::Equal, *revision)
+            }
+            // Of every key in the range, of which there is none.
+            Compare::Empty(from, to) => {
+                EtcdCompare::create_revision(self.key(from), CompareOp::Equal, 0).with_range(self.key(to))
+            }
+        });
+        let steps = |ops: &[Op]| ops.iter().map(|op| self.step(op)).collect::<Vec<_>>();
+        EtcdTxn::new()
+            .when(when.collect::<Vec<_>>())
+            .and_then(steps(&txn.then))
+            .or_else(steps(&txn.otherwise))
+    }
+
+    fn step(&self, op: &Op) -> TxnOp {
+        match op {
+            Op::Put(key, value, lease) => {
+                let options = lease.map(|lease| PutOptions::new().with_lease(lease));
+                TxnOp::put(self.key(key), value.clone(), options)
+            }
+            Op::Delete(key) => TxnOp::delete(self.key(key), None),
+            Op::DeleteRange(from, to) => {
+                TxnOp::delete(self.key(from), Some(DeleteOptions::new().with_range(self.key(to))))
+            }
+            Op::Get(from, to) => TxnOp::get(self.key(from), Some(GetOptions::new().with_range(self.key(to)))),
+        }
+    }
+
+    fn admit(&self, before: Mark, answer: Mark) -> Result<()> {
+        if self.inner.seen.admit(before, answer) { Ok(()) } else { Err(self.other()) }
+    }
+
+    fn other(&self) -> Error {
+        Error::OtherCluster { endpoints: self.inner.links.endpoints() }
+    }
+
+    fn error(&self, trouble: Trouble, revision: Revision) -> Error {
+        match trouble.kind {
+            Kind::Compacted => Error::Compacted(revision),
+            _ => self.inner.links.error(trouble),
+        }
+    }
+}
+
+/// What the header of an answer says.
+fn header(header: Option<&ResponseHeader>) -> Result<Mark> {
+    header.map(Mark::of).ok_or_else(|| Error::Refused("etcd answered without a header".to_owned()))
+}
