@@ -1,11 +1,29 @@
 //! What ties wanted state, dump, plan and application together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
+use net::Netlink;
+use net::firewall::overlay::OverlayTable;
 use ovl_api::model::{Delta, View};
+use ovl_api::names;
 
+use crate::apply::{Refused, apply};
+use crate::dump::dump;
 use crate::error::Result;
+use crate::model::Model;
+use crate::objects::{Dev, Objects, RouteKey, Target};
+use crate::plan::{Dumped, Op, Plan, Shown, Step, plan};
+use crate::rules::{Rules, Table};
 use crate::underlay::Underlay;
+use crate::wanted::{Scene, Wanted};
+use crate::words;
+
+/// A route of ours on a link of which nothing is known is deleted when it was there this long ago, too: the container may
+/// be so new that the view does not have it.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What a full pass could not do is tried once more, after another look: links come and go meanwhile.
+const TRIES: usize = 2;
 
 /// What a pass did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +55,18 @@ impl Changes {
 /// Brings the kernel of one network namespace to what a [`View`] wants. It blocks, and is to be made and used by one thread
 /// that stays in that namespace.
 pub struct Reconciler {
+    netlink: Netlink,
     underlay: Underlay,
+    /// Opened when there is something to filter.
+    table: Option<Box<dyn Table>>,
+    /// What the last pass was computed from; None before the first, and after one that could not do all.
+    model: Option<Model>,
+    rules: Rules,
+    warnings: BTreeSet<String>,
+    /// All links, as of the last full pass, and the devices made since.
+    links: BTreeMap<Dev, u32>,
+    /// Routes that may have to be deleted, see [`PATIENCE`].
+    suspects: BTreeMap<RouteKey, Instant>,
 }
 
 impl Reconciler {
@@ -46,7 +75,24 @@ impl Reconciler {
     /// # Errors
     /// When no netlink socket can be opened.
     pub fn new(underlay: Underlay) -> Result<Reconciler> {
-        Ok(Reconciler { underlay })
+        Ok(Reconciler {
+            netlink: Netlink::open()?,
+            underlay,
+            table: None,
+            model: None,
+            rules: Rules::default(),
+            warnings: BTreeSet::new(),
+            links: BTreeMap::new(),
+            suspects: BTreeMap::new(),
+        })
+    }
+
+    /// With a packet filter of one's own.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_table(underlay: Underlay, table: Box<dyn Table>) -> Result<Reconciler> {
+        Ok(Reconciler { table: Some(table), ..Reconciler::new(underlay)? })
     }
 
     /// The underlay as it was last seen: its MTU may change.
@@ -56,7 +102,7 @@ impl Reconciler {
 
     /// All that cannot be made to work with the state as it is, whether it was told before or not.
     pub fn warnings(&self) -> Vec<String> {
-        Vec::new()
+        self.warnings.iter().cloned().collect()
     }
 
     /// Reads all that the kernel shows, and mends what differs from the view. Nothing is done while the view does not have this
@@ -64,17 +110,56 @@ impl Reconciler {
     ///
     /// # Errors
     /// When the kernel cannot be asked. What it refuses is in [`Changes::failed`], not an error.
-    pub fn full(&mut self, _view: &View) -> Result<Changes> {
-        Ok(Changes::default())
-    }
+    pub fn full(&mut self, view: &View) -> Result<Changes> {
+        let mut changes = Changes::default();
+        let Some(model) = Model::of(view) else { return Ok(changes) };
+        let before = self.model.take();
+        let links = self.netlink.links()?;
+        let expected = before.as_ref().map(|model| self.scene(model).everything().objects);
+        if let Some(link) = links.iter().find(|link| link.name == self.underlay.name) {
+            self.underlay.link = link.index;
+            if !link.loopback {
+                self.underlay.mtu = link.mtu.unwrap_or(self.underlay.mtu);
+            }
+        } else {
+            changes.failed_elsewhere.push(format!(
+                "the underlay's interface {} is gone; start the agent again once there is another",
+                self.underlay.name
+            ));
+        }
+        let Wanted { objects: wanted, warnings } = self.scene(&model).everything();
+        let rules = self.scene(&model).rules();
+        if let Some(table) = &mut self.table {
+            table.forget();
+        }
+        self.filter(rules, before.is_some(), &mut changes);
 
-    /// As [`Self::full`], but deletes nothing: for a view that is the one last seen, because the store has not been read since the
-    /// agent's start (`ovl_claims::Node::synced` is false). Later deltas may delete what they say.
-    ///
-    /// # Errors
-    /// As [`Self::full`].
-    pub fn mend(&mut self, _view: &View) -> Result<Changes> {
-        Ok(Changes::default())
+        let mut links = Some(links);
+        for tries in 1..=TRIES {
+            let all = match links.take() {
+                Some(links) => links,
+                None => self.netlink.links()?,
+            };
+            let dumped = dump(&mut self.netlink, &all, &wanted, &self.underlay.name)?;
+            self.links = all.into_iter().map(|link| (link.name.into(), link.index)).collect();
+            let mut steps = plan(&wanted, &dumped);
+            self.spare_newcomers(&mut steps, &wanted, &dumped);
+            drop(dumped);
+            let refused = apply(&mut self.netlink, &mut self.links, &steps)?;
+            let failed: BTreeSet<usize> = refused.iter().map(|(number, _)| *number).collect();
+            let done = steps.iter().enumerate().filter(|(number, _)| !failed.contains(number));
+            let drift =
+                |step: &Step| expected.as_ref().is_some_and(|expected| !asked(step, expected, &wanted));
+            changes.lines.extend(words::lines(done.map(|(_, step)| (step, drift(step)))));
+            if refused.is_empty() || tries == TRIES {
+                tell(&mut changes, &steps, refused, &model);
+                break;
+            }
+        }
+        changes.warnings = words::new_ones(&warnings, &self.warnings);
+        self.warnings = warnings;
+        self.model = Some(model);
+        Ok(changes)
     }
 
     /// Applies what changed since the last pass, without reading anything: the cost is the delta's. Becomes [`Self::full`] when
@@ -82,7 +167,167 @@ impl Reconciler {
     ///
     /// # Errors
     /// As [`Self::full`].
-    pub fn delta(&mut self, view: &View, _delta: &Delta) -> Result<Changes> {
-        self.full(view)
+    pub fn delta(&mut self, view: &View, delta: &Delta) -> Result<Changes> {
+        let Some(mut model) = self.model.take() else { return self.full(view) };
+        let Some(touched) = model.touched(view, delta) else {
+            self.model = Some(model);
+            return self.full(view);
+        };
+        let mut changes = Changes::default();
+        let old = self.scene(&model).pieces(&touched);
+        let remembered = self.remembered(&old.objects, &model);
+        model.update(view, delta, &touched);
+        let new = self.scene(&model).pieces(&touched);
+        if !delta.hosts.is_empty() || !touched.whole.is_empty() {
+            let rules = self.scene(&model).rules();
+            self.filter(rules, false, &mut changes);
+        }
+        let steps = plan(&new.objects, &remembered);
+        let refused = apply(&mut self.netlink, &mut self.links, &steps)?;
+        let failed: BTreeSet<usize> = refused.iter().map(|(number, _)| *number).collect();
+        let done = steps.iter().enumerate().filter(|(number, _)| !failed.contains(number));
+        changes.lines.extend(words::lines(done.map(|(_, step)| (step, false))));
+        self.model = Some(model);
+        if !refused.is_empty() || !changes.is_complete() {
+            // Something is not as it was left: look.
+            let mended = self.full(view)?;
+            changes.lines.extend(mended.lines);
+            return Ok(Changes { lines: changes.lines, ..mended });
+        }
+        changes.warnings = words::new_ones(&new.warnings, &self.warnings);
+        self.warnings.retain(|warning| !old.warnings.contains(warning));
+        self.warnings.extend(new.warnings);
+        Ok(changes)
+    }
+
+    fn scene<'a>(&'a self, model: &'a Model) -> Scene<'a> {
+        Scene { model, underlay: &self.underlay }
+    }
+
+    /// What is there when the last pass left just that, and the devices of the networks of `model` beside.
+    fn remembered(&self, objects: &Objects, model: &Model) -> Dumped {
+        let mut dumped = Dumped::showing(objects);
+        let up = Shown { up: true, ..Shown::default() };
+        let devices = model.parts.keys().map(|id| names::device(id).into());
+        for dev in devices.chain([self.underlay.name.as_str().into()]) {
+            dumped.links.entry(dev).or_insert_with(|| up.clone());
+        }
+        dumped
+    }
+
+    /// Has the packet filter let pass what the rules say, before there is anything to pass.
+    fn filter(&mut self, rules: Rules, mending: bool, changes: &mut Changes) {
+        let outcome = if rules.vnis.is_empty() {
+            self.unfilter()
+        } else {
+            self.table().and_then(|table| table.apply(&rules))
+        };
+        match outcome {
+            Ok(true) if mending && rules == self.rules => {
+                changes
+                    .lines
+                    .push("packet filter (nftables table inet weft-overlay) was changed: restored".into());
+            }
+            Ok(true) => changes.lines.push("packet filter (nftables table inet weft-overlay) changed".into()),
+            Ok(false) => {}
+            Err(error) => changes.failed_elsewhere.push(error.to_string()),
+        }
+        self.rules = rules;
+    }
+
+    fn table(&mut self) -> net::Result<&mut Box<dyn Table>> {
+        let table = match self.table.take() {
+            Some(table) => table,
+            None => Box::new(OverlayTable::open()?),
+        };
+        Ok(self.table.insert(table))
+    }
+
+    /// No network has a part here.
+    fn unfilter(&mut self) -> net::Result<bool> {
+        match self.table() {
+            // Without nftables there is no table.
+            Err(net::Error::Unsupported(_)) => Ok(false),
+            Err(error) => Err(error),
+            Ok(table) => table.remove().map(|()| false),
+        }
+    }
+
+    /// Takes deletions of containers' routes out of the steps that may be too early.
+    fn spare_newcomers(&mut self, steps: &mut Plan, wanted: &Objects, dumped: &Dumped) {
+        let known = |dev: &Dev| {
+            let device = dumped.links.get(dev).is_some_and(|shown| shown.vxlan.is_some());
+            device || wanted.links.contains_key(dev) || **dev == *self.underlay.name
+        };
+        let now = Instant::now();
+        let suspects = std::mem::take(&mut self.suspects);
+        steps.retain(|step| match &step.op {
+            Op::DelRoute(key, Target::Dev { dev, .. }) if !known(dev) => {
+                let since = *suspects.get(key).unwrap_or(&now);
+                self.suspects.insert(*key, since);
+                now.duration_since(since) >= PATIENCE
+            }
+            _ => true,
+        });
+    }
+}
+
+/// True when a step follows from a change of what is wanted, not from a change that somebody made in the kernel.
+fn asked(step: &Step, expected: &Objects, wanted: &Objects) -> bool {
+    fn differs<K: Ord, V: PartialEq>(key: &K, a: &BTreeMap<K, V>, b: &BTreeMap<K, V>) -> bool {
+        a.get(key) != b.get(key)
+    }
+    match &step.op {
+        Op::DeleteDevice(dev) | Op::CreateDevice(dev, _) | Op::ChangeDevice(dev, ..) => {
+            differs(dev, &expected.devices, &wanted.devices)
+        }
+        Op::SetGroup(dev, _) => differs(dev, &expected.links, &wanted.links),
+        Op::SetAddr(dev, net) | Op::DelAddr(dev, net) => {
+            differs(&(dev.clone(), *net), &expected.addrs, &wanted.addrs)
+        }
+        Op::SetNeigh(dev, ip, _) | Op::DelNeigh(dev, ip) => {
+            differs(&(dev.clone(), *ip), &expected.neighs, &wanted.neighs)
+        }
+        Op::SetForward(dev, mac, _) | Op::DelForward(dev, mac, _) => {
+            differs(&(dev.clone(), *mac), &expected.forwards, &wanted.forwards)
+        }
+        Op::SetRoute(key, _) | Op::DelRoute(key, _) => differs(key, &expected.routes, &wanted.routes),
+    }
+}
+
+/// Says what was refused, and whose it was.
+fn tell(changes: &mut Changes, steps: &[Step], refused: Vec<Refused>, model: &Model) {
+    for (number, error) in refused {
+        match steps.get(number).and_then(|step| network_of(&step.op, model)) {
+            Some(id) => drop(changes.failed.entry(id).or_insert_with(|| error.to_string())),
+            None => changes.failed_elsewhere.push(error.to_string()),
+        }
+    }
+}
+
+/// The ID of the network that a step is about.
+fn network_of(op: &Op, model: &Model) -> Option<String> {
+    let of_dev = |dev: &Dev| match dev.strip_prefix("vx-") {
+        Some(id) => model.parts.contains_key(id).then(|| id.to_owned()),
+        None => model.endpoints.get(&**dev).map(|endpoint| endpoint.network.clone()),
+    };
+    match op {
+        Op::DeleteDevice(dev)
+        | Op::CreateDevice(dev, _)
+        | Op::ChangeDevice(dev, ..)
+        | Op::SetGroup(dev, _)
+        | Op::SetAddr(dev, _)
+        | Op::DelAddr(dev, _)
+        | Op::SetNeigh(dev, ..)
+        | Op::DelNeigh(dev, _)
+        | Op::SetForward(dev, ..)
+        | Op::DelForward(dev, ..) => of_dev(dev),
+        Op::SetRoute(key, target) | Op::DelRoute(key, target) => {
+            target.dev().and_then(of_dev).or_else(|| {
+                let covers = |subnet: &ovl_api::model::Subnet| subnet.subnet.contains(key.dst.network());
+                let part = model.parts.iter().find(|(_, part)| part.network.subnets.iter().any(covers));
+                part.map(|(id, _)| id.clone())
+            })
+        }
     }
 }

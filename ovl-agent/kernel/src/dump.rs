@@ -1,0 +1,90 @@
+//! What the kernel shows: read in few, filtered requests.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use net::route::{MAIN_TABLE, Route, RouteFilter, UNICAST, UNREACHABLE};
+use net::{Link, Netlink};
+use ovl_api::names::{DEVICE_ALIAS, ROUTE_PROTOCOL};
+
+use crate::objects::{Dev, Forward, Objects, RouteKey, Target};
+use crate::plan::{Dumped, Shown};
+
+/// Reads what may be ours: VXLAN devices with our alias, the links that `wanted` names, the link `underlay`, what is on them,
+/// and the routes with our protocol. `links` are all links of the namespace.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn dump(netlink: &mut Netlink, links: &[Link], wanted: &Objects, underlay: &str) -> net::Result<Dumped> {
+    let mut dumped = Dumped::default();
+    let mut names: BTreeMap<u32, Dev> = BTreeMap::new();
+    let mut devices = BTreeSet::new();
+    for link in links {
+        let shown = shown(link);
+        let name: Dev = link.name.as_str().into();
+        let is_wanted = wanted.devices.contains_key(&name);
+        // The name may have become another link's since.
+        let is_container = wanted.links.contains_key(&name) && link.kind.as_deref() == Some("veth");
+        if shown.ours || is_wanted || is_container || link.name == underlay {
+            if shown.vxlan.is_some() && (shown.ours || is_wanted) {
+                devices.insert(link.index);
+            }
+            names.insert(link.index, name.clone());
+            dumped.links.insert(name, shown);
+        }
+    }
+    // What is on the underlay's link is not ours.
+    let ours = |index: u32| names.get(&index).filter(|name| &***name != underlay).cloned();
+    for addr in netlink.addrs(None)? {
+        dumped.addrs.extend(ours(addr.index).map(|dev| ((dev, addr.net), ())));
+    }
+    for neigh in netlink.neighs(None)?.into_iter().filter(|neigh| neigh.permanent) {
+        if let (Some(dev), Some(mac)) = (ours(neigh.index), neigh.mac) {
+            dumped.neighs.push(((dev, neigh.ip), mac));
+        }
+    }
+    for index in devices {
+        let Some(dev) = names.get(&index) else { continue };
+        for entry in netlink.fdb(Some(index))? {
+            let forward = Forward { ip: entry.dst, port: entry.port, permanent: entry.permanent };
+            dumped.forwards.push(((dev.clone(), entry.mac), forward));
+        }
+    }
+    let filter =
+        RouteFilter { table: Some(MAIN_TABLE), protocol: Some(ROUTE_PROTOCOL), ..RouteFilter::default() };
+    let all: BTreeMap<u32, Dev> = links.iter().map(|link| (link.index, link.name.as_str().into())).collect();
+    for route in netlink.routes(filter)? {
+        let key = RouteKey { dst: route.dst, metric: route.priority.unwrap_or(0) };
+        let dev = route.oif.and_then(|oif| names.get(&oif).or_else(|| all.get(&oif)));
+        dumped.routes.push((key, target(&route, dev)));
+    }
+    dumped.addrs.sort();
+    dumped.neighs.sort();
+    dumped.forwards.sort_by(|(a, _), (b, _)| a.cmp(b));
+    dumped.routes.sort_by_key(|(key, _)| *key);
+    Ok(dumped)
+}
+
+fn shown(link: &Link) -> Shown {
+    let alias = link.alias.clone().unwrap_or_default();
+    let ours = link.vxlan.is_some() && link.name.starts_with("vx-") && alias.starts_with(DEVICE_ALIAS);
+    Shown {
+        index: link.index,
+        vxlan: link.vxlan,
+        up: link.up,
+        group: link.group,
+        mac: link.mac,
+        mtu: link.mtu.unwrap_or(0),
+        alias,
+        ours,
+    }
+}
+
+fn target(route: &Route, dev: Option<&Dev>) -> Target {
+    match (route.kind, dev) {
+        (UNREACHABLE, _) => Target::Unreachable,
+        (UNICAST, Some(dev)) => {
+            Target::Dev { dev: dev.clone(), gw: route.gw, src: route.src, onlink: route.onlink }
+        }
+        (kind, _) => Target::Other(kind),
+    }
+}

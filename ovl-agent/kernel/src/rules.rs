@@ -1,0 +1,38 @@
+//! The packet filter, behind a trait so that the rest is tested without it.
+
+pub use net::firewall::overlay::Rules;
+
+use net::Result;
+use net::firewall::overlay::OverlayTable;
+
+/// Whatever lets pass what [`Rules`] say.
+pub trait Table {
+    /// Makes it let pass just this; true when something had to be changed.
+    ///
+    /// # Errors
+    /// The kernel's refusal; then nothing was changed.
+    fn apply(&mut self, rules: &Rules) -> Result<bool>;
+
+    /// Has the next [`Table::apply`] read what the kernel has.
+    fn forget(&mut self);
+
+    /// Removes it whole.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn remove(&mut self) -> Result<()>;
+}
+
+impl Table for OverlayTable {
+    fn apply(&mut self, rules: &Rules) -> Result<bool> {
+        OverlayTable::apply(self, rules)
+    }
+
+    fn forget(&mut self) {
+        OverlayTable::forget(self);
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        OverlayTable::remove(self)
+    }
+}
