@@ -23,8 +23,9 @@ all: build
 build:
 	@scripts/setup build
 	CARGO="$(CARGO)" scripts/build -p plugins -p runtime
+	CARGO="$(CARGO)" scripts/build -p ovl-agent
 	@mkdir -p $(DIST)/bin $(DIST)/cni
-	@install -m 0755 $(OUT)/runtime $(DIST)/bin/runtime
+	@install -m 0755 $(OUT)/runtime $(OUT)/ovl-agent $(DIST)/bin
 	@$(OUT)/weft-cni install $(DIST)/cni >/dev/null
 	@echo "dist/bin: $$(ls $(DIST)/bin | tr '\n' ' ')"
 	@echo "dist/cni: $$(ls $(DIST)/cni | tr '\n' ' ')"
@@ -54,11 +55,11 @@ deny:
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(CNI_BIN)
-	install -m 0755 $(DIST)/bin/runtime $(DESTDIR)$(PREFIX)/bin/runtime
+	install -m 0755 $(DIST)/bin/runtime $(DIST)/bin/ovl-agent $(DESTDIR)$(PREFIX)/bin
 	$(OUT)/weft-cni install $(DESTDIR)$(CNI_BIN)
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/runtime $(addprefix $(DESTDIR)$(CNI_BIN)/,$(PLUGINS))
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,runtime ovl-agent) $(addprefix $(DESTDIR)$(CNI_BIN)/,$(PLUGINS))
 
 clean:
 	$(CARGO) clean

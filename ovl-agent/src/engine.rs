@@ -40,8 +40,8 @@ pub struct Engine {
     agent_root: PathBuf,
     store: String,
     started: OnceLock<Started>,
-    /// Why it has not started.
-    waiting: Mutex<String>,
+    /// What it waits for before it can start.
+    waiting: Mutex<Option<String>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -62,7 +62,7 @@ impl Engine {
             agent_root,
             store,
             started: OnceLock::new(),
-            waiting: Mutex::new("it has just been started".to_owned()),
+            waiting: Mutex::default(),
             metrics: Arc::new(Metrics::new()),
         }
     }
@@ -73,13 +73,12 @@ impl Engine {
             .ok_or_else(|| not_ready(format!("the overlay agent is not ready: {}", self.waiting())))
     }
 
-    /// Why it has not started.
-    fn waiting(&self) -> String {
+    fn waiting(&self) -> Option<String> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set_waiting(&self, why: &str) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = why.to_owned();
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
     }
 
     /// Whether the first full synchronisation has been done.
@@ -117,7 +116,7 @@ impl Engine {
                 let shown = started.shown.borrow();
                 (status.vtep, status.ready, status.revision) = (shown.vtep, shown.synced, shown.revision);
             }
-            None => status.store_error = Some(self.waiting()),
+            None => status.store_error = self.waiting(),
         }
         status
     }
