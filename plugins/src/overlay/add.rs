@@ -30,7 +30,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let granted = ask(request, &conf, &owner.host_veth())?;
     rollback.on_failure("the addresses", || give_back(&conf, &detach(&conf, request)));
     notes::forget(&conf, &detach(&conf, request))?;
-    let plan = Plan::of(&granted)?;
+    let plan = Plan::of(&granted, conf.default_route)?;
     let mut result = plan.result();
     result.check_version(request.conf.version)?;
 

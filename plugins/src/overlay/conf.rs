@@ -19,6 +19,7 @@ const KNOWN_ARGS: [&str; 3] = ["IP", "GATEWAY", "MAC"];
 #[serde(rename_all = "camelCase", default)]
 struct Keys {
     network: Option<String>,
+    is_default_gateway: Option<bool>,
     ip_masq: Option<bool>,
     ip_masq_backend: Option<String>,
     socket: Option<String>,
@@ -30,6 +31,8 @@ struct Keys {
 pub struct Conf {
     /// The overlay network's name.
     pub network: String,
+    /// The container's default route goes through the network, unless the network is internal.
+    pub default_route: bool,
     /// Masquerade what the container sends beyond the network; `None`: unless the network is internal.
     pub masquerade: Option<bool>,
     /// What masquerades.
@@ -85,6 +88,7 @@ impl Conf {
             .map_err(|error| Error::config("network", format!("{network:?}"), error))?;
         Ok(Conf {
             network,
+            default_route: keys.is_default_gateway != Some(false),
             masquerade: keys.ip_masq,
             backend: masquerade_backend(keys.ip_masq_backend.as_deref())?,
             socket: path("socket", keys.socket, socket)?,
@@ -102,6 +106,7 @@ impl Conf {
                 |key: &str| request.conf.get::<String>(key).ok().flatten().filter(|text| !text.is_empty());
             Conf {
                 network: text("network").unwrap_or_else(|| request.conf.name.clone()),
+                default_route: true,
                 masquerade: None,
                 backend: Backend::Auto,
                 socket: path("socket", text("socket"), socket).unwrap_or_else(|_| socket()),
@@ -158,6 +163,7 @@ mod tests {
         assert_eq!((conf.network.as_str(), conf.masquerade), ("web", None));
         let conf = read(json!({"network": "ov", "ipMasq": false, "ipam": {}}), "").unwrap();
         assert_eq!((conf.network.as_str(), conf.masquerade), ("ov", Some(false)));
+        assert!(conf.default_route && !read(json!({"isDefaultGateway": false}), "").unwrap().default_route);
     }
 
     #[test]
@@ -177,6 +183,7 @@ mod tests {
             (json!({"network": 7}), "", 7, "network"),
             (json!({"network": "a b"}), "", 7, "network"),
             (json!({"ipMasq": "yes"}), "", 7, "ipMasq"),
+            (json!({"isDefaultGateway": 1}), "", 7, "isDefaultGateway"),
             (json!({"ipMasqBackend": "ebtables"}), "", 7, "ipMasqBackend"),
             (json!({"socket": "run/x.sock"}), "", 7, "socket"),
             (json!({"root": {}}), "", 7, "root"),

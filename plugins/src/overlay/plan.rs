@@ -47,11 +47,11 @@ pub fn next_hop(gateway: IpAddr) -> IpAddr {
 }
 
 impl Plan {
-    /// What follows from a grant.
+    /// What follows from a grant; without `default_route` there is none, as in an internal network.
     ///
     /// # Errors
     /// Code 6 when the grant makes no sense.
-    pub fn of(granted: &Attached) -> Result<Plan, Error> {
+    pub fn of(granted: &Attached, default_route: bool) -> Result<Plan, Error> {
         let nonsense =
             |why: String| Error::new(code::DECODE, "the overlay agent's answer makes no sense").details(why);
         let mac = net::parse_mac(&granted.mac).map_err(|error| nonsense(error.to_string()))?;
@@ -71,7 +71,7 @@ impl Plan {
             let hop = next_hop(subnet.gateway);
             plan.ips.push(IpConfig { interface: Some(CONTAINER), address, gateway: Some(subnet.gateway) });
             plan.routes.push(Route::new(subnet.subnet, Some(hop)));
-            if !granted.network.internal {
+            if default_route && !granted.network.internal {
                 plan.routes.push(Route::new(Family::of(hop).default_net(), Some(hop)));
             }
             if hop.is_ipv4() {
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn both_families_go_through_the_hosts_end() {
-        let plan = Plan::of(&granted(&["10.42.0.5/16", "fd00:42::5/64"], false)).unwrap();
+        let plan = Plan::of(&granted(&["10.42.0.5/16", "fd00:42::5/64"], false), true).unwrap();
         assert_eq!(
             shown(&plan.routes),
             ["10.42.0.0/16 10.42.0.1", "0.0.0.0/0 10.42.0.1", "fd00:42::/64 fe80::1", "::/0 fe80::1"]
@@ -144,17 +144,19 @@ mod tests {
     }
 
     #[test]
-    fn an_internal_network_has_no_default_route() {
-        let plan = Plan::of(&granted(&["10.42.0.5/16"], true)).unwrap();
-        assert_eq!(shown(&plan.routes), ["10.42.0.0/16 10.42.0.1"]);
+    fn an_internal_network_or_one_that_is_not_the_default_has_no_default_route() {
+        for (internal, default_route) in [(true, true), (false, false), (true, false)] {
+            let plan = Plan::of(&granted(&["10.42.0.5/16"], internal), default_route).unwrap();
+            assert_eq!(shown(&plan.routes), ["10.42.0.0/16 10.42.0.1"]);
+        }
     }
 
     #[test]
     fn a_grant_that_makes_no_sense_is_refused() {
         for addresses in [&[][..], &["10.43.0.5/16"], &["fd01::5/64"]] {
-            assert_eq!(Plan::of(&granted(addresses, false)).unwrap_err().code, 6, "{addresses:?}");
+            assert_eq!(Plan::of(&granted(addresses, false), true).unwrap_err().code, 6, "{addresses:?}");
         }
         let wrong = Attached { mac: "02:00".into(), ..granted(&["10.42.0.5/16"], false) };
-        assert_eq!(Plan::of(&wrong).unwrap_err().code, 6);
+        assert_eq!(Plan::of(&wrong, true).unwrap_err().code, 6);
     }
 }

@@ -12,8 +12,9 @@ const BLOCK_SIZE: &str = "block-size";
 const ENCAP: &str = "encap";
 const KNOWN: [&str; 6] = [MTU, VNI, BLOCK_SIZE, ENCAP, options::MTU, options::PREFIX];
 
-/// The smallest MTU in bytes: of IPv4 (RFC 791), and of IPv6 (RFC 8200 section 5), below which the kernel turns it off.
-const LEAST_MTU: u32 = 68;
+/// The smallest MTU in bytes: what every host takes by IPv4 (RFC 791), and by IPv6 (RFC 8200 section 5), below which the
+/// kernel turns it off.
+const LEAST_MTU: u32 = 576;
 const LEAST_MTU_V6: u32 = 1280;
 /// The largest MTU in bytes: an IPv4 packet's, less what VXLAN takes.
 const LARGEST_MTU: u32 = 65_485;
@@ -126,9 +127,9 @@ mod tests {
     #[test]
     fn a_wrong_value_is_an_error_that_names_it_and_what_is_allowed() {
         for (key, value, allowed) in [
-            (MTU, "67", "68 to 65485"),
-            (MTU, "x", "68 to 65485"),
-            (options::MTU, "70000", "68 to 65485"),
+            (MTU, "575", "576 to 65485"),
+            (MTU, "x", "576 to 65485"),
+            (options::MTU, "70000", "576 to 65485"),
             (VNI, "0", "1 to 16777215"),
             (VNI, "16777216", "1 to 16777215"),
             (BLOCK_SIZE, "19", "20 to 30"),
