@@ -60,7 +60,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     // Now that both ends have carrier.
     lead_to_container(&mut host, pair.host, &pair.interfaces[0].name, &plan)?;
 
-    let masquerade = conf.masquerade.unwrap_or(!granted.network.internal);
+    let masquerade = conf.masquerades(Some(&result));
     if let Some(firewall) = firewall.as_mut().filter(|_| masquerade) {
         rollback.on_failure("the masquerading", || conf.backend.open()?.unmasquerade(&owner, &[]).coded());
         firewall.masquerade(&owner, &plan.addresses).coded()?;

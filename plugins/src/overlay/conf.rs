@@ -33,7 +33,7 @@ pub struct Conf {
     pub network: String,
     /// The container's default route goes through the network, unless the network is internal.
     pub default_route: bool,
-    /// Masquerade what the container sends beyond the network; `None`: unless the network is internal.
+    /// Masquerade what the container sends beyond the network; `None`: where its default route goes through the network.
     pub masquerade: Option<bool>,
     /// What masquerades.
     pub backend: Backend,
@@ -122,8 +122,8 @@ impl Conf {
         Client::new(&*self.socket)
     }
 
-    /// Whether an attachment with this result masquerades. What is not configured shows in the result: only internal
-    /// networks have no default route. Without a result it may.
+    /// Whether an attachment with this result is masqueraded: what is not configured follows from its default route. Without
+    /// a result it may be.
     pub fn masquerades(&self, result: Option<&AddResult>) -> bool {
         let has_default = |result: &AddResult| result.routes.iter().any(|route| route.dst.prefix() == 0);
         self.masquerade.unwrap_or_else(|| result.is_none_or(has_default))
@@ -205,6 +205,6 @@ mod tests {
         let conf = Conf::lenient(&request(wrong, "FOO=1"));
         assert_eq!((conf.network.as_str(), conf.root.to_str()), ("ov", Some("/r")));
         assert_eq!(conf.socket, socket());
-        assert!(conf.masquerades(None));
+        assert!(conf.masquerades(None) && !conf.masquerades(Some(&AddResult::default())));
     }
 }

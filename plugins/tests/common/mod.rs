@@ -2,6 +2,8 @@
 //! root. Nothing of the machine's own network or files is touched, and nothing is left when the child ends.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod agent;
+
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
