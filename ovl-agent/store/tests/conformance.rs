@@ -1,4 +1,5 @@
 //! Both stores behave alike: the same checks, and the same random transactions, on both.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap here is the failure report")]
 
 mod common;
 

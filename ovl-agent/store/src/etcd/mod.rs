@@ -21,12 +21,26 @@ use seen::{Mark, Seen};
 use trouble::{Kind, Trouble};
 pub use watch::Watch;
 
-/// Keys in one page of a snapshot.
-const PAGE: i64 = 1000;
 /// How often a snapshot begins anew when its revision is compacted away while it is read.
 const RESTARTS: u32 = 3;
 /// The longest answer that is taken, in bytes. etcd's transactions are bounded to 1.5 MiB, a page of them is not.
 const MAX_ANSWER: usize = 64 << 20;
+
+/// What tests set otherwise.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// Keys in one page of a snapshot.
+    pub page: i64,
+    /// After so long without a word a watch is asked for one.
+    pub quiet: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Tuning { page: 1000, quiet: Duration::from_secs(10) }
+    }
+}
 
 /// etcd; clones share the connection.
 #[derive(Clone)]
@@ -37,7 +51,7 @@ pub struct Etcd {
 struct Inner {
     links: Links,
     seen: Seen,
-    page: i64,
+    tuning: Tuning,
 }
 
 impl fmt::Debug for Etcd {
@@ -52,16 +66,16 @@ impl Etcd {
     /// # Errors
     /// [`Error::Setting`].
     pub async fn open(conf: &EtcdConf) -> Result<Etcd> {
-        Etcd::with_page(conf, PAGE)
+        Etcd::tuned(conf, Tuning::default())
     }
 
-    /// As [`Etcd::open`], with so many keys in a page of a snapshot; for tests.
+    /// As [`Etcd::open`], for tests.
     ///
     /// # Errors
     /// [`Error::Setting`].
     #[doc(hidden)]
-    pub fn with_page(conf: &EtcdConf, page: i64) -> Result<Etcd> {
-        let inner = Inner { links: Links::new(conf)?, seen: Seen::default(), page };
+    pub fn tuned(conf: &EtcdConf, tuning: Tuning) -> Result<Etcd> {
+        let inner = Inner { links: Links::new(conf)?, seen: Seen::default(), tuning };
         Ok(Etcd { inner: Arc::new(inner) })
     }
 
@@ -92,7 +106,7 @@ impl Etcd {
         loop {
             let options = GetOptions::new()
                 .with_range(end.clone())
-                .with_limit(self.inner.page)
+                .with_limit(self.inner.tuning.page)
                 .with_revision(snapshot.revision);
             let before = self.inner.seen.mark();
             let read = self.inner.links.call(true, |link| {

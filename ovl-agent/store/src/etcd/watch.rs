@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
 use tokio::time::{Instant, timeout_at};
@@ -17,8 +16,6 @@ use super::trouble::{Kind, Trouble};
 use super::{Etcd, MAX_ANSWER, header};
 use crate::{Change, Error, Event, PATIENCE, Result, Revision, range_end};
 
-/// After so long without a word it is asked for one.
-const QUIET: Duration = Duration::from_secs(10);
 /// The watch of an answer to a request for progress: none.
 const NO_WATCH: i64 = -1;
 
@@ -138,7 +135,8 @@ impl Watch {
     /// [`Error::Compacted`], [`Error::Unreachable`], [`Error::OtherCluster`], [`Error::Denied`]: the watch is over.
     pub async fn next(&mut self) -> Result<Event> {
         loop {
-            let until = self.asked.map_or(self.heard + QUIET, |asked| asked + PATIENCE);
+            let until =
+                self.asked.map_or(self.heard + self.etcd.inner.tuning.quiet, |asked| asked + PATIENCE);
             let answer = match timeout_at(until, self.stream.message()).await {
                 Ok(Ok(Some(answer))) => answer,
                 Ok(Ok(None)) => return self.lost("it ended the watch"),
