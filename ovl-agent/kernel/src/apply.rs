@@ -7,7 +7,7 @@ use net::route::{Family, Route, SCOPE_LINK, UNREACHABLE};
 use net::{Batch, LinkSet, Netlink, NewAddr, Vxlan, sysctl};
 use ovl_api::names::ROUTE_PROTOCOL;
 
-use crate::objects::{Dev, Device, RouteKey, Target};
+use crate::objects::{Dev, Device, MIN_MTU_V6, RouteKey, Target};
 use crate::plan::{DeviceChange, Op, Step};
 
 /// How many changes go into one send. The kernel works through them holding the lock on all of its networking, and keeps a
@@ -86,7 +86,8 @@ impl Pending {
 
 /// Makes a device, and sets what the kernel is to do with what comes in by it.
 fn create(netlink: &mut Netlink, dev: &Dev, device: &Device) -> net::Result<u32> {
-    let ipv6 = net::probe::ipv6();
+    // Below that MTU a device has no IPv6 of which something could be set.
+    let ipv6 = net::probe::ipv6() && device.mtu >= MIN_MTU_V6;
     let link = netlink.create_vxlan(&Vxlan {
         name: dev,
         vni: device.vni,
@@ -138,8 +139,6 @@ fn change_device(batch: &mut Pending, number: usize, index: u32, device: &Device
         mtu: mtu.then_some(device.mtu),
         group: group.then_some(device.group),
         alias: alias.then_some(&device.alias),
-        // Below IPv6's least MTU the kernel drops all its IPv6 settings, and starts anew with the defaults above it.
-        no_link_local: ((mtu || up) && net::probe::ipv6()).then_some(true),
         ..LinkSet::default()
     };
     batch.add(number, |batch| batch.set(index, &set));

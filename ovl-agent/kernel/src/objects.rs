@@ -18,6 +18,9 @@ pub const BLOCK_METRIC: u32 = 87;
 /// Metric of the `unreachable` routes: above everything that could be meant for the same destination.
 pub const UNREACHABLE_METRIC: u32 = 87_000_000;
 
+/// The least MTU that IPv6 works with (RFC 8200, section 5), in bytes. Below it the kernel drops all IPv6 of a device.
+pub const MIN_MTU_V6: u32 = 1280;
+
 /// The metric of a container's route: what the kernel takes when none is given, as the plugin makes it.
 pub fn container_metric(ip: IpAddr) -> u32 {
     // IP6_RT_PRIO_USER of net/ipv6.h.
@@ -41,7 +44,7 @@ pub struct Device {
     pub mtu: u32,
     /// Alias.
     pub alias: String,
-    /// The network has IPv6.
+    /// It is to carry IPv6.
     pub ipv6: bool,
 }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use net::Vxlanning;
 
-use crate::objects::{Dev, Device, Forward, Mac, Objects, RouteKey, Target};
+use crate::objects::{Dev, Device, Forward, MIN_MTU_V6, Mac, Objects, RouteKey, Target};
 
 /// A link as it is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -301,11 +301,13 @@ fn compare<'a, K: Ord, V: PartialEq>(
     difference
 }
 
-/// True when a device is the wanted one by what cannot be changed.
+/// True when a device is the wanted one by what cannot be changed. One that lost its IPv6 to a small MTU would get it back with
+/// the kernel's defaults.
 fn same_device(wanted: &Device, shown: &Shown) -> bool {
     shown.vxlan.is_some_and(|vxlan| {
         let Vxlanning { vni, local, port, external, .. } = vxlan;
-        !external && (vni, local, port) == (wanted.vni, Some(wanted.local), wanted.port)
+        let lost_ipv6 = wanted.ipv6 && shown.mtu < MIN_MTU_V6;
+        !external && !lost_ipv6 && (vni, local, port) == (wanted.vni, Some(wanted.local), wanted.port)
     })
 }
 

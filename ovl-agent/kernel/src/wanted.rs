@@ -10,15 +10,14 @@ use ovl_api::names;
 
 use crate::model::{HostName, Model, Part, Touched, is_single, own_address};
 use crate::objects::{
-    BLOCK_METRIC, Dev, Device, Forward, Objects, RouteKey, Target, UNREACHABLE_METRIC, container_metric,
+    BLOCK_METRIC, Dev, Device, Forward, MIN_MTU_V6, Objects, RouteKey, Target, UNREACHABLE_METRIC,
+    container_metric,
 };
 use crate::rules::Rules;
 use crate::underlay::{Underlay, network_mtu};
 
 /// The IPv6 gateway of every container, on the host's end of its link.
 const CONTAINER_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// The least MTU that IPv6 works with (RFC 8200, section 5), in bytes.
-const MIN_MTU_V6: u32 = 1280;
 
 /// What is wanted, and what cannot be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,7 +58,8 @@ impl Scene<'_> {
         }
         for (veth, endpoint) in &self.model.endpoints {
             if let Some(part) = self.model.parts.get(&endpoint.network) {
-                container(part, veth, endpoint, &mut wanted.objects);
+                let ipv6 = self.has_ipv6(part);
+                container(part, ipv6, veth, endpoint, &mut wanted.objects);
             }
         }
         wanted
@@ -118,7 +118,7 @@ impl Scene<'_> {
         let Part { network, own, .. } = part;
         let me = &self.model.me;
         let dev: Dev = names::device(&network.id).into();
-        let ipv6 = network.subnet(true).is_some();
+        let ipv6 = self.has_ipv6(part);
         let mac = names::vtep_mac(network, me);
         let mtu = network_mtu(network, self.underlay, me.vtep);
         let device = Device {
@@ -135,7 +135,8 @@ impl Scene<'_> {
         let objects = &mut wanted.objects;
         objects.devices.insert(dev.clone(), device);
         let gateways = network.subnets.iter().map(|subnet| subnet.gateway);
-        for ip in gateways.chain(own.iter().flatten().copied()) {
+        let ips = gateways.chain(own.iter().flatten().copied());
+        for ip in ips.filter(|ip| ip.is_ipv4() || ipv6) {
             objects.addrs.insert((dev.clone(), host_net(ip)), ());
         }
         if ipv6 {
@@ -157,6 +158,12 @@ impl Scene<'_> {
         }
     }
 
+    /// IPv6 works in the network on this host.
+    fn has_ipv6(self, part: &Part) -> bool {
+        let mtu = network_mtu(&part.network, self.underlay, self.model.me.vtep);
+        part.network.subnet(true).is_some() && mtu >= MIN_MTU_V6
+    }
+
     fn warn_of_mtu(self, part: &Part, device: &Device, warnings: &mut BTreeSet<String>) {
         let network = &part.network;
         let fits = network_mtu(
@@ -172,7 +179,7 @@ impl Scene<'_> {
                 network.name, device.mtu
             ));
         }
-        if device.ipv6 && device.mtu < MIN_MTU_V6 {
+        if network.subnet(true).is_some() && !device.ipv6 {
             warnings.insert(format!(
                 "network {}: an MTU of {} is less than the {MIN_MTU_V6} that IPv6 needs: IPv6 does not work in it",
                 network.name, device.mtu
@@ -200,7 +207,8 @@ impl Scene<'_> {
         let mac = names::vtep_mac(network, host);
         let owns = [false, true].map(|v6| own_address(network, part.blocks_of(name), v6));
         let mut tunnelled = false;
-        for block in part.blocks_of(name) {
+        let has_ipv6 = self.has_ipv6(part);
+        for block in part.blocks_of(name).filter(|block| block.is_ipv4() || has_ipv6) {
             let v6 = block.is_ipv6();
             let src = part.own[usize::from(v6)];
             let key = RouteKey { dst: block, metric: BLOCK_METRIC };
@@ -251,14 +259,14 @@ impl Scene<'_> {
 }
 
 /// The host's half of a container's link.
-fn container(part: &Part, veth: &str, endpoint: &Endpoint, objects: &mut Objects) {
+fn container(part: &Part, ipv6: bool, veth: &str, endpoint: &Endpoint, objects: &mut Objects) {
     let dev: Dev = veth.into();
     objects.links.insert(dev.clone(), names::group(part.network.vni));
-    if part.network.subnet(true).is_some() {
+    if ipv6 {
         objects.addrs.insert((dev.clone(), link_local_net(CONTAINER_GATEWAY)), ());
     }
     let mac = net::parse_mac(&endpoint.mac).ok();
-    for ip in &endpoint.addresses {
+    for ip in endpoint.addresses.iter().filter(|ip| ip.is_ipv4() || ipv6) {
         let key = RouteKey { dst: host_net(*ip), metric: container_metric(*ip) };
         objects.routes.insert(key, Target::Dev { dev: dev.clone(), gw: None, src: None, onlink: false });
         objects.neighs.extend(mac.map(|mac| ((dev.clone(), *ip), mac)));

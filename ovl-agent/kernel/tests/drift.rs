@@ -1,0 +1,313 @@
+//! What somebody breaks by hand, the next full pass mends, and says so; what is not ours stays.
+#![allow(clippy::unwrap_used)] // a failed unwrap in a test's helper is the failure report, too
+
+mod common;
+
+use common::*;
+use ovl_api::model::{Delta, Encap, Network, View};
+
+/// Host a with a container, and two hosts that exist in the view only.
+struct Scene {
+    host: TestHost,
+    view: View,
+}
+
+const EVERYTHING: &str = "ip -d link show type vxlan | sed -e 's/^[0-9]*: //' -e 's/qlen.*//'; \
+    ip -o link show type veth | sed 's/^[0-9]*: //'; ip -o addr | sed -e 's/^[0-9]*: //' -e 's/valid_lft.*//' -e 's/tentative//' | sort; \
+    ip route show table all proto 87 | sort; ip -6 route show table all proto 87 | sed 's/pref.*//' | sort; \
+    ip neigh show nud permanent | sort; ip -6 neigh show nud permanent | sort; bridge fdb show dev vx-0123456789ab | sort; \
+    nft list table inet weft-overlay || true";
+
+impl Scene {
+    fn new(network: &Network) -> Scene {
+        let segment = Some("192.0.2.0/24");
+        let hosts = [
+            host("a", "192.0.2.1", segment),
+            host("b", "192.0.2.2", segment),
+            host("c", "198.51.100.3", None),
+        ];
+        let blocks = [
+            ("10.42.0.0/26", "a"),
+            ("10.42.0.64/26", "b"),
+            ("10.42.0.128/26", "c"),
+            ("10.42.0.9/32", "c"),
+            ("fd42::/122", "a"),
+            ("fd42::40/122", "b"),
+            ("fd42::80/122", "c"),
+        ];
+        let one = endpoint("one", &["10.42.0.5", "fd42::5"]);
+        let networks = std::slice::from_ref(network);
+        let view = view("a", &hosts, networks, &blocks, std::slice::from_ref(&one));
+        let mut scene = Scene { host: TestHost::new("a", &["192.0.2.1/24"]), view };
+        assert!(scene.host.full(&scene.view).is_complete());
+        scene.host.attach(network, &one);
+        assert!(scene.host.full(&scene.view).is_empty());
+        scene
+    }
+
+    fn all(&self) -> String {
+        self.host.sh(EVERYTHING)
+    }
+
+    /// Does harm, has it mended, and compares with what was before. Every text of `told` must be in a line of the log, and there
+    /// must not be more lines than `most`.
+    fn mends(&mut self, harm: &str, told: &[&str], most: usize) {
+        let before = self.all();
+        self.host.sh(harm);
+        assert_ne!(self.all(), before, "{harm}: did nothing");
+        let changes = self.host.full(&self.view);
+        assert!(changes.is_complete(), "{harm}: {changes:#?}");
+        pretty_same(&before, &self.all(), harm);
+        for text in told {
+            let told = changes.lines.iter().any(|line| line.contains(text));
+            assert!(told, "{harm}: no line has {text:?}: {:#?}", changes.lines);
+        }
+        assert!(changes.lines.len() <= most, "{harm}: {:#?}", changes.lines);
+        let again = self.host.full(&self.view);
+        assert!(again.is_empty(), "{harm}: a second pass found something to do: {again:#?}");
+    }
+}
+
+fn pretty_same(before: &str, after: &str, harm: &str) {
+    let without = |a: &str, b: &str| -> Vec<String> {
+        a.lines().filter(|line| !b.lines().any(|other| other == *line)).map(str::to_owned).collect()
+    };
+    let (lost, extra) = (without(before, after), without(after, before));
+    assert!(lost.is_empty() && extra.is_empty(), "{harm}: lost {lost:#?}, extra {extra:#?}");
+}
+
+fn scene(network: &Network, test: impl FnOnce(Scene) + Send) {
+    if kernel_has_vxlan() {
+        net::testns::in_fresh(|| test(Scene::new(network)));
+    }
+}
+
+#[test]
+fn the_device() {
+    scene(&network(), |mut scene| {
+        let missing = &["VXLAN device vx-0123456789ab (VNI 4711, weft:overlay:web, MTU 1450) was missing"];
+        scene.mends(&format!("ip link del {DEV}"), missing, 30);
+        scene.mends(&format!("ip link set {DEV} down"), &["(up) was changed", "route 10.42.0.64/26"], 30);
+        scene.mends(&format!("ip link set {DEV} mtu 1400"), &["(MTU 1450) was changed"], 1);
+        scene.mends(&format!("ip link set {DEV} mtu 1000"), &["to be made anew", "route fd42::40/122"], 30);
+        scene.mends(&format!("ip link set {DEV} group 7"), &["(group 0x57001267) was changed"], 1);
+        scene.mends(&format!("ip link set {DEV} alias weft:overlay:x"), &["(alias weft:overlay:web) was"], 1);
+        scene.mends(
+            &format!("ip link set {DEV} address 02:00:00:00:00:07"),
+            &["(address ", "neighbour 10.42.0.64"],
+            30,
+        );
+        scene.mends(&format!("ip link set {DEV} type vxlan learning"), &["(learning off) was changed"], 1);
+        // As an agent of another time might have made it.
+        let other = "type vxlan id 4712 dstport 4789 local 192.0.2.1 nolearning";
+        scene.mends(
+            &format!(
+                "ip link del {DEV}; ip link add {DEV} {other}; ip link set {DEV} up alias weft:overlay:web"
+            ),
+            &["taken down, to be made anew", "(VNI 4711, weft:overlay:web, MTU 1450) was changed"],
+            30,
+        );
+    });
+}
+
+#[test]
+fn routes() {
+    scene(&network(), |mut scene| {
+        let missing = &["route 10.42.0.64/26 via 10.42.0.64 on vx-0123456789ab was missing: restored"];
+        scene.mends("ip route del 10.42.0.64/26", missing, 1);
+        scene.mends("ip -6 route del fd42::80/122", &["route fd42::80/122 via fe80::"], 1);
+        scene.mends(
+            "ip route del unreachable 10.42.0.0/16",
+            &["route 10.42.0.0/16 unreachable was missing"],
+            1,
+        );
+        scene.mends("ip -6 route del unreachable fd42::/64", &["route fd42::/64 unreachable was missing"], 1);
+        let changed = &["route 10.42.0.64/26 via 10.42.0.64 on vx-0123456789ab was changed: restored"];
+        scene.mends("ip route replace 10.42.0.64/26 via 192.0.2.9 dev eth0 metric 87 proto 87", changed, 1);
+        scene.mends(
+            "ip -6 route replace fd42::40/122 via fe80::9 dev eth0 metric 87 proto 87",
+            &["route fd42::40/122"],
+            1,
+        );
+        let unasked = &["route 10.42.9.0/26 via 192.0.2.9 on eth0 was there unasked: removed"];
+        scene.mends("ip route add 10.42.9.0/26 via 192.0.2.9 proto 87", unasked, 1);
+        scene.mends("ip -6 route add unreachable fd42::f00/122 proto 87", &["was there unasked: removed"], 1);
+        scene.mends("ip route add blackhole 10.42.8.0/26 proto 87", &["route 10.42.8.0/26 of kind 6 was"], 1);
+        // Beside the right one.
+        let beside = "ip route append 10.42.0.64/26 via 192.0.2.9 metric 87 proto 87";
+        scene.mends(beside, &["route 10.42.0.64/26 via 192.0.2.9 on eth0 was there unasked"], 1);
+    });
+}
+
+#[test]
+fn neighbours_and_forwarding() {
+    scene(&network(), |mut scene| {
+        let mac = "$(bridge fdb show dev vx-0123456789ab | awk '/192.0.2.2/ {print $1}')";
+        scene.mends(
+            &format!("bridge fdb del {mac} dev {DEV}"),
+            &["to 192.0.2.2 on vx-0123456789ab was missing"],
+            1,
+        );
+        let replace = format!("bridge fdb replace {mac} dev {DEV} dst 192.0.2.77");
+        scene.mends(&replace, &["to 192.0.2.2 on vx-0123456789ab was changed"], 1);
+        let foreign = format!("bridge fdb add 02:00:00:00:00:09 dev {DEV} dst 192.0.2.78 port 99");
+        scene.mends(&foreign, &["02:00:00:00:00:09 to 192.0.2.78 port 99"], 1);
+        // As if learned.
+        let learned = format!("bridge fdb add 02:00:00:00:00:09 dev {DEV} dst 192.0.2.78 dynamic");
+        scene.mends(&learned, &["(learned) was there unasked"], 1);
+
+        let restored = &["neighbour 10.42.0.64 ("];
+        scene.mends(&format!("ip neigh del 10.42.0.64 dev {DEV}"), restored, 1);
+        let replace = format!("ip neigh replace 10.42.0.64 lladdr 02:00:00:00:00:09 dev {DEV} nud permanent");
+        scene.mends(&replace, &["on vx-0123456789ab was changed: restored"], 1);
+        let stale = format!("ip neigh replace 10.42.0.64 lladdr 02:00:00:00:00:09 dev {DEV} nud stale");
+        scene.mends(&stale, restored, 1);
+        let next = "$(ip -6 route show fd42::40/122 | awk '{print $3}')";
+        scene.mends(&format!("ip -6 neigh del {next} dev {DEV}"), &["neighbour fe80::"], 1);
+        let foreign = format!("ip neigh add 10.42.9.9 lladdr 02:00:00:00:00:09 dev {DEV} nud permanent");
+        scene.mends(&foreign, &["neighbour 10.42.9.9 on vx-0123456789ab was there unasked"], 1);
+    });
+}
+
+#[test]
+fn addresses() {
+    scene(&network(), |mut scene| {
+        // With it go the routes that have it as source.
+        let told = &["address 10.42.0.2/32 of vx-0123456789ab was missing", "route 10.42.0.64/26"];
+        scene.mends(&format!("ip addr del 10.42.0.2/32 dev {DEV}"), told, 30);
+        let gateway = &["address 10.42.0.1/32 of vx-0123456789ab was missing: restored"];
+        scene.mends(&format!("ip addr del 10.42.0.1/32 dev {DEV}"), gateway, 1);
+        scene.mends(&format!("ip addr del fd42::2/128 dev {DEV}"), &["address fd42::2/128"], 30);
+        let local =
+            format!("ip addr del $(ip -6 -o addr show dev {DEV} scope link | awk '{{print $4}}') dev {DEV}");
+        scene.mends(&local, &["address fe80::"], 30);
+        let foreign = format!("ip addr add 10.42.200.1/24 dev {DEV}");
+        scene.mends(&foreign, &["address 10.42.200.1/24 of vx-0123456789ab was there unasked: removed"], 1);
+        scene.mends(&format!("ip addr flush dev {DEV}"), &["address 10.42.0.2/32"], 30);
+    });
+}
+
+#[test]
+fn the_hosts_half_of_a_containers_link() {
+    scene(&network(), |mut scene| {
+        scene.mends("ip route del 10.42.0.5", &["route 10.42.0.5/32 on vethone was missing: restored"], 1);
+        scene.mends("ip -6 route del fd42::5", &["route fd42::5/128 on vethone was missing"], 1);
+        scene.mends("ip neigh del 10.42.0.5 dev vethone", &["neighbour 10.42.0.5 ("], 1);
+        scene.mends("ip -6 neigh del fd42::5 dev vethone", &["neighbour fd42::5 ("], 1);
+        scene.mends("ip addr del fe80::1/64 dev vethone", &["address fe80::1/64 of vethone was missing"], 1);
+        scene.mends("ip link set vethone group 0", &["group 0x57001267 of vethone was changed"], 1);
+
+        // A link that is down is on its way in or out: nothing is done, and nothing said.
+        scene.host.sh("ip link set vethone down");
+        assert!(scene.host.full(&scene.view).is_empty());
+        scene.host.sh("ip link set vethone up");
+        let changes = scene.host.full(&scene.view);
+        assert!(changes.is_complete() && !changes.lines.is_empty(), "{changes:#?}");
+        scene.host.ping("10.42.0.5").unwrap();
+        // The same for one that is gone, or whose name is another link's now.
+        scene.host.sh("ip link del vethone");
+        assert!(scene.host.full(&scene.view).is_empty());
+        scene.host.sh("ip link add vethone up type bridge");
+        assert!(scene.host.full(&scene.view).is_empty());
+    });
+}
+
+#[test]
+fn routes_for_direct_routing() {
+    let network = Network { encap: Encap::Direct, ..network() };
+    scene(&network, |mut scene| {
+        let missing = &["route 10.42.0.64/26 via 192.0.2.2 on eth0 was missing: restored"];
+        scene.mends("ip route del 10.42.0.64/26", missing, 1);
+        // Their source address is on the device.
+        scene.mends(&format!("ip link del {DEV}"), missing, 30);
+        // While the underlay is down there is no way; when it is up again there is.
+        scene.host.sh("ip link set eth0 down");
+        assert!(scene.host.full(&scene.view).is_complete());
+        scene.host.sh("ip link set eth0 up");
+        assert!(!scene.host.full(&scene.view).is_empty());
+        assert!(scene.host.sh("ip route").contains("10.42.0.64/26 via 192.0.2.2 dev eth0"));
+    });
+}
+
+#[test]
+fn the_packet_filter() {
+    scene(&network(), |mut scene| {
+        let told = &["packet filter (nftables table inet weft-overlay) was changed: restored"];
+        scene.mends("nft delete table inet weft-overlay", told, 1);
+        scene.mends("nft flush set inet weft-overlay vteps4", told, 1);
+    });
+}
+
+#[test]
+fn what_is_not_ours_stays() {
+    scene(&network(), |mut scene| {
+        scene.host.sh(
+            "ip link add vx-mine type vxlan id 9 dstport 4790 dev eth0; ip link set vx-mine up; \
+             ip addr add 10.99.0.1/24 dev vx-mine; ip neigh add 10.99.0.2 lladdr 02:00:00:00:00:09 dev vx-mine nud permanent; \
+             bridge fdb append 02:00:00:00:00:09 dev vx-mine dst 192.0.2.5; \
+             ip route add 10.42.0.64/26 via 192.0.2.7; ip route add 10.42.77.0/24 via 192.0.2.7 proto static; \
+             ip route add 10.42.78.0/24 via 192.0.2.7 table 100 proto 87; \
+             ip neigh add 192.0.2.7 lladdr 02:00:00:00:00:07 dev eth0 nud permanent; ip addr add 192.0.2.99/24 dev eth0; \
+             ip addr add 198.51.100.9/32 dev vethone; nft add table inet other",
+        );
+        let everything = "ip -o link | sort; ip -o addr | sort; ip route show table all | sort; \
+                          ip -6 route show table all | sort; ip neigh show nud permanent; bridge fdb; nft list ruleset";
+        let before = scene.host.sh(everything);
+        let changes = scene.host.full(&scene.view);
+        assert!(changes.is_empty(), "{changes:#?}");
+        pretty_same(&before, &scene.host.sh(everything), "a pass");
+        // Nor when all that is ours goes.
+        let mut view = scene.view.clone();
+        view.endpoints.clear();
+        let delta = Delta { networks: [ID.to_owned()].into(), ..Delta::default() };
+        assert!(scene.host.delta(&view, &delta).is_complete());
+        let left = scene.host.sh(everything);
+        for text in [
+            "vx-mine:",
+            "10.99.0.1/24",
+            "10.99.0.2 dev vx-mine",
+            "192.0.2.5",
+            "10.42.77.0/24",
+            "table 100 proto 87",
+            "192.0.2.7 dev eth0 lladdr",
+            "192.0.2.99/24",
+            "10.42.0.64/26 via 192.0.2.7 dev eth0",
+            "table inet other",
+        ] {
+            assert!(left.contains(text), "{text} is gone: {left}");
+        }
+        for text in [DEV, "weft-overlay", "unreachable 10.42.0.0/16", "unreachable fd42::/64"] {
+            assert!(!left.contains(text), "{text} is left: {left}");
+        }
+        assert!(scene.host.full(&view).is_empty());
+    });
+}
+
+/// A container may be attached in the very moment: its route is not deleted at first sight.
+#[test]
+fn a_route_to_an_unknown_container_is_spared_at_first() {
+    scene(&network(), |mut scene| {
+        let container = net::testns::another();
+        let two = endpoint("two", &["10.42.0.6"]);
+        scene.host.veth(&network(), &two, &container);
+        scene.host.sh("ip route add 10.42.0.6 dev vethtwo proto 87");
+        for _ in 0..3 {
+            assert!(scene.host.full(&scene.view).is_empty());
+        }
+        assert!(scene.host.sh("ip route").contains("10.42.0.6 dev vethtwo"));
+    });
+}
+
+/// Another agent process over the same kernel: it changes nothing.
+#[test]
+fn a_restart_changes_nothing() {
+    scene(&network(), |mut scene| {
+        let before = scene.all();
+        let underlay = scene.host.reconciler.underlay().clone();
+        let netns = &scene.host.netns;
+        scene.host.reconciler = netns.run(|| ovl_kernel::Reconciler::new(underlay).unwrap()).unwrap();
+        let changes = scene.host.full(&scene.view);
+        assert!(changes.is_empty(), "{changes:#?}");
+        pretty_same(&before, &scene.all(), "a restart");
+    });
+}
