@@ -6,6 +6,7 @@ mod cli;
 mod engine;
 mod format;
 mod ipam_cmd;
+mod lab;
 mod network;
 mod paths;
 mod ports;

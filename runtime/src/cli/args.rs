@@ -82,6 +82,9 @@ pub enum Command {
     /// Show and mend address leases
     #[command(subcommand)]
     Ipam(IpamCommand),
+    /// Several hosts on this machine, with an overlay between them
+    #[command(subcommand)]
+    Lab(super::lab::LabCommand),
     /// Print a script that completes this command's words in a shell
     Completion {
         /// The shell

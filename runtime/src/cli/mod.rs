@@ -5,6 +5,7 @@
 
 mod args;
 mod inspect;
+mod lab;
 mod life;
 mod network;
 mod process;
@@ -21,6 +22,8 @@ use args::{Cli, Command, Global, IpamCommand};
 use clap::{CommandFactory, Parser};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+pub(crate) use text::check_name as check_container_name;
 
 /// Directories of CNI executables when nothing names any; the last is relative to that of this executable.
 const CNI_BIN: [&str; 2] = ["/opt/cni/bin", "../cni"];
@@ -98,7 +101,7 @@ fn recover(paths: &Paths) {
 
 fn dispatch(paths: &Paths, command: Command) -> Result<ExitCode> {
     let recovers = match &command {
-        Command::Completion { .. } | Command::Supervise { .. } | Command::Ipam(_) => false,
+        Command::Completion { .. } | Command::Supervise { .. } | Command::Ipam(_) | Command::Lab(_) => false,
         Command::Network(command) => command.needs_true_states(),
         _ => true,
     };
@@ -133,6 +136,7 @@ fn dispatch(paths: &Paths, command: Command) -> Result<ExitCode> {
         Command::Ipam(IpamCommand::Import { dir, network }) => {
             done(ipam_cmd::import(paths, &network, dir.as_deref()))
         }
+        Command::Lab(command) => lab::lab(paths, command),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "runtime", &mut script);

@@ -4,7 +4,7 @@
 //! [`Container`](crate::state::Container), [`recover`], and [`supervisor::main`] for the hidden subcommand `supervise ID`.
 //! `run`, `attach` and `exec` must be called from a process that has one thread.
 
-mod cgroup;
+pub(crate) mod cgroup;
 mod client;
 mod etc;
 mod exec;
@@ -12,11 +12,11 @@ mod launch;
 mod lifecycle;
 mod logs;
 mod own;
-mod process;
+pub(crate) mod process;
 mod release;
 mod starter;
 pub mod supervisor;
-mod sys;
+pub(crate) mod sys;
 mod tty;
 mod volumes;
 mod wire;

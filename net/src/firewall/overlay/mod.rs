@@ -109,6 +109,24 @@ impl OverlayTable {
         }
     }
 
+    /// Whether VXLAN packets with a VNI from an underlay address are taken; None when there is no table, which takes all.
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn takes(&mut self, vni: u32, vtep: IpAddr) -> Result<Option<bool>> {
+        if !frame::exists(&mut self.socket)? {
+            return Ok(None);
+        }
+        let mut has = BTreeSet::new();
+        for key in [Key::vni(vni), Key::vtep(vtep)] {
+            self.socket.elements(key.map, |element| {
+                has.insert(element.key);
+            })?;
+        }
+        Ok(Some(!has.contains(&Key::vni(vni)) || has.contains(&Key::vtep(vtep))))
+    }
+
     /// What was sent so far.
     pub fn sent(&self) -> super::nft::Sent {
         self.socket.sent

@@ -1,0 +1,328 @@
+//! The file of a lab (docs/lab.md describes it): read, checked, and made a plan.
+
+use anyhow::{Context, Result};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use net::Family;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::expect::{Attempt, Expectation};
+use super::node::{self, Map, Node};
+use super::plan::{self, Container, DEFAULT_NAME, MAX_HOSTS, Machine, Network, Plan, Underlay};
+
+const HOST_NAME: &str = "a name of small letters, digits and '-', at most 15 bytes";
+const NAME: &str = "a name: [a-zA-Z0-9][a-zA-Z0-9_.-]+";
+/// The smallest MTU of a link with IPv6 (RFC 8200, section 5), and what the largest datagram leaves of 16 bits.
+const MTU: (u32, u32) = (1280, 65_000);
+
+/// Reads the file of a lab.
+///
+/// # Errors
+/// It cannot be read, or something in it is not allowed.
+pub fn read(path: &Path) -> Result<Plan> {
+    let file = path.display().to_string();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;
+    parse(&file, &text)
+}
+
+/// The plan of a text; `file` is what errors call it.
+///
+/// # Errors
+/// Something in it is not allowed.
+pub fn parse(file: &str, text: &str) -> Result<Plan> {
+    let root = node::parse(file, text)?;
+    let map = root.map(&["name", "underlay", "etcd", "hosts", "networks", "containers", "expect"])?;
+    let name = match map.get("name") {
+        Some(node) => {
+            let name = node.text(NAME)?;
+            plan::check_name(name).map_err(|error| node.wrong(error))?;
+            name.to_owned()
+        }
+        None => DEFAULT_NAME.to_owned(),
+    };
+    let underlay = map.get("underlay").map_or_else(|| Ok(Underlay::default()), underlay)?;
+    let hosts = hosts(map.need("hosts")?, &underlay)?;
+    let etcd = etcd(&map, &underlay, hosts.len())?;
+    let networks: Vec<Network> = each(&map, "networks", network)?;
+    let mut names: BTreeSet<String> = hosts.iter().map(|host| host.name.clone()).collect();
+    names.extend(etcd.iter().map(|member| member.name.clone()));
+    let containers = each(&map, "containers", |node| {
+        let made = container(node, &hosts, &networks)?;
+        match names.insert(made.name.clone()) {
+            true => Ok(made),
+            false => {
+                Err(node.wrong(format_args!("the name {:?} is another container's or machine's", made.name)))
+            }
+        }
+    })?;
+    let mut plan = Plan {
+        name,
+        created: String::new(),
+        underlay,
+        etcd,
+        hosts,
+        networks,
+        containers,
+        expect: Vec::new(),
+    };
+    plan.expect = each(&map, "expect", |node| expectation(node, &plan))?;
+    Ok(plan)
+}
+
+/// The elements of the list behind a key.
+fn each<T>(map: &Map<'_>, key: &str, mut read: impl FnMut(&Node<'_>) -> Result<T>) -> Result<Vec<T>> {
+    map.get(key).map(Node::list).unwrap_or_default().iter().map(&mut read).collect()
+}
+
+fn underlay(node: &Node<'_>) -> Result<Underlay> {
+    let map = node.map(&["ipv4", "ipv6", "mtu"])?;
+    let mut underlay = Underlay::default();
+    if let Some(node) = map.get("ipv4") {
+        underlay.ipv4 = subnet::<Ipv4Network>(node, "an IPv4 subnet like 10.99.0.0/24, or none")?;
+    }
+    if let Some(node) = map.get("ipv6") {
+        underlay.ipv6 = subnet::<Ipv6Network>(node, "an IPv6 subnet like fd99::/64, or none")?;
+    }
+    if let Some(node) = map.get("mtu") {
+        underlay.mtu = node.number(MTU.0, MTU.1)?;
+    }
+    if underlay.ipv4.is_none() && underlay.ipv6.is_none() {
+        return Err(node.wrong("one of ipv4 and ipv6 has to be a subnet"));
+    }
+    Ok(underlay)
+}
+
+/// A subnet without host bits, or `none`.
+fn subnet<T: std::str::FromStr + Into<IpNetwork> + Copy>(
+    node: &Node<'_>,
+    allowed: &str,
+) -> Result<Option<T>> {
+    if node.text(allowed)? == "none" {
+        return Ok(None);
+    }
+    let subnet: T = node.get(allowed)?;
+    let net: IpNetwork = subnet.into();
+    if !node.text(allowed)?.contains('/') || net.ip() != net.network() {
+        return Err(node.refused(allowed));
+    }
+    Ok(Some(subnet))
+}
+
+fn hosts(node: &Node<'_>, underlay: &Underlay) -> Result<Vec<Machine>> {
+    let fits = |error: anyhow::Error| node.wrong(error);
+    if !node.is_list() && !node.is_map() {
+        let count = node.number(1, MAX_HOSTS)?;
+        return underlay.hosts((1..=count).map(|number| format!("host{number}"))).map_err(fits);
+    }
+    let list = node.list();
+    if list.is_empty() || list.len() > MAX_HOSTS as usize {
+        return Err(node.refused(format_args!("a number of hosts, or a list of 1 to {MAX_HOSTS}")));
+    }
+    let mut names: Vec<String> = Vec::new();
+    let mut flags = Vec::new();
+    for node in &list {
+        // A host is its name, or its name and more.
+        let (at, agent) = match node.is_map() {
+            false => (node.clone(), Vec::new()),
+            true => {
+                let map = node.map(&["name", "agent"])?;
+                let agent = map.get("agent").map(|node| node.texts("flags of ovl-agent run")).transpose()?;
+                (map.need("name")?.clone(), agent.unwrap_or_default())
+            }
+        };
+        let name = at.text(HOST_NAME)?;
+        let is_etcd = name.strip_prefix("etcd").is_some_and(|rest| rest.bytes().all(|c| c.is_ascii_digit()));
+        if !plan::is_host_name(name) || is_etcd || name == super::dirs::UNDERLAY {
+            return Err(at.refused(format_args!("{HOST_NAME}; not underlay, nor etcd and a number")));
+        }
+        if names.iter().any(|other| other == name) {
+            return Err(at.wrong(format_args!("the name {name:?} is another host's")));
+        }
+        names.push(name.to_owned());
+        flags.push(agent);
+    }
+    let mut machines = underlay.hosts(names).map_err(fits)?;
+    for (machine, flags) in machines.iter_mut().zip(flags) {
+        machine.agent = flags;
+    }
+    Ok(machines)
+}
+
+fn etcd(map: &Map<'_>, underlay: &Underlay, hosts: usize) -> Result<Vec<Machine>> {
+    let allowed =
+        if hosts == 1 { "0, 1 or 3 members" } else { "1 or 3 members; none only for a single host" };
+    let count = map.get("etcd").map(|node| node.get::<u32>(allowed)).transpose()?.unwrap_or(1);
+    match map.get("etcd") {
+        Some(node) if !matches!((count, hosts), (1 | 3, _) | (0, 1)) => Err(node.refused(allowed)),
+        node => underlay.members(count).map_err(|error| node.unwrap_or(map.at()).wrong(error)),
+    }
+}
+
+fn network(node: &Node<'_>) -> Result<Network> {
+    let map = node.map(&["name", "driver", "subnet", "ipv6", "internal", "opt"])?;
+    if let Some(driver) = map.get("driver") {
+        let allowed = "overlay: a lab's file has the networks between hosts";
+        if driver.text(allowed)? != "overlay" {
+            return Err(driver.refused(allowed));
+        }
+    }
+    let flag = |key: &str| map.get(key).map(|node| node.get::<bool>("true or false")).transpose();
+    let mut network = Network {
+        name: map.need("name")?.text(NAME)?.to_owned(),
+        ipv6: flag("ipv6")?.unwrap_or(false),
+        internal: flag("internal")?.unwrap_or(false),
+        ..Network::default()
+    };
+    for node in map.get("subnet").map(Node::list).unwrap_or_default() {
+        let allowed = "a subnet like 10.42.0.0/16 or fd42::/48";
+        let _: IpNetwork = node.get(allowed)?;
+        let text = node.text(allowed)?;
+        if !text.contains('/') {
+            return Err(node.refused(allowed));
+        }
+        network.subnets.push(text.to_owned());
+    }
+    if let Some(node) = map.get("opt") {
+        for (key, value) in node.pairs("options: NAME: VALUE")? {
+            network.options.insert(key, value.text("a value")?.to_owned());
+        }
+    }
+    Ok(network)
+}
+
+fn container(node: &Node<'_>, hosts: &[Machine], networks: &[Network]) -> Result<Container> {
+    let map = node.map(&["name", "host", "network", "ip", "publish", "command"])?;
+    let known: Vec<&str> = networks.iter().map(|network| network.name.as_str()).collect();
+    let name = map.need("name")?;
+    let host = map.need("host")?;
+    let mut made = Container { name: name.text(NAME)?.to_owned(), ..Container::default() };
+    crate::cli::check_container_name(&made.name).map_err(|error| name.wrong(error))?;
+    let all: Vec<&str> = hosts.iter().map(|host| host.name.as_str()).collect();
+    made.host = one_of(host, &all)?;
+    match map.get("network") {
+        Some(node) => {
+            made.networks = node.list().iter().map(|each| one_of(each, &known)).collect::<Result<_>>()?;
+        }
+        None => match known.as_slice() {
+            [only] => made.networks.push((*only).to_owned()),
+            _ => return Err(node.wrong("the key \"network\" is missing")),
+        },
+    }
+    for node in map.get("ip").map(Node::list).unwrap_or_default() {
+        let ip: IpAddr = node.get("an address")?;
+        if made.ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
+            return Err(
+                node.wrong(format_args!("{ip} is the second address of its family: one of each is allowed"))
+            );
+        }
+        made.ips.push(ip);
+    }
+    if let Some(node) = map.get("publish") {
+        made.publish = node.texts("a port like 8080:80")?;
+    }
+    if let Some(node) = map.get("command") {
+        let allowed = "words: a list, or a text that is split at white space";
+        made.command = match node.is_list() {
+            true => node.texts(allowed)?,
+            false => node.text(allowed)?.split_whitespace().map(str::to_owned).collect(),
+        };
+    }
+    Ok(made)
+}
+
+fn one_of(node: &Node<'_>, known: &[&str]) -> Result<String> {
+    let allowed = known.join(", ");
+    let text = node.text(&allowed)?;
+    known.contains(&text).then(|| text.to_owned()).ok_or_else(|| node.refused(allowed))
+}
+
+fn expectation(node: &Node<'_>, plan: &Plan) -> Result<Expectation> {
+    let map = node.map(&["ping", "no_ping", "tcp", "no_tcp", "http", "no_http"])?;
+    let kinds: Vec<&str> = ["ping", "no_ping", "tcp", "no_tcp", "http", "no_http"]
+        .into_iter()
+        .filter(|kind| map.get(kind).is_some())
+        .collect();
+    let [kind] = kinds.as_slice() else {
+        return Err(node.wrong("allowed is one of ping, no_ping, tcp, no_tcp, http, no_http"));
+    };
+    let node = map.need(kind)?;
+    let works = !kind.starts_with("no_");
+    match kind.trim_start_matches("no_") {
+        "ping" => ping(node, plan, works),
+        "tcp" => tcp(node, plan, works),
+        _ => http(node, plan, works),
+    }
+}
+
+/// Who may try and be tried.
+fn names(plan: &Plan) -> Vec<&str> {
+    let containers = plan.containers.iter().map(|container| container.name.as_str());
+    containers.chain(plan.hosts.iter().map(|host| host.name.as_str())).collect()
+}
+
+/// `A, B -> C, D`.
+fn arrow(node: &Node<'_>, plan: &Plan) -> Result<(Vec<String>, Vec<String>)> {
+    let known = names(plan);
+    let allowed = format!("FROM -> TO, each one or more of {}", known.join(", "));
+    let (from, to) = node.text(&allowed)?.split_once("->").ok_or_else(|| node.refused(&allowed))?;
+    let side = |text: &str| -> Result<Vec<String>> {
+        let each = text.split(',').map(str::trim);
+        each.map(|name| match known.contains(&name) {
+            true => Ok(name.to_owned()),
+            false => Err(node.wrong(format_args!("there is no {name:?}: allowed is {allowed}"))),
+        })
+        .collect()
+    };
+    Ok((side(from)?, side(to)?))
+}
+
+fn ends(map: &Map<'_>, key: &str, plan: &Plan) -> Result<Vec<String>> {
+    let known = names(plan);
+    map.need(key)?.list().iter().map(|node| one_of(node, &known)).collect()
+}
+
+fn family(map: &Map<'_>) -> Result<Option<Family>> {
+    let allowed = "ipv4 or ipv6";
+    map.get("family")
+        .map(|node| match node.text(allowed)? {
+            "ipv4" => Ok(Family::V4),
+            "ipv6" => Ok(Family::V6),
+            _ => Err(node.refused(allowed)),
+        })
+        .transpose()
+}
+
+fn ping(node: &Node<'_>, plan: &Plan, works: bool) -> Result<Expectation> {
+    if !node.is_map() {
+        let (from, to) = arrow(node, plan)?;
+        return Ok(Expectation { from, what: Attempt::Ping(to), family: None, works });
+    }
+    let map = node.map(&["from", "to", "family"])?;
+    let what = Attempt::Ping(ends(&map, "to", plan)?);
+    Ok(Expectation { from: ends(&map, "from", plan)?, what, family: family(&map)?, works })
+}
+
+fn tcp(node: &Node<'_>, plan: &Plan, works: bool) -> Result<Expectation> {
+    let map = node.map(&["from", "to", "port", "family"])?;
+    let port = map.need("port")?.number(1, 65_535)?;
+    // Within the bounds of a port, as was just checked.
+    let what = Attempt::Tcp(ends(&map, "to", plan)?, port as u16);
+    Ok(Expectation { from: ends(&map, "from", plan)?, what, family: family(&map)?, works })
+}
+
+fn http(node: &Node<'_>, plan: &Plan, works: bool) -> Result<Expectation> {
+    let map = node.map(&["from", "url", "status", "body", "family"])?;
+    let at = map.need("url")?;
+    let allowed = "http://HOST[:PORT]/PATH, HOST an address, or the name of a container or host";
+    let url = at.text(allowed)?.to_owned();
+    super::http::Url::parse(&url).ok_or_else(|| at.refused(allowed))?;
+    let status = map.get("status").map(|node| node.number(100, 599)).transpose()?.unwrap_or(200);
+    let body = map.get("body").map(|node| node.text("a text").map(str::to_owned)).transpose()?;
+    let what = Attempt::Http { url, status: status as u16, body };
+    Ok(Expectation { from: ends(&map, "from", plan)?, what, family: family(&map)?, works })
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;
