@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its part")]
 
 pub mod container;
+pub mod lan;
 
 use ovl_api::Client;
 use ovl_api::wire::{NetworkCreate, Status};
