@@ -20,6 +20,6 @@ pub mod wanted;
 mod words;
 
 pub use error::{Error, Result};
-pub use overlap::overlapping;
+pub use overlap::{foreign, overlapping};
 pub use reconciler::{Changes, Reconciler};
 pub use underlay::{Found, Underlay, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, find_underlay, network_mtu};

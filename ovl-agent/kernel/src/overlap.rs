@@ -1,7 +1,7 @@
 //! Whether a subnet is free on this host.
 
 use ipnetwork::IpNetwork;
-use net::route::{Family, RouteFilter};
+use net::route::RouteFilter;
 use net::{Link, Netlink};
 use ovl_api::names::{DEVICE_ALIAS, ROUTE_PROTOCOL};
 
@@ -17,6 +17,15 @@ const LOCAL_TABLE: u32 = 255;
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn overlapping(netlink: &mut Netlink, subnet: IpNetwork) -> Result<Option<String>> {
+    let found = foreign(netlink)?.into_iter().find(|(net, _)| overlap(*net, subnet));
+    Ok(found.map(|(_, words)| words))
+}
+
+/// All that [`overlapping`] looks at: the addresses and then the routes of this host that are not Weft's, with the words.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn foreign(netlink: &mut Netlink) -> Result<Vec<(IpNetwork, String)>> {
     let links = netlink.links()?;
     let ours = |index: u32| links.iter().any(|link| link.index == index && is_ours(link));
     let name = |index: u32| match links.iter().find(|link| link.index == index) {
@@ -24,20 +33,19 @@ pub fn overlapping(netlink: &mut Netlink, subnet: IpNetwork) -> Result<Option<St
         None => format!("interface number {index}"),
     };
     let addrs = netlink.addrs(None)?;
-    if let Some(addr) = addrs.iter().find(|addr| overlap(addr.net, subnet) && !ours(addr.index)) {
-        return Ok(Some(format!("address {} of {}", addr.net, name(addr.index))));
-    }
-    let family = Some(if subnet.is_ipv4() { Family::V4 } else { Family::V6 });
-    let routes = netlink.routes(RouteFilter { family, ..RouteFilter::default() })?;
-    let taken = routes.iter().find(|route| {
+    let addrs = addrs.iter().filter(|addr| !ours(addr.index));
+    let mut found: Vec<_> =
+        addrs.map(|addr| (addr.net, format!("address {} of {}", addr.net, name(addr.index)))).collect();
+    let routes = netlink.routes(RouteFilter::default())?;
+    let routes = routes.iter().filter(|route| {
         let own = route.protocol == ROUTE_PROTOCOL || route.oif.is_some_and(ours);
-        let counts = route.table != Some(LOCAL_TABLE) && !is_default(route.dst);
-        counts && !own && overlap(route.dst, subnet)
+        route.table != Some(LOCAL_TABLE) && !is_default(route.dst) && !own
     });
-    Ok(taken.map(|route| match route.oif {
-        Some(oif) => format!("route {} on {}", route.dst, name(oif)),
-        None => format!("route {}", route.dst),
-    }))
+    found.extend(routes.map(|route| match route.oif {
+        Some(oif) => (route.dst, format!("route {} on {}", route.dst, name(oif))),
+        None => (route.dst, format!("route {}", route.dst)),
+    }));
+    Ok(found)
 }
 
 /// Made by Weft for an overlay. Containers' links need not be told: their routes have our protocol number, and their

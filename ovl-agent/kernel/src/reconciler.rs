@@ -111,6 +111,19 @@ impl Reconciler {
     /// # Errors
     /// When the kernel cannot be asked. What it refuses is in [`Changes::failed`], not an error.
     pub fn full(&mut self, view: &View) -> Result<Changes> {
+        self.whole(view, true)
+    }
+
+    /// As [`Self::full`], but deletes nothing, and puts nothing in the place of another: for a view that is the one last seen,
+    /// because the store has not been read since the agent's start. What later deltas say is deleted.
+    ///
+    /// # Errors
+    /// As [`Self::full`].
+    pub fn mend(&mut self, view: &View) -> Result<Changes> {
+        self.whole(view, false)
+    }
+
+    fn whole(&mut self, view: &View, believed: bool) -> Result<Changes> {
         let mut changes = Changes::default();
         let Some(model) = Model::of(view) else { return Ok(changes) };
         let before = self.model.take();
@@ -144,6 +157,9 @@ impl Reconciler {
             self.links = all.into_iter().map(|link| (link.name.into(), link.index)).collect();
             let mut steps = plan(&wanted, &dumped);
             self.spare_newcomers(&mut steps, &wanted, &dumped);
+            if !believed {
+                steps.retain(only_adds);
+            }
             drop(dumped);
             let refused = apply(&mut self.netlink, &mut self.links, &steps)?;
             let failed: BTreeSet<usize> = refused.iter().map(|(number, _)| *number).collect();
@@ -269,6 +285,17 @@ impl Reconciler {
             }
             _ => true,
         });
+    }
+}
+
+/// True when a step takes nothing away. A device of a network with containers here may be made anew or changed: what that
+/// is to be follows from this host.
+fn only_adds(step: &Step) -> bool {
+    match step.op {
+        Op::DeleteDevice(_) => step.replaces,
+        Op::CreateDevice(..) | Op::ChangeDevice(..) | Op::SetGroup(..) => true,
+        Op::SetAddr(..) | Op::SetNeigh(..) | Op::SetForward(..) | Op::SetRoute(..) => !step.replaces,
+        Op::DelRoute(..) | Op::DelForward(..) | Op::DelNeigh(..) | Op::DelAddr(..) => false,
     }
 }
 
