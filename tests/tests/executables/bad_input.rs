@@ -171,7 +171,9 @@ fn a_version_that_is_none() {
 #[test]
 fn every_plugin_refuses_nonsense_with_one_document() {
     let host = host_with(1);
-    for kind in ["bridge", "host", "none", "container", "loopback", "host-local", "static", "portmap"] {
+    for kind in
+        ["bridge", "host", "none", "container", "loopback", "host-local", "overlay", "static", "portmap"]
+    {
         let file = tests::weft_cni().join(kind);
         let env = [
             ("CNI_COMMAND", "ADD"),

@@ -105,7 +105,9 @@ fn check_notices_what_was_changed_by_hand() {
 #[test]
 fn version_needs_nothing_but_the_verb() {
     let host = host_with(0);
-    for kind in ["bridge", "host", "none", "container", "loopback", "host-local", "static", "portmap"] {
+    for kind in
+        ["bridge", "host", "none", "container", "loopback", "host-local", "overlay", "static", "portmap"]
+    {
         let file = tests::weft_cni().join(kind);
         let out = host.cni_raw(&file, &[("CNI_COMMAND", "VERSION")], br#"{"cniVersion": "0.3.1"}"#).ok();
         let answer = out.json();
