@@ -68,9 +68,8 @@ impl Engine {
     }
 
     fn started(&self) -> Result<&Started, Problem> {
-        self.started
-            .get()
-            .ok_or_else(|| not_ready(format!("the overlay agent is not ready: {}", self.waiting())))
+        let why = || self.waiting().unwrap_or_else(|| "it has just been started".to_owned());
+        self.started.get().ok_or_else(|| not_ready(format!("the overlay agent is not ready: {}", why())))
     }
 
     fn waiting(&self) -> Option<String> {

@@ -14,13 +14,19 @@ fn an_attachment_is_in_the_kernel_when_it_is_answered_and_goes_with_the_last_one
     let agent = host.ready(&[]);
     let network = host.create("ov", &["10.42.0.0/16", "fd42::/48"]);
     let device = ovl_api::names::device(&network.id);
-    assert!(!host.space.run(&format!("ip link show {device}")).status.success(), "a device without a container");
+    assert!(
+        !host.space.run(&format!("ip link show {device}")).status.success(),
+        "a device without a container"
+    );
     let one = Container::new(&host, "ov", "one");
     assert_eq!(one.attached.mtu, 1450);
     let link = host.space.ok(&format!("ip -d link show {device}"));
     assert!(link.contains(&format!("vxlan id {} local 192.0.2.1", network.vni)), "{link}");
     let routes = host.routes();
-    assert!(routes.contains("unreachable 10.42.0.0/16") && routes.contains("unreachable fd42::/48"), "{routes}");
+    assert!(
+        routes.contains("unreachable 10.42.0.0/16") && routes.contains("unreachable fd42::/48"),
+        "{routes}"
+    );
     let two = Container::new(&host, "ov", "two");
     assert!(one.reaches(&two) && two.reaches(&one));
     one.detach(&host);
@@ -57,7 +63,8 @@ fn what_somebody_deletes_is_back_after_a_sync() {
     }
     assert!(agent.said().contains("was missing: restored"), "{}", agent.said());
     let metrics = support::curl(&host.socket(), &["http://a/metrics"]).1;
-    let mended = metrics.lines().find_map(|line| line.strip_prefix("weft_overlay_kernel_drift_mended_total "));
+    let mended =
+        metrics.lines().find_map(|line| line.strip_prefix("weft_overlay_kernel_drift_mended_total "));
     assert!(mended.unwrap().parse::<u64>().unwrap() > 4, "{metrics}");
 }
 
@@ -82,7 +89,8 @@ fn an_agent_that_ends_well_or_not_leaves_the_kernel_and_its_successor_mends_it()
     let network = host.create("ov", &["10.42.0.0/16", "fd42::/48"]);
     let (one, two) = (Container::new(&host, "ov", "one"), Container::new(&host, "ov", "two"));
     host.sync();
-    let state = || (host.routes(), host.space.ok("nft list ruleset"), host.space.ok("ip -d -o link show type vxlan"));
+    let state =
+        || (host.routes(), host.space.ok("nft list ruleset"), host.space.ok("ip -d -o link show type vxlan"));
     let before = state();
     for signal in ["TERM", "KILL"] {
         agent.end(signal);
@@ -117,14 +125,23 @@ fn a_subnet_that_overlaps_a_route_of_the_host_is_refused_by_name() {
     host.space.ok("ip link add lan0 type veth peer name lan1; ip link set lan0 up; ip link set lan1 up");
     host.space.ok("ip route add 10.42.7.0/24 dev lan0");
     let create = |subnet: &str| {
-        let create =
-            NetworkCreate { name: "ov".into(), subnets: vec![subnet.parse().unwrap()], ..NetworkCreate::default() };
+        let create = NetworkCreate {
+            name: "ov".into(),
+            subnets: vec![subnet.parse().unwrap()],
+            ..NetworkCreate::default()
+        };
         host.client().create_network(&create)
     };
-    for (subnet, words) in [("10.42.0.0/16", "route 10.42.7.0/24 on lan0"), ("192.0.2.0/24", "address 192.0.2.1/24 of eth0")] {
+    for (subnet, words) in
+        [("10.42.0.0/16", "route 10.42.7.0/24 on lan0"), ("192.0.2.0/24", "address 192.0.2.1/24 of eth0")]
+    {
         let error = create(subnet).unwrap_err();
         let problem = error.problem().unwrap();
-        assert_eq!((problem.kind, problem.field.as_deref()), (ProblemKind::Taken, Some("--subnet")), "{problem}");
+        assert_eq!(
+            (problem.kind, problem.field.as_deref()),
+            (ProblemKind::Taken, Some("--subnet")),
+            "{problem}"
+        );
         assert!(problem.message.contains(words) && problem.message.contains(subnet), "{problem}");
     }
     assert_eq!(host.client().networks().unwrap(), vec![]);
@@ -164,7 +181,9 @@ fn many_attachments_at_once_are_all_in_the_kernel_and_distinct() {
         host.client().attach(&ask).unwrap().addresses[0]
     };
     let mut given: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8).map(|t| scope.spawn(move || (t * 20..t * 20 + 20).map(attach).collect::<Vec<_>>())).collect();
+        let threads: Vec<_> = (0..8)
+            .map(|t| scope.spawn(move || (t * 20..t * 20 + 20).map(attach).collect::<Vec<_>>()))
+            .collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     given.sort();

@@ -62,13 +62,19 @@ fn every_error_of_the_api_is_a_problem() {
         (&["-X", "DELETE", "http://a/v1/nodes/none"], 404, ProblemKind::NotFound, "none"),
         (&["-X", "DELETE", "http://a/v1/nodes/h1?force=yes"], 400, ProblemKind::Invalid, "force \"yes\""),
         (&["-d", "{", "http://a/v1/networks"], 400, ProblemKind::Invalid, "EOF"),
-        (&["-d", "{\"name\":\"x\",\"vni\":\"7\"}", "http://a/v1/networks"], 400, ProblemKind::Invalid, "vni: "),
+        (
+            &["-d", "{\"name\":\"x\",\"vni\":\"7\"}", "http://a/v1/networks"],
+            400,
+            ProblemKind::Invalid,
+            "vni: ",
+        ),
         (&["-d", "{\"nam\":1}", "http://a/v1/attach"], 400, ProblemKind::Invalid, "unknown field `nam`"),
         (&["-d", &large, "http://a/v1/networks"], 400, ProblemKind::Invalid, "more than 1 MiB"),
     ];
     for (args, status, kind, words) in cases {
         let (code, body) = curl(&host.socket(), args);
-        let problem: Problem = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{args:?}: {error}: {body}"));
+        let problem: Problem =
+            serde_json::from_str(&body).unwrap_or_else(|error| panic!("{args:?}: {error}: {body}"));
         assert_eq!((code, problem.kind), (status, kind), "{args:?}: {body}");
         assert!(problem.message.contains(words), "{args:?}: {body}");
     }
@@ -78,13 +84,16 @@ fn every_error_of_the_api_is_a_problem() {
 fn without_an_underlay_it_answers_waits_for_one_and_takes_what_ends() {
     let host = Host::bare("h1");
     let agent = host.start(&[]);
-    eventually("it says what it waits for", || agent.said().contains("waiting for the underlay: this host has no default"));
+    eventually("it says what it waits for", || {
+        agent.said().contains("waiting for the underlay: this host has no default")
+    });
     let error = host.client().healthz().unwrap_err();
     assert!(error.to_string().contains("waiting for the underlay"), "{error}");
     assert_eq!(error.problem().unwrap().kind, ProblemKind::NotReady);
     let status = host.client().status(None).unwrap();
     assert_eq!((status.ready, status.vtep), (false, None));
-    let attach = Attach { network: "ov".into(), container: "c".into(), ifname: "eth0".into(), ..Attach::default() };
+    let attach =
+        Attach { network: "ov".into(), container: "c".into(), ifname: "eth0".into(), ..Attach::default() };
     assert_eq!(host.client().attach(&attach).unwrap_err().problem().unwrap().kind, ProblemKind::NotReady);
     let detach = Detach { network: "ov".into(), container: "c".into(), ifname: "eth0".into() };
     host.client().detach(&detach).unwrap();
@@ -119,7 +128,9 @@ fn a_wrong_setting_ends_it_with_code_2_before_anything_is_made() {
 #[test]
 fn a_command_without_an_agent_says_what_to_start() {
     let host = Host::bare("h1");
-    for words in [&["status"][..], &["node", "ls"], &["node", "rm", "h2"], &["sync"], &["accept"], &["network", "ls"]] {
+    for words in
+        [&["status"][..], &["node", "ls"], &["node", "rm", "h2"], &["sync"], &["accept"], &["network", "ls"]]
+    {
         let output = host.ovl_agent(words).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{words:?}: {error}");
@@ -143,7 +154,8 @@ fn the_commands_show_what_the_agent_answers() {
     let words: Vec<&str> = nodes.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(words[..4], ["h1", "alive", "192.0.2.1", "192.0.2.0/24"]);
     assert!(ask(&["network", "ls"]).contains("10.42.0.0/16"));
-    let nodes: Vec<ovl_api::wire::Node> = serde_json::from_str(&ask(&["node", "ls", "--format", "json"])).unwrap();
+    let nodes: Vec<ovl_api::wire::Node> =
+        serde_json::from_str(&ask(&["node", "ls", "--format", "json"])).unwrap();
     assert_eq!(nodes[0].host.name, "h1");
     let status: ovl_api::wire::Status = serde_json::from_str(&ask(&["status", "--format", "json"])).unwrap();
     assert!(status.ready && status.store.contains("local"), "{status:?}");
@@ -157,10 +169,13 @@ fn a_password_is_neither_in_ps_nor_in_the_log() {
     let file = host.dir.path().join("password");
     std::fs::write(&file, secret).unwrap();
     // Nobody listens there: all that can be said about the connection is said.
-    let flags = ["--etcd", "http://192.0.2.1:1", "--etcd-user", "weft", "--log", "debug", "--etcd-password-file"];
+    let flags =
+        ["--etcd", "http://192.0.2.1:1", "--etcd-user", "weft", "--log", "debug", "--etcd-password-file"];
     let agent = host.start(&[&flags[..], &[file.to_str().unwrap()]].concat());
     eventually("it says that the store is away", || {
-        host.client().status(None).is_ok_and(|status| status.store_error.is_some_and(|why| why.contains("192.0.2.1:1")))
+        host.client()
+            .status(None)
+            .is_ok_and(|status| status.store_error.is_some_and(|why| why.contains("192.0.2.1:1")))
     });
     let command_line = std::fs::read(format!("/proc/{}/cmdline", agent.pid())).unwrap();
     let (_, metrics) = curl(&host.socket(), &["http://a/metrics"]);
@@ -199,12 +214,14 @@ fn systemd_is_told_when_it_is_ready_and_that_it_is_alive() {
     let path = host.dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
-    let mut agent = host.start_with(&[], |command| command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000"));
+    let mut agent =
+        host.start_with(&[], |command| command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000"));
     let mut buffer = [0; 4096];
     let mut told = String::new();
     let mut hear = |until: &dyn Fn(&str) -> bool| {
         while !until(&told) {
-            let count = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{error}; it was told:\n{told}"));
+            let count =
+                socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{error}; it was told:\n{told}"));
             told.push_str(&String::from_utf8_lossy(&buffer[..count]));
         }
         told.clone()
@@ -223,7 +240,8 @@ fn with_the_store_away_systemd_is_told_ready_and_why_not() {
     let path = host.dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
-    let _agent = host.start_with(&["--etcd", "http://192.0.2.1:1"], |command| command.env("NOTIFY_SOCKET", &path));
+    let _agent =
+        host.start_with(&["--etcd", "http://192.0.2.1:1"], |command| command.env("NOTIFY_SOCKET", &path));
     let mut told = String::new();
     let mut buffer = [0; 4096];
     while !told.contains("READY=1") {

@@ -1,7 +1,7 @@
 //! How the engine comes up: the underlay, the node, the thread that works on the kernel.
 
 use super::shown::Shown;
-use super::worker::{Times, Worker};
+use super::worker::{Parts, Worker};
 use super::{Engine, Started, internal};
 use crate::lock;
 use anyhow::{Context, Result, anyhow};
@@ -62,22 +62,30 @@ pub async fn start(
     })?;
     let shown = watch::Sender::new(Shown::new(underlay.clone(), address));
     let poke = Arc::new(Notify::new());
-    let worker = Worker {
+    let parts = Parts {
         settings,
         changed: node.changed(),
         node: node.clone(),
-        reconciler: Reconciler::new(underlay)?,
         poke: poke.clone(),
         stop: stop.clone(),
         metrics: engine.metrics.clone(),
         shown: shown.clone(),
-        times: Times::default(),
     };
     let started = Started { node: node.clone(), shown: shown.subscribe(), poke };
     engine.started.set(started).map_err(|_| anyhow!("the engine is started twice"))?;
     let handle = Handle::current();
+    let (opened, is_open) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("kernel".to_owned());
-    let thread = thread.spawn(move || worker.run(&handle)).context("start a thread")?;
+    // The reconciler is made by the thread that uses it.
+    let work = move || match Reconciler::new(underlay) {
+        Ok(reconciler) => {
+            let _ = opened.send(Ok(()));
+            Worker::new(parts, reconciler).run(&handle);
+        }
+        Err(error) => drop(opened.send(Err(error))),
+    };
+    let thread = thread.spawn(work).context("start a thread")?;
+    is_open.await.context("the kernel's thread")?.context("the kernel")?;
     tokio::spawn(async move {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => {}

@@ -25,22 +25,27 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// How often the store's first answer is looked for, should the view not change by it.
 const UNSYNCED: Duration = Duration::from_millis(200);
 
-/// The thread's state.
-pub struct Worker {
+/// What the thread works with.
+pub struct Parts {
     pub settings: Settings,
     pub node: Node,
-    pub reconciler: Reconciler,
     pub changed: watch::Receiver<u64>,
     pub poke: Arc<Notify>,
     pub stop: watch::Receiver<bool>,
     pub shown: watch::Sender<Shown>,
     pub metrics: Arc<Metrics>,
-    pub times: Times,
+}
+
+/// The thread's state.
+pub struct Worker {
+    parts: Parts,
+    reconciler: Reconciler,
+    times: Times,
 }
 
 /// When what is due, and what was told.
 #[derive(Default)]
-pub struct Times {
+struct Times {
     /// A full pass; None: now.
     full: Option<Instant>,
     /// How often in a row a pass did not do all.
@@ -62,6 +67,11 @@ enum Wake {
 }
 
 impl Worker {
+    /// To be made and run by one thread.
+    pub fn new(parts: Parts, reconciler: Reconciler) -> Worker {
+        Worker { parts, reconciler, times: Times::default() }
+    }
+
     /// Works until it is told to stop. Leaves the kernel as it is.
     pub fn run(mut self, handle: &Handle) {
         loop {
@@ -83,25 +93,25 @@ impl Worker {
         tokio::select! {
             biased;
             // The sender is gone only when the agent ends.
-            _ = self.stop.wait_for(|stop| *stop) => Wake::Stop,
-            () = self.poke.notified() => Wake::Full,
-            changed = self.changed.changed() => if changed.is_ok() { Wake::Work } else { Wake::Stop },
+            _ = self.parts.stop.wait_for(|stop| *stop) => Wake::Stop,
+            () = self.parts.poke.notified() => Wake::Full,
+            changed = self.parts.changed.changed() => if changed.is_ok() { Wake::Work } else { Wake::Stop },
             () = tokio::time::sleep(pause) => Wake::Work,
         }
     }
 
     fn turn(&mut self) {
-        let generation = *self.changed.borrow_and_update();
+        let generation = *self.parts.changed.borrow_and_update();
         // In this order: the view is at this revision at least, and synced when this says so.
-        let synced = self.node.synced();
-        let revision = self.node.revision();
+        let synced = self.parts.node.synced();
+        let revision = self.parts.node.revision();
         let due = self.times.full.is_none_or(|at| at <= Instant::now());
         let full = due || !self.times.begun || (synced && !self.times.synced);
         if full {
             self.look_at_underlay();
         }
-        let mut shown = self.shown.borrow().clone();
-        let (passes, counts) = self.node.clone().with_view(|view, delta| {
+        let mut shown = self.parts.shown.borrow().clone();
+        let (passes, counts) = self.parts.node.clone().with_view(|view, delta| {
             let counts = shown.look(view);
             (self.passes(view, &delta, full, synced), counts)
         });
@@ -110,11 +120,11 @@ impl Worker {
         if shown.complete() {
             shown.revision = shown.revision.max(revision);
         }
-        self.metrics.counted(counts, shown.failed.len());
+        self.parts.metrics.counted(counts, shown.failed.len());
         let applied = shown.complete() && shown.synced;
-        self.shown.send_replace(shown);
+        self.parts.shown.send_replace(shown);
         if applied {
-            self.node.applied(revision);
+            self.parts.node.applied(revision);
         }
     }
 
@@ -155,7 +165,7 @@ impl Worker {
             Ok(changes) => (changes.lines.len(), changes.is_complete()),
             Err(_) => (0, false),
         };
-        self.metrics.passed(kind, seconds, count, drift, complete);
+        self.parts.metrics.passed(kind, seconds, count, drift, complete);
         if let Ok(changes) = &result {
             changes.lines.iter().for_each(|line| tracing::info!("{line}"));
             changes.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -222,10 +232,11 @@ impl Worker {
 
     /// Looks whether the underlay is as it was: its interface may have been made anew, its address may have changed.
     fn look_at_underlay(&mut self) {
-        let address = self.shown.borrow().address;
+        let address = self.parts.shown.borrow().address;
         // As long as the address is there nothing else is looked for: a default route may come and go.
-        let found = find_underlay(None, Some(address))
-            .or_else(|_| find_underlay(self.settings.interface.as_deref(), self.settings.advertise));
+        let found = find_underlay(None, Some(address)).or_else(|_| {
+            find_underlay(self.parts.settings.interface.as_deref(), self.parts.settings.advertise)
+        });
         let told = match found {
             Ok((underlay, vtep, segment)) => {
                 if underlay.link != self.reconciler.underlay().link {
@@ -244,8 +255,8 @@ impl Worker {
                         "the underlay's address {address} is gone, it is {vtep} now; the other hosts are told"
                     );
                 }
-                self.node.set_vtep(vtep, segment);
-                self.shown.send_modify(|shown| (shown.underlay, shown.address) = (underlay, vtep));
+                self.parts.node.set_vtep(vtep, segment);
+                self.parts.shown.send_modify(|shown| (shown.underlay, shown.address) = (underlay, vtep));
                 None
             }
             Err(error) => Some(error.to_string()),

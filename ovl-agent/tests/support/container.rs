@@ -55,12 +55,18 @@ impl Container {
     }
 
     fn inside(&self, host: &Host) {
-        let mac = host.space.ok(&format!("cat /sys/class/net/{0}/address 2>/dev/null || ip -br link show {0} | awk '{{print $3}}'", self.veth));
+        let mac = host.space.ok(&format!(
+            "cat /sys/class/net/{0}/address 2>/dev/null || ip -br link show {0} | awk '{{print $3}}'",
+            self.veth
+        ));
         let mac = mac.trim();
         self.space.ok("ip link set eth0 up");
         for (address, subnet) in self.attached.addresses.iter().zip(&self.attached.network.subnets) {
-            let (six, via) =
-                if address.is_ipv6() { ("-6", "fe80::1".to_owned()) } else { ("-4", subnet.gateway.to_string()) };
+            let (six, via) = if address.is_ipv6() {
+                ("-6", "fe80::1".to_owned())
+            } else {
+                ("-4", subnet.gateway.to_string())
+            };
             let onlink = if address.is_ipv6() { "" } else { "onlink" };
             let nodad = if address.is_ipv6() { "nodad" } else { "" };
             self.space.ok(&format!(

@@ -39,7 +39,8 @@ impl Lan {
         command.args(["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD]);
         command.args(["--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "error"]);
         command.args(["--unsafe-no-fsync"]);
-        self.etcd = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        self.etcd =
+            Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         eventually("etcd answers", || self.switch.run(&format!("curl -sf {ETCD}/health")).status.success());
     }
 

@@ -134,7 +134,8 @@ impl Host {
         let log = self.dir.path().join("log");
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let mut command = self.ovl_agent(&[&["run"], flags].concat());
-        let child = with(&mut command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        let child =
+            with(&mut command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
         Agent { child, log }
     }
 
@@ -146,7 +147,12 @@ impl Host {
         while let Err(error) = self.client().healthz() {
             let ended = agent.child.try_wait().unwrap();
             let late = start.elapsed() > PATIENCE;
-            assert!(ended.is_none() && !late, "{} is not ready: {error}; it said:\n{}", self.name, agent.said());
+            assert!(
+                ended.is_none() && !late,
+                "{} is not ready: {error}; it said:\n{}",
+                self.name,
+                agent.said()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         agent
