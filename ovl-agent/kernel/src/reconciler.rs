@@ -62,6 +62,8 @@ pub struct Reconciler {
     /// What the last pass was computed from; None before the first, and after one that could not do all.
     model: Option<Model>,
     rules: Rules,
+    /// The last full pass believed its view: what is not in it may be taken away.
+    believed: bool,
     warnings: BTreeSet<String>,
     /// All links, as of the last full pass, and the devices made since.
     links: BTreeMap<Dev, u32>,
@@ -81,6 +83,7 @@ impl Reconciler {
             table: None,
             model: None,
             rules: Rules::default(),
+            believed: false,
             warnings: BTreeSet::new(),
             links: BTreeMap::new(),
             suspects: BTreeMap::new(),
@@ -127,6 +130,7 @@ impl Reconciler {
         let mut changes = Changes::default();
         let Some(model) = Model::of(view) else { return Ok(changes) };
         let before = self.model.take();
+        self.believed = believed;
         let links = self.netlink.links()?;
         let expected = before.as_ref().map(|model| self.scene(model).everything().objects);
         if let Some(link) = links.iter().find(|link| link.name == self.underlay.name) {
@@ -233,10 +237,13 @@ impl Reconciler {
 
     /// Has the packet filter let pass what the rules say, before there is anything to pass.
     fn filter(&mut self, rules: Rules, mending: bool, changes: &mut Changes) {
-        let outcome = if rules.vnis.is_empty() {
-            self.unfilter()
-        } else {
-            self.table().and_then(|table| table.apply(&rules))
+        let believed = self.believed;
+        let outcome = match (rules.vnis.is_empty(), believed) {
+            (true, true) => self.unfilter(),
+            (true, false) => Ok(false),
+            (false, _) => {
+                self.table().and_then(|table| if believed { table.apply(&rules) } else { table.add(&rules) })
+            }
         };
         match outcome {
             Ok(true) if mending && rules == self.rules => {

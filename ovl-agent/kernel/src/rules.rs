@@ -13,6 +13,12 @@ pub trait Table {
     /// The kernel's refusal; then nothing was changed.
     fn apply(&mut self, rules: &Rules) -> Result<bool>;
 
+    /// Makes it let pass this too, and takes nothing away.
+    ///
+    /// # Errors
+    /// As [`Table::apply`].
+    fn add(&mut self, rules: &Rules) -> Result<bool>;
+
     /// Has the next [`Table::apply`] read what the kernel has.
     fn forget(&mut self);
 
@@ -26,6 +32,10 @@ pub trait Table {
 impl Table for OverlayTable {
     fn apply(&mut self, rules: &Rules) -> Result<bool> {
         OverlayTable::apply(self, rules)
+    }
+
+    fn add(&mut self, rules: &Rules) -> Result<bool> {
+        OverlayTable::add(self, rules)
     }
 
     fn forget(&mut self) {

@@ -13,7 +13,7 @@ struct Scene {
 }
 
 const EVERYTHING: &str = "ip -d link show type vxlan | sed -e 's/^[0-9]*: //' -e 's/qlen.*//'; \
-    ip -o link show type veth | sed 's/^[0-9]*: //'; ip -o addr | sed -e 's/^[0-9]*: //' -e 's/valid_lft.*//' -e 's/tentative//' | sort; \
+    ip -o link show type veth | sed 's/^[0-9]*: //'; ip -o addr | sed -e 's/^[0-9]*: //' -e 's/valid_lft.*//' -e 's/tentative *//' | sort; \
     ip route show table all proto 87 | sort; ip -6 route show table all proto 87 | sed 's/pref.*//' | sort; \
     ip neigh show nud permanent | sort; ip -6 neigh show nud permanent | sort; bridge fdb show dev vx-0123456789ab | sort; \
     nft list table inet weft-overlay || true";
@@ -203,7 +203,8 @@ fn the_hosts_half_of_a_containers_link() {
         scene.host.sh("ip link set vethone up");
         let changes = scene.host.full(&scene.view);
         assert!(changes.is_complete() && !changes.lines.is_empty(), "{changes:#?}");
-        scene.host.ping("10.42.0.5").unwrap();
+        // The kernel notices the new carrier a little later.
+        assert!((0..20).any(|_| scene.host.ping("10.42.0.5").is_ok()));
         // The same for one that is gone, or whose name is another link's now.
         scene.host.sh("ip link del vethone");
         assert!(scene.host.full(&scene.view).is_empty());
@@ -309,5 +310,34 @@ fn a_restart_changes_nothing() {
         let changes = scene.host.full(&scene.view);
         assert!(changes.is_empty(), "{changes:#?}");
         pretty_same(&before, &scene.all(), "a restart");
+    });
+}
+
+/// Before the store was read, the view is an old one: what is missing is made, and nothing that is not in it is taken away.
+#[test]
+fn an_old_view_takes_nothing_away() {
+    scene(&network(), |mut scene| {
+        let before = scene.all();
+        let underlay = scene.host.reconciler.underlay().clone();
+        let netns = &scene.host.netns;
+        scene.host.reconciler = netns.run(|| ovl_kernel::Reconciler::new(underlay).unwrap()).unwrap();
+        // Host b was not known then, and c had another block.
+        let mut old = scene.view.clone();
+        old.hosts.remove("b");
+        old.owners.retain(|_, owner| owner != "b");
+        old.owners.insert((ID.into(), prefix("10.42.1.0/26")), "c".into());
+        scene.host.sh("ip route del 10.42.0.128/26; ip neigh del 10.42.0.128 dev vx-0123456789ab");
+        let reconciler = &mut scene.host.reconciler;
+        let changes = scene.host.netns.run(|| reconciler.mend(&old)).unwrap().unwrap();
+        assert!(changes.is_complete(), "{changes:#?}");
+        let after = scene.all();
+        for line in before.lines().filter(|line| !line.contains("elements")) {
+            assert!(after.lines().any(|other| other == line), "{line} is gone: {after}");
+        }
+        assert!(after.contains("10.42.1.0/26") && after.contains("192.0.2.2, 198.51.100.3"), "{after}");
+        // Now the store has been read.
+        let changes = scene.host.full(&scene.view);
+        assert_eq!(changes.lines, ["route 10.42.1.0/26 via 10.42.0.128 on vx-0123456789ab removed"]);
+        pretty_same(&before, &scene.all(), "an old view");
     });
 }

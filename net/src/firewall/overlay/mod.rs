@@ -79,12 +79,22 @@ impl OverlayTable {
             Some(written) => {
                 let plan = from_memory(written, rules);
                 // Refused, it was changed by somebody else.
-                self.commit(rules, plan).or_else(|_| self.mend(rules))?
+                self.commit(rules, plan).or_else(|_| self.mend(rules, false))?
             }
-            None => self.mend(rules).or_else(|_| self.mend(rules))?,
+            None => self.mend(rules, false).or_else(|_| self.mend(rules, false))?,
         };
         self.written = Some(rules.clone());
         Ok(changed)
+    }
+
+    /// Makes the table let pass this too, and takes nothing away: for rules that may be out of date. Only a frame that is
+    /// another is replaced, with all that is in it. True when something had to be changed.
+    ///
+    /// # Errors
+    /// As [`OverlayTable::apply`].
+    pub fn add(&mut self, rules: &Rules) -> Result<bool> {
+        self.written = None;
+        self.mend(rules, true)
     }
 
     /// Has the next [`OverlayTable::apply`] read what the kernel has.
@@ -132,8 +142,8 @@ impl OverlayTable {
         self.socket.sent
     }
 
-    /// Compares with what the kernel has, and changes that.
-    fn mend(&mut self, rules: &Rules) -> Result<bool> {
+    /// Compares with what the kernel has, and changes that; with `keep` no element is deleted.
+    fn mend(&mut self, rules: &Rules, keep: bool) -> Result<bool> {
         let wanted = Frame::of(rules);
         let plan = match frame::read(&mut self.socket)? {
             Some(found) if found == wanted.shape() => {
@@ -146,7 +156,8 @@ impl OverlayTable {
                 let wants: BTreeSet<Key> = keys(rules).collect();
                 let missing =
                     |of: &BTreeSet<Key>, from: &BTreeSet<Key>| of.difference(from).cloned().collect();
-                Plan::Change(missing(&has, &wants), missing(&wants, &has))
+                let unwanted = if keep { Vec::new() } else { missing(&has, &wants) };
+                Plan::Change(unwanted, missing(&wants, &has))
             }
             found => Plan::Replace(found.is_some()),
         };
