@@ -109,6 +109,18 @@ fn add_makes_a_routed_link_that_asks_nobody() {
 }
 
 #[test]
+fn ipv6_that_is_switched_off_for_new_links_is_switched_on_for_this_one() {
+    let (host, agent) = (host(), Agent::new());
+    host.sh("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+    let conf = agent.conf("web");
+    host.netns("c5");
+    host.sh("ip netns exec c5 sh -c 'echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6'");
+    let result = host.about("ADD", &conf, "c5").run().ok();
+    host.sh("ping -qc1 -W1 fd00:42::5 && ip netns exec c5 ping -qc1 -W1 fd00:42::1");
+    host.about("CHECK", &with(&conf, json!({"prevResult": result})), "c5").run().ok();
+}
+
+#[test]
 fn containers_reach_each_other_with_the_first_packet() {
     let (host, agent) = (host(), Agent::new());
     let conf = agent.conf("web");

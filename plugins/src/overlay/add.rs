@@ -11,7 +11,8 @@ use crate::rollback::Rollback;
 use cni::Error;
 use cni::request::Request;
 use cni::types::AddResult;
-use net::{Batch, Netlink, NewAddr, PortSet, Route, mac_text};
+use net::{Batch, Family, Netlink, NewAddr, PortSet, Route, mac_text, sysctl};
+use nix::libc;
 use ovl_api::ClientError;
 use ovl_api::names::ROUTE_PROTOCOL;
 use ovl_api::wire::{Attach, Attached};
@@ -103,6 +104,17 @@ fn ask(request: &Request, conf: &Conf, veth: &str) -> Result<Attached, Error> {
 /// The host's half: routes and neighbours towards the container, and the next hop of its IPv6 routes. The agent, which has
 /// known of the attachment since it granted the addresses, may have been as quick.
 fn lead_to_container(host: &mut Netlink, veth: u32, name: &str, plan: &Plan) -> Result<(), Error> {
+    match host.run(leading_to_container(veth, name, plan)) {
+        // The host has IPv6 switched off for new links.
+        Err(error) if error.errno() == Some(libc::EACCES) => {
+            sysctl::write_if_there(&sysctl::conf(Family::V6, name, "disable_ipv6"), "0").coded()?;
+            host.run(leading_to_container(veth, name, plan)).coded().map(drop)
+        }
+        done => done.coded().map(drop),
+    }
+}
+
+fn leading_to_container(veth: u32, name: &str, plan: &Plan) -> Batch {
     let mut batch = Batch::new();
     batch.call(veth, name);
     // The kernel acts on a new carrier in the background; asked for the link, it does so first.
@@ -115,5 +127,5 @@ fn lead_to_container(host: &mut Netlink, veth: u32, name: &str, plan: &Plan) -> 
         batch.neigh_replace(veth, address.ip(), plan.mac);
         batch.route_replace(&Route { oif: Some(veth), protocol: ROUTE_PROTOCOL, ..Route::to(net) });
     }
-    host.run(batch).coded().map(drop)
+    batch
 }
