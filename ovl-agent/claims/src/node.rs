@@ -1,12 +1,14 @@
 //! The node: what the agent calls.
 
 use crate::NodeConf;
+use crate::inner::{Inner, lock};
+use crate::state::Dirty;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Delta, Network, View};
-use ovl_api::wire::{
-    Attach, Detach, Gc, NetworkCreate, NetworkDetail, Node as Peer, Problem, ProblemKind, Removed,
-};
+use ovl_api::wire::{Attach, Detach, Gc, NetworkCreate, NetworkDetail, Node as Peer, Problem, Removed};
 use ovl_store::Revision;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -14,12 +16,6 @@ use tokio::sync::watch;
 #[derive(Debug, Clone)]
 pub struct Node {
     inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    conf: NodeConf,
-    generation: watch::Sender<u64>,
 }
 
 /// What an attachment got.
@@ -47,23 +43,19 @@ pub struct NodeStatus {
     pub held_back: Option<String>,
 }
 
-fn no<T>() -> Result<T, Problem> {
-    Err(Problem::new(ProblemKind::NotReady, "the agent is not ready"))
-}
-
 impl Node {
     /// Opens the node's files; the store is not asked.
     ///
     /// # Errors
     /// A name that cannot be a host's ([`ProblemKind::Invalid`]); files that cannot be read or written.
     pub fn open(conf: NodeConf) -> Result<Node, Problem> {
-        Ok(Node { inner: Arc::new(Inner { conf, generation: watch::Sender::new(0) }) })
+        Ok(Node { inner: Arc::new(crate::open::open(conf)?) })
     }
 
     /// Runs for ever: registers this host, follows the store, keeps what it claimed in order. Dropped, it stops at once and
     /// leaves everything as it is; nothing needs it to end well.
     pub async fn run(self) {
-        std::future::pending::<()>().await;
+        self.inner.run().await;
     }
 
     /// The view's generation: it grows with every change of the view.
@@ -74,52 +66,68 @@ impl Node {
     /// Shows the view, with what changed in it since the last call (everything, at the first). For one caller: the kernel's.
     /// The view is a copy of its own that is brought up to date first, so `f` may take its time and stops nothing else.
     pub fn with_view<T>(&self, f: impl FnOnce(&View, Delta) -> T) -> T {
-        f(
-            &View { me: self.inner.conf.name.clone(), ..View::default() },
-            Delta { all: true, ..Delta::default() },
-        )
+        let mut shown = lock(&self.inner.shown);
+        let delta = self.inner.update(|state| {
+            let dirty = std::mem::take(&mut state.dirty);
+            match &mut *shown {
+                None => {
+                    *shown = Some(state.view.clone());
+                    Delta { all: true, ..Delta::default() }
+                }
+                Some(shown) => {
+                    bring_up(shown, &state.view, &dirty);
+                    dirty.delta
+                }
+            }
+        });
+        // It was set just now.
+        f(shown.get_or_insert_default(), delta)
     }
 
     /// The store's revision that the view is at; read it before [`Node::with_view`], which then shows that or a later one.
     pub fn revision(&self) -> Revision {
-        0
+        self.inner.look(|state| state.revision)
     }
 
     /// The store has been read since the start. Before that the view is the one last seen before the agent ended: good to
     /// mend the kernel by, but nothing may be deleted by it.
     pub fn synced(&self) -> bool {
-        false
+        self.inner.look(|state| state.synced)
     }
 
     /// The kernel shows everything up to this revision: acknowledgements go out.
-    pub fn applied(&self, _revision: Revision) {}
+    pub fn applied(&self, revision: Revision) {
+        self.inner.applied.send_replace(revision);
+    }
 
     /// Gives a container's interface its addresses. From then on it is among the view's endpoints.
     ///
     /// # Errors
     /// [`ProblemKind::Invalid`] with the field, `NotFound` for the network, `Duplicate`, `Taken` for a requested address,
     /// `Full`, `Store` when a claim is needed and the store does not answer, `NotReady`. Nothing is given then.
-    pub async fn attach(&self, _ask: &Attach) -> Result<Grant, Problem> {
-        no()
+    pub async fn attach(&self, ask: &Attach) -> Result<Grant, Problem> {
+        self.inner.attach(ask).await
     }
 
     /// Waits after a new claim until the other hosts of the network show it, one second at most; else returns at once.
-    pub async fn settle(&self, _grant: &Grant) {}
+    pub async fn settle(&self, grant: &Grant) {
+        self.inner.settle(grant).await;
+    }
 
     /// Ends an attachment; none is no error. Needs no store.
     ///
     /// # Errors
     /// Only what befalls this host's files.
-    pub async fn detach(&self, _ask: &Detach) -> Result<(), Problem> {
-        no()
+    pub async fn detach(&self, ask: &Detach) -> Result<(), Problem> {
+        self.inner.detach(ask).map(drop)
     }
 
     /// Ends the attachments of a network that are not valid. Needs no store.
     ///
     /// # Errors
     /// Only what befalls this host's files.
-    pub async fn gc(&self, _ask: &Gc) -> Result<Removed, Problem> {
-        no()
+    pub async fn gc(&self, ask: &Gc) -> Result<Removed, Problem> {
+        self.inner.gc(ask).map(|removed| Removed { removed })
     }
 
     /// Creates a network. `created` is the time (RFC 3339); `taken` are networks that this host has routes to, with words
@@ -130,19 +138,19 @@ impl Node {
     /// `Store` within 3 s when the store does not answer; `NotReady` before this host is registered.
     pub async fn create_network(
         &self,
-        _ask: &NetworkCreate,
-        _created: String,
-        _taken: &[(IpNetwork, String)],
+        ask: &NetworkCreate,
+        created: String,
+        taken: &[(IpNetwork, String)],
     ) -> Result<Network, Problem> {
-        no()
+        self.inner.create(ask, created, taken).await
     }
 
     /// Removes a network that has no container on any host.
     ///
     /// # Errors
     /// `NotFound`; `InUse`, naming the hosts that have containers in it or do not answer; `Store`.
-    pub async fn remove_network(&self, _name: &str) -> Result<(), Problem> {
-        no()
+    pub async fn remove_network(&self, name: &str) -> Result<(), Problem> {
+        self.inner.remove_network(name).await
     }
 
     /// All networks, by name: as the store has them now, or as last seen when it does not answer.
@@ -150,7 +158,7 @@ impl Node {
     /// # Errors
     /// `NotReady` when the store does not answer and nothing was ever seen.
     pub async fn networks(&self) -> Result<Vec<Network>, Problem> {
-        no()
+        self.inner.networks().await
     }
 
     /// A network with its blocks and containers: as the store has them now, or, when it does not answer, as last seen,
@@ -158,8 +166,8 @@ impl Node {
     ///
     /// # Errors
     /// `NotFound`, `NotReady`.
-    pub async fn detail(&self, _name: &str) -> Result<NetworkDetail, Problem> {
-        no()
+    pub async fn detail(&self, name: &str) -> Result<NetworkDetail, Problem> {
+        self.inner.detail(name).await
     }
 
     /// All hosts, by name, as last seen.
@@ -167,15 +175,15 @@ impl Node {
     /// # Errors
     /// `NotReady` when the store was never reached.
     pub async fn nodes(&self) -> Result<Vec<Peer>, Problem> {
-        no()
+        self.inner.nodes()
     }
 
     /// Declares a host gone and frees what it claimed. A removal that was broken off is taken up again.
     ///
     /// # Errors
     /// `NotFound`; `InUse` when it is alive and `force` is false; `Store`.
-    pub async fn remove_node(&self, _name: &str, _force: bool) -> Result<(), Problem> {
-        no()
+    pub async fn remove_node(&self, name: &str, force: bool) -> Result<(), Problem> {
+        self.inner.remove_node(name, force).await
     }
 
     /// Waits until the view holds all that the store held when this was called, and returns the revision.
@@ -183,29 +191,61 @@ impl Node {
     /// # Errors
     /// `Store`, `NotReady`.
     pub async fn sync(&self) -> Result<Revision, Problem> {
-        no()
+        self.inner.sync().await
     }
 
     /// The underlay's address and segment are these now: when they are others than before, this host's record is written anew
     /// (at once, or when the store is back), as if the agent had been started with them. Cheap when they are the same.
-    pub fn set_vtep(&self, _vtep: std::net::IpAddr, _segment: Option<IpNetwork>) {}
+    pub fn set_vtep(&self, vtep: IpAddr, segment: Option<IpNetwork>) {
+        let mut underlay = lock(&self.inner.underlay);
+        if *underlay != (vtep, segment) {
+            *underlay = (vtep, segment);
+            // The next session begins with this host's record.
+            self.inner.wake.session.notify_one();
+        }
+    }
 
     /// How the node is with the store.
     pub fn status(&self) -> NodeStatus {
-        NodeStatus::default()
+        self.inner.look(|state| NodeStatus {
+            connected: state.following && state.error.is_none(),
+            error: state.error.clone(),
+            held_back: state.held_back.clone(),
+        })
     }
 
     /// Applies what is held back after all.
-    pub fn accept(&self) {}
+    pub fn accept(&self) {
+        if self.inner.look(|state| state.held_back.is_some()) {
+            self.inner.accepted.store(true, std::sync::atomic::Ordering::Relaxed);
+            self.inner.wake.session.notify_one();
+        }
+    }
 
     /// Whether an attachment to the network could get an address now.
     ///
     /// # Errors
     /// As [`Node::attach`].
-    pub async fn available(&self, _network: &str) -> Result<(), Problem> {
-        no()
+    pub async fn available(&self, network: &str) -> Result<(), Problem> {
+        self.inner.available(network).await
     }
 
     /// Tells the others that this agent goes down on purpose: it is not alive any more, and keeps all it claimed.
-    pub async fn stop(&self) {}
+    pub async fn stop(&self) {
+        self.inner.stop().await;
+    }
+}
+
+/// Makes a copy of the view the same as the view again, where it changed.
+fn bring_up(shown: &mut View, view: &View, dirty: &Dirty) {
+    fn copy<K: Ord + Clone, V: Clone>(to: &mut BTreeMap<K, V>, from: &BTreeMap<K, V>, key: &K) {
+        match from.get(key) {
+            Some(value) => to.insert(key.clone(), value.clone()),
+            None => to.remove(key),
+        };
+    }
+    dirty.delta.hosts.iter().for_each(|name| copy(&mut shown.hosts, &view.hosts, name));
+    dirty.delta.networks.iter().for_each(|id| copy(&mut shown.networks, &view.networks, id));
+    dirty.delta.blocks.iter().for_each(|block| copy(&mut shown.owners, &view.owners, block));
+    dirty.veths.iter().for_each(|veth| copy(&mut shown.endpoints, &view.endpoints, veth));
 }

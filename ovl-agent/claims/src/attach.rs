@@ -1,0 +1,441 @@
+//! Giving addresses to containers, and taking them back.
+//!
+//! Choosing an address, its lease and the endpoint's entry in the view are one step under the state's lock, so neither a
+//! fence nor a block that is given back can come in between. The store is asked only when this host owns no address that
+//! fits.
+
+use crate::files::Local;
+use crate::inner::{Inner, lease_problem, not_registered};
+use crate::keys;
+use crate::node::Grant;
+use crate::pool;
+use crate::state::State;
+use crate::validate;
+use ipam::{Ask, Attachment, RangeSet};
+use ipnetwork::IpNetwork;
+use ovl_api::model::{Endpoint, Network, Subnet};
+use ovl_api::names;
+use ovl_api::wire::{Attach, Detach, Gc, Problem, ProblemKind};
+use ovl_store::{Op, Txn};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// At most this many own blocks with room are looked at for an address: the order of release holds among them.
+const BLOCKS_AT_ONCE: usize = 64;
+/// How long an attachment waits for the watch to tell of a network that the store has.
+const LOOK_UP: Duration = Duration::from_secs(2);
+/// An attachment does not claim more often than this: addresses went to others each time.
+const CLAIMS: usize = 16;
+
+/// What came of looking for addresses among this host's own.
+enum Step {
+    Given(Grant),
+    /// No own address of the family (IPv6: true) is free.
+    Block(bool),
+    /// The address is not this host's.
+    Single(IpAddr),
+}
+
+/// What an attachment asks for, checked.
+struct Wanted<'a> {
+    ask: &'a Attach,
+    mac: Option<String>,
+    /// An address that must be given, by family.
+    fixed: HashMap<bool, IpAddr>,
+}
+
+impl Inner {
+    /// [`crate::Node::attach`].
+    pub(crate) async fn attach(&self, ask: &Attach) -> Result<Grant, Problem> {
+        validate::attachment(&ask.container, &ask.ifname)?;
+        validate::veth(&ask.veth)?;
+        let mac = ask.mac.as_deref().map(validate::mac).transpose()?;
+        let network = self.find_network(&ask.network).await?;
+        let fixed = requested(&network, &ask.ips)?;
+        let mut wanted = Wanted { ask, mac, fixed };
+        let mut asking = Vec::new();
+        for _ in 0..CLAIMS {
+            match self.update(|state| self.give(state, &network.id, &wanted))? {
+                Step::Given(grant) => {
+                    self.wake.keeper.notify_one();
+                    return Ok(grant);
+                }
+                Step::Single(address) => {
+                    asking.push(self.asking(&network.id, address));
+                    self.claim_single(&network, address, Instant::now() + self.conf.timing.consent).await?;
+                }
+                Step::Block(v6) => {
+                    if !self.claim_for(&network, v6).await? {
+                        let (address, guard) = self.borrow(&network, v6).await?;
+                        asking.push(guard);
+                        wanted.fixed.insert(v6, address);
+                    }
+                }
+            }
+        }
+        Err(Problem::new(
+            ProblemKind::Full,
+            format!("network {}: every address was given to another", network.name),
+        ))
+    }
+
+    /// The network of a name; one that the view lacks is looked up in the store.
+    pub(crate) async fn find_network(&self, name: &str) -> Result<Network, Problem> {
+        let known = |state: &State| state.network(name).cloned();
+        if let Some(network) = self.look(known) {
+            return Ok(network);
+        }
+        let missing = || Problem::new(ProblemKind::NotFound, format!("there is no overlay network {name}"));
+        validate::network_name(name).map_err(|_| missing())?;
+        let (from, to) = keys::alone(&keys::network(name));
+        let txn = Txn { then: vec![Op::Get(from, to)], ..Txn::default() };
+        let done = self.commit(txn).await.map_err(|error| {
+            let message = format!("this host knows no overlay network {name}, and {error}");
+            Problem::new(ProblemKind::Store, message)
+        })?;
+        if done.got.first().is_none_or(Vec::is_empty) {
+            return Err(missing());
+        }
+        let found = self.until(Instant::now() + LOOK_UP, known).await;
+        found.ok_or_else(|| {
+            Problem::new(
+                ProblemKind::NotReady,
+                format!("the store has just told of the network {name}; try again"),
+            )
+        })
+    }
+
+    /// Gives addresses out of what this host owns.
+    fn give(&self, state: &mut State, id: &str, wanted: &Wanted<'_>) -> Result<Step, Problem> {
+        let ask = wanted.ask;
+        let network = state.view.networks.get(id).cloned();
+        let network = network.ok_or_else(|| {
+            Problem::new(
+                ProblemKind::NotFound,
+                format!("the overlay network {} was just removed", ask.network),
+            )
+        })?;
+        if network.removing {
+            let message = format!("the overlay network {} is being removed", network.name);
+            return Err(Problem::new(ProblemKind::InUse, message));
+        }
+        if state.me.is_none() {
+            return Err(not_registered(state));
+        }
+        if let Some(why) = &state.suspended {
+            return Err(Problem::new(ProblemKind::NotReady, why.clone()));
+        }
+        check_new(state, &network, ask)?;
+        let mut sets = Vec::new();
+        let mut reserved = Vec::new();
+        for subnet in &network.subnets {
+            let v6 = subnet.subnet.is_ipv6();
+            let ranges = match wanted.fixed.get(&v6) {
+                Some(address) => match check_fixed(state, &network, subnet, *address)? {
+                    true => vec![fixed_range(state, id, subnet, *address)?],
+                    false => return Ok(Step::Single(*address)),
+                },
+                None => free_ranges(state, id, subnet, &mut reserved)?,
+            };
+            if ranges.is_empty() {
+                return Ok(Step::Block(v6));
+            }
+            sets.push(RangeSet::new(ranges).map_err(|e| lease_problem(&e))?);
+        }
+        let requested: Vec<IpAddr> = wanted.fixed.values().copied().collect();
+        let attachment = Attachment::new(ask.container.as_str(), ask.ifname.as_str());
+        let lease = Ask {
+            network: id,
+            attachment: &attachment,
+            sets: &sets,
+            requested: &requested,
+            reserved: &reserved,
+            netns: ask.netns.as_deref(),
+        };
+        let given = self.leases.allocate(&lease, &|_| false).map_err(|e| lease_problem(&e))?;
+        let addresses: Vec<IpAddr> = given.iter().map(|given| given.address).collect();
+        let first = addresses.first().copied().unwrap_or(IpAddr::V4([0, 0, 0, 0].into()));
+        let mac = wanted.mac.clone();
+        let mac = mac.unwrap_or_else(|| validate::mac_text(&names::container_mac(id, first)));
+        let endpoint = Endpoint {
+            network: id.to_owned(),
+            container: ask.container.clone(),
+            ifname: ask.ifname.clone(),
+            veth: ask.veth.clone(),
+            mac: mac.clone(),
+            addresses: addresses.clone(),
+        };
+        let boot = self.conf.boot_id.clone();
+        let local = Local { endpoint, name: network.name.clone(), boot, netns: ask.netns.clone() };
+        if let Err(problem) = self.files.save_endpoint(&local) {
+            // The lease has no endpoint; should this fail too, the next start ends it.
+            let _ = self.leases.release(id, &attachment);
+            return Err(problem);
+        }
+        let claimed = addresses.iter().filter_map(|address| fresh(state, id, *address)).max();
+        let of = state.used.entry(id.to_owned()).or_default();
+        of.extend(addresses.iter().map(|address| (*address, ask.veth.clone())));
+        state.locals.insert(ask.veth.clone(), local);
+        state.recheck(&ask.veth);
+        let nets = given.iter().filter_map(|given| IpNetwork::new(given.address, given.prefix).ok());
+        Ok(Step::Given(Grant { addresses: nets.collect(), network, mac, claimed }))
+    }
+
+    /// [`crate::Node::detach`].
+    pub(crate) fn detach(&self, ask: &Detach) -> Result<bool, Problem> {
+        self.update(|state| {
+            let is_it = |local: &&Local| {
+                local.name == ask.network
+                    && local.endpoint.container == ask.container
+                    && local.endpoint.ifname == ask.ifname
+            };
+            let Some(local) = state.locals.values().find(is_it).cloned() else { return Ok(false) };
+            self.end(state, &local).map(|()| true)
+        })
+    }
+
+    /// [`crate::Node::gc`].
+    pub(crate) fn gc(&self, ask: &Gc) -> Result<usize, Problem> {
+        let valid: std::collections::HashSet<&(String, String)> = ask.valid.iter().collect();
+        self.update(|state| {
+            let over = |local: &&Local| {
+                let Endpoint { container, ifname, .. } = &local.endpoint;
+                local.name == ask.network && !valid.contains(&(container.clone(), ifname.clone()))
+            };
+            let over: Vec<Local> = state.locals.values().filter(over).cloned().collect();
+            over.iter().try_for_each(|local| self.end(state, local))?;
+            Ok(over.len())
+        })
+    }
+
+    /// Ends an attachment: the endpoint's file first, for a lease without one is ended at the next start.
+    fn end(&self, state: &mut State, local: &Local) -> Result<(), Problem> {
+        let Endpoint { network, container, ifname, veth, addresses, .. } = &local.endpoint;
+        self.files.remove_endpoint(veth)?;
+        let attachment = Attachment::new(container.as_str(), ifname.as_str());
+        self.leases.release(network, &attachment).map_err(|e| lease_problem(&e))?;
+        state.locals.remove(veth);
+        if let Some(used) = state.used.get_mut(network) {
+            addresses.iter().for_each(|address| drop(used.remove(address)));
+            if used.is_empty() {
+                state.used.remove(network);
+            }
+        }
+        state.recheck(veth);
+        // Also when it was not in the view, being cut off.
+        state.publish.insert((network.clone(), container.clone(), ifname.clone()));
+        let now = Instant::now();
+        for address in addresses {
+            let Some(subnet) = state.subnet_of(network, *address) else { continue };
+            let block = pool::block_of(&subnet, *address);
+            if let Some(own) = state.own.get_mut(network).and_then(|own| own.get_mut(&block)) {
+                own.idle = Some(now);
+            }
+        }
+        self.wake.keeper.notify_one();
+        Ok(())
+    }
+
+    /// [`crate::Node::available`].
+    pub(crate) async fn available(&self, name: &str) -> Result<(), Problem> {
+        let network = self.find_network(name).await?;
+        self.look(|state| {
+            if network.removing {
+                let message = format!("the overlay network {name} is being removed");
+                return Err(Problem::new(ProblemKind::InUse, message));
+            }
+            if state.me.is_none() {
+                return Err(not_registered(state));
+            }
+            if let Some(why) = &state.suspended {
+                return Err(Problem::new(ProblemKind::NotReady, why.clone()));
+            }
+            for subnet in &network.subnets {
+                let free = room(state, &network.id, subnet).0 > 0;
+                if free {
+                    continue;
+                }
+                if let Some(error) = &state.error {
+                    return Err(Problem::new(ProblemKind::Store, error.clone()));
+                }
+                let none = pool::free_blocks(&state.view, &network.id, subnet, None, &Default::default(), 1);
+                let others = state.parts.get(&network.id).is_some_and(|parts| parts.len() > 1);
+                // With other hosts there, single addresses may be had of them.
+                if none.is_empty() && !others {
+                    return Err(full(state, &network, subnet));
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The addresses asked for, by family.
+fn requested(network: &Network, ips: &[IpAddr]) -> Result<HashMap<bool, IpAddr>, Problem> {
+    let mut fixed = HashMap::new();
+    for ip in ips.iter().map(IpAddr::to_canonical) {
+        let wrong = |why: String| Problem::invalid("--ip", format!("--ip {ip}: {why}"));
+        let Some(subnet) = network.subnet(ip.is_ipv6()) else {
+            let family = if ip.is_ipv6() { "IPv6" } else { "IPv4" };
+            return Err(wrong(format!("the network {} has no {family} subnet", network.name)));
+        };
+        if !subnet.subnet.contains(ip) {
+            return Err(wrong(format!("it is not in {} of the network {}", subnet.subnet, network.name)));
+        }
+        if let Some(why) = pool::forbidden(subnet, ip) {
+            return Err(wrong(format!("it {why} in the network {}", network.name)));
+        }
+        if fixed.insert(ip.is_ipv6(), ip).is_some_and(|other| other != ip) {
+            return Err(wrong("an attachment has one address of each family".to_owned()));
+        }
+    }
+    Ok(fixed)
+}
+
+/// Makes sure that neither the attachment nor its link is there already.
+fn check_new(state: &State, network: &Network, ask: &Attach) -> Result<(), Problem> {
+    let same = |local: &&Local| {
+        let Endpoint { network: of, container, ifname, veth, .. } = &local.endpoint;
+        *veth == ask.veth || (*of == network.id && *container == ask.container && *ifname == ask.ifname)
+    };
+    match state.locals.values().find(same) {
+        None => Ok(()),
+        Some(local) => {
+            let Endpoint { container, ifname, veth, addresses, .. } = &local.endpoint;
+            let message = format!(
+                "container {container} ({ifname}, link {veth}) holds {} of the network {} already; detach it first",
+                list(addresses),
+                local.name
+            );
+            Err(Problem::new(ProblemKind::Duplicate, message))
+        }
+    }
+}
+
+/// Whether an address that must be given is this host's to give; false: it has to be claimed.
+fn check_fixed(state: &State, network: &Network, subnet: &Subnet, address: IpAddr) -> Result<bool, Problem> {
+    let taken = |by: String| {
+        let message = format!("--ip {address}: the network {} has given it to {by}", network.name);
+        Problem { kind: ProblemKind::Taken, field: Some("--ip".to_owned()), message }
+    };
+    if let Some(local) = state.user(&network.id, address) {
+        return Err(taken(format!("container {} on this host", local.endpoint.container)));
+    }
+    let block = pool::block_of(subnet, address);
+    let returning = |block| state.returning.contains(&(network.id.clone(), block));
+    if let Some(single) = state.single(&network.id, address) {
+        if !state.is_mine(&single.claim) {
+            return Err(taken(format!("a container on host {}", single.claim.host)));
+        }
+        return Ok(single.granted && !returning(pool::alone(address)));
+    }
+    if state.own_block(&network.id, block).is_none() || returning(block) {
+        return Ok(false);
+    }
+    if pool::own_address(subnet, block) == Some(address) {
+        return Err(taken("this host itself, for it is the first of its block".to_owned()));
+    }
+    Ok(true)
+}
+
+/// The range of an address that must be given: its block's, or itself alone.
+fn fixed_range(state: &State, id: &str, subnet: &Subnet, address: IpAddr) -> Result<ipam::Range, Problem> {
+    let block = pool::block_of(subnet, address);
+    let own = state.own_block(id, block).is_some() && state.single(id, address).is_none();
+    let range = if own {
+        pool::range(subnet, block)
+    } else {
+        ipam::Range::new(subnet.subnet, Some(address), Some(address), Some(subnet.gateway))
+    };
+    range.map_err(|e| lease_problem(&e))
+}
+
+/// The own blocks with a free address, and in them what must not be given.
+fn free_ranges(
+    state: &State,
+    id: &str,
+    subnet: &Subnet,
+    reserved: &mut Vec<IpAddr>,
+) -> Result<Vec<ipam::Range>, Problem> {
+    let mut ranges = Vec::new();
+    for block in own_blocks(state, id, subnet) {
+        if ranges.len() == BLOCKS_AT_ONCE {
+            break;
+        }
+        if free_in(state, id, subnet, block) == 0 {
+            continue;
+        }
+        ranges.push(pool::range(subnet, block).map_err(|e| lease_problem(&e))?);
+        reserved.extend(pool::own_address(subnet, block));
+        if let Some(singles) = state.singles.get(id) {
+            reserved.extend(singles.range(block.network()..=block.broadcast()).map(|(address, _)| *address));
+        }
+    }
+    Ok(ranges)
+}
+
+/// The own blocks of a subnet that are not being given back.
+pub(crate) fn own_blocks<'a>(
+    state: &'a State,
+    id: &'a str,
+    subnet: &'a Subnet,
+) -> impl Iterator<Item = IpNetwork> + 'a {
+    let blocks = state.own.get(id).into_iter().flat_map(|own| own.keys().copied());
+    let kept =
+        |block: &IpNetwork| state.returning.is_empty() || !state.returning.contains(&(id.to_owned(), *block));
+    let v6 = subnet.subnet.is_ipv6();
+    blocks.filter(move |block| block.is_ipv6() == v6 && block.prefix() == subnet.block && kept(block))
+}
+
+/// How many addresses of an own block are free.
+pub(crate) fn free_in(state: &State, id: &str, subnet: &Subnet, block: IpNetwork) -> u128 {
+    let inside = block.network()..=block.broadcast();
+    let singles = state.singles.get(id);
+    let single = |address: &IpAddr| singles.is_some_and(|singles| singles.contains_key(address));
+    let leased = |used: &std::collections::BTreeMap<IpAddr, String>| {
+        used.range(inside.clone()).filter(|(address, _)| !single(address)).count()
+    };
+    let leased = state.used.get(id).map_or(0, leased);
+    let lent = singles.map_or(0, |singles| singles.range(inside.clone()).count());
+    pool::usable(subnet, block).saturating_sub((leased + lent) as u128)
+}
+
+/// How many addresses of the own blocks of a subnet are free, and how many there are.
+pub(crate) fn room(state: &State, id: &str, subnet: &Subnet) -> (u128, u128) {
+    own_blocks(state, id, subnet).fold((0, 0), |(free, all), block| {
+        (free + free_in(state, id, subnet, block), all + pool::usable(subnet, block))
+    })
+}
+
+/// The revision at which an address became this host's, when others may not know yet.
+fn fresh(state: &State, id: &str, address: IpAddr) -> Option<i64> {
+    if let Some(single) = state.single(id, address) {
+        return single.fresh.then_some(single.changed);
+    }
+    let block = pool::block_of(&state.subnet_of(id, address)?, address);
+    state.own_block(id, block).filter(|own| own.fresh).map(|own| own.changed)
+}
+
+/// No address is left: says so, and who might be gone.
+pub(crate) fn full(state: &State, network: &Network, subnet: &Subnet) -> Problem {
+    let mut message = format!("the network {} has no free address in {} left", network.name, subnet.subnet);
+    let parts = state.parts.get(&network.id);
+    let silent = parts.into_iter().flatten().map(|(host, _)| host.as_str());
+    let mut silent: Vec<&str> =
+        silent.filter(|host| *host != state.view.me && !state.live.contains(*host)).collect();
+    if !silent.is_empty() {
+        silent.sort_unstable();
+        message += &format!(
+            "; hosts that do not answer hold some of it ({}): `ovl-agent node rm` frees what a host that is gone for good \
+             holds",
+            silent.join(", ")
+        );
+    }
+    Problem::new(ProblemKind::Full, message)
+}
+
+/// Addresses for people.
+pub(crate) fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

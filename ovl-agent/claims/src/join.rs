@@ -1,0 +1,184 @@
+//! Registering this host, and putting back what a store lost that was set back or made anew.
+
+use crate::inner::{Inner, lock, store_problem};
+use crate::keys;
+use crate::open::internal;
+use crate::state::Me;
+use ovl_api::model::{Host, Network};
+use ovl_api::wire::{Problem, ProblemKind};
+use ovl_store::{Compare, Op, Snapshot, Txn};
+use std::collections::HashSet;
+
+/// Why a host could not register.
+pub(crate) enum Trouble {
+    Store(ovl_store::Error),
+    Other(Problem),
+}
+
+impl From<ovl_store::Error> for Trouble {
+    fn from(error: ovl_store::Error) -> Trouble {
+        Trouble::Store(error)
+    }
+}
+
+impl From<Problem> for Trouble {
+    fn from(problem: Problem) -> Trouble {
+        Trouble::Other(problem)
+    }
+}
+
+impl Inner {
+    /// Makes sure that this host is registered, with a record that is this installation's and not fenced.
+    ///
+    /// A record that is missing is made under a new epoch: what was claimed under an earlier one was freed by whoever
+    /// removed it. One that is fenced is of a removal that was broken off, which is brought to its end first.
+    pub(crate) async fn join(&self) -> Result<(), Trouble> {
+        let key = keys::host(&self.conf.name);
+        loop {
+            let (from, to) = keys::alone(&key);
+            let done = self.commit(Txn { then: vec![Op::Get(from, to)], ..Txn::default() }).await?;
+            let entry = done.got.first().and_then(|got| got.first());
+            let found: Option<(Host, i64)> = match entry {
+                None => None,
+                Some(entry) => match serde_json::from_slice(&entry.value) {
+                    Ok(host) => Some((host, entry.changed)),
+                    Err(e) => {
+                        return Err(internal(format!("the store's {key} cannot be understood: {e}")).into());
+                    }
+                },
+            };
+            let id = lock(&self.identity).id.clone();
+            match found {
+                None => self.register(&key).await?,
+                Some((host, _)) if host.id != id => return Err(self.name_is_taken(&host).into()),
+                Some((host, changed)) if host.removed => {
+                    self.set_me(None);
+                    self.clear_host(&host, changed).await?;
+                }
+                Some((host, changed)) => {
+                    let mine = self.record(host.epoch);
+                    if host == mine {
+                        self.keep_epoch(host.epoch)?;
+                        self.set_me(Some(Me { host, changed }));
+                        return Ok(());
+                    }
+                    let txn = Txn {
+                        when: vec![Compare::Unchanged(key.clone(), changed)],
+                        then: vec![Op::Put(key.clone(), keys::json(&mine), None)],
+                        otherwise: Vec::new(),
+                    };
+                    self.commit(txn).await?;
+                }
+            }
+        }
+    }
+
+    /// Makes the record under the next epoch. The next look tells whether it was made.
+    async fn register(&self, key: &str) -> Result<(), Trouble> {
+        let before = lock(&self.identity).epoch;
+        self.keep_epoch(before + 1)?;
+        let host = self.record(before + 1);
+        let txn = Txn {
+            when: vec![Compare::Absent(key.to_owned())],
+            then: vec![Op::Put(key.to_owned(), keys::json(&host), None)],
+            otherwise: Vec::new(),
+        };
+        if self.commit(txn).await?.held {
+            tracing::info!("registered as {} (epoch {})", host.name, host.epoch);
+        }
+        Ok(())
+    }
+
+    fn record(&self, epoch: u64) -> Host {
+        let (vtep, segment) = *lock(&self.underlay);
+        Host {
+            name: self.conf.name.clone(),
+            id: lock(&self.identity).id.clone(),
+            epoch,
+            vtep,
+            segment,
+            port: self.conf.port,
+            removed: false,
+        }
+    }
+
+    /// Notes the epoch, on disk before it is used.
+    fn keep_epoch(&self, epoch: u64) -> Result<(), Problem> {
+        let mut identity = lock(&self.identity);
+        if identity.epoch != epoch {
+            identity.epoch = epoch;
+            self.files.save_identity(&identity)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the record as this host's. Under a new epoch nothing of before is own. Where the store may have lost it, the
+    /// endpoints stay in the view until a snapshot is applied; nothing is given meanwhile ([`Inner::hold`]).
+    fn set_me(&self, me: Option<Me>) {
+        self.update(|state| {
+            if me.is_none() {
+                if state.me.is_some() {
+                    state.fenced();
+                }
+                return;
+            }
+            let epoch = |me: &Option<Me>| me.as_ref().map(|me| (me.host.id.clone(), me.host.epoch));
+            let changed = epoch(&state.me) != epoch(&me);
+            if changed && state.me.is_some() {
+                state.suspended = Some("this host registers anew; try again".to_owned());
+            }
+            if changed {
+                state.returning.clear();
+                state.own_changed = true;
+            }
+            state.me = me;
+        });
+    }
+
+    fn name_is_taken(&self, other: &Host) -> Problem {
+        let name = &self.conf.name;
+        let message = format!(
+            "another host is registered as {name} (VTEP {}): give this one another name with --node-name, or, when that one \
+             is gone for good, run `ovl-agent node rm {name}` on another host",
+            other.vtep
+        );
+        let problem = Problem { kind: ProblemKind::Taken, field: Some("--node-name".to_owned()), message };
+        // What this installation claimed before, it lost when the other took the name.
+        self.set_me(None);
+        problem
+    }
+
+    /// While a snapshot is held back because many hosts vanished: puts in what it lacks of this host's part, should the
+    /// store have lost its data. This host's record is back already, or never was away. The networks it has blocks in come
+    /// back as they were, unless another with the name, the VNI or an overlapping subnet was made since; then its blocks,
+    /// unless others claimed them since.
+    pub(crate) async fn put_back(&self, snapshot: &Snapshot) -> Result<(), Problem> {
+        let me = self.me()?;
+        let there: HashSet<&str> = snapshot.entries.iter().map(|entry| entry.key.as_str()).collect();
+        let (networks, blocks) = self.look(|state| {
+            let networks = state.own.keys().filter_map(|id| state.view.networks.get(id));
+            let networks = networks.filter(|network| !there.contains(keys::network(&network.name).as_str()));
+            let blocks =
+                state.own.iter().flat_map(|(id, own)| own.keys().map(move |block| (id.clone(), *block)));
+            let blocks = blocks.filter(|block| !state.returning.contains(block));
+            let blocks = blocks.map(|(id, block)| keys::block(&id, block));
+            let blocks = blocks.filter(|key| !there.contains(key.as_str()));
+            (networks.cloned().collect::<Vec<Network>>(), blocks.collect::<Vec<String>>())
+        });
+        for network in networks {
+            if self.put_network(&network, &me).await.map_err(|error| store_problem(&error))? {
+                tracing::warn!("the store had lost the network {}: it was put back", network.name);
+            }
+        }
+        let value = keys::json(&crate::claim::claim(&me));
+        for key in blocks {
+            let txn = Txn {
+                when: vec![Compare::Absent(key.clone())],
+                then: vec![Op::Put(key, value.clone(), None)],
+                otherwise: Vec::new(),
+            };
+            self.commit_fenced(&me, txn).await?;
+        }
+        Ok(())
+    }
+}

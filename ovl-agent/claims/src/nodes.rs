@@ -1,0 +1,146 @@
+//! The hosts of the cluster, and the removal of those that are gone.
+//!
+//! A removal first marks the host's record: from then on no claim of the host succeeds, for each is conditional on the
+//! record. Then what it claimed goes, in batches that are conditional on the mark and on each key being as it was read, and
+//! the record last. Broken off anywhere, it is taken up again by whoever tries next, the host itself included.
+
+use crate::inner::{BATCH, Inner, store_problem};
+use crate::keys::{self, Claim, SingleClaim};
+use ovl_api::model::Host;
+use ovl_api::wire::{Node as Peer, Problem, ProblemKind};
+use ovl_store::{Compare, Error, Op, Txn, range_end};
+
+impl Inner {
+    /// [`crate::Node::nodes`].
+    pub(crate) fn nodes(&self) -> Result<Vec<Peer>, Problem> {
+        self.look(|state| {
+            if state.view.hosts.is_empty() {
+                return Err(crate::inner::not_registered(state));
+            }
+            let peer = |host: &Host| {
+                let of = |parts: &std::collections::HashMap<String, usize>| parts.get(&host.name).copied();
+                let blocks = state.parts.values().filter_map(of).sum();
+                Peer { host: host.clone(), alive: state.live.contains(&host.name), blocks }
+            };
+            Ok(state.view.hosts.values().map(peer).collect())
+        })
+    }
+
+    /// [`crate::Node::remove_node`].
+    pub(crate) async fn remove_node(&self, name: &str, force: bool) -> Result<(), Problem> {
+        let unknown = || Problem::new(ProblemKind::NotFound, format!("there is no host {name}"));
+        crate::validate::host_name(name).map_err(|_| unknown())?;
+        let (key, live) = (keys::host(name), keys::live(name));
+        loop {
+            let read = |key: &str| {
+                let (from, to) = keys::alone(key);
+                Op::Get(from, to)
+            };
+            let txn = Txn { then: vec![read(&key), read(&live)], ..Txn::default() };
+            let done = self.commit(txn).await.map_err(|error| store_problem(&error))?;
+            let entry = done.got.first().and_then(|got| got.first()).ok_or_else(unknown)?;
+            let host: Host = serde_json::from_slice(&entry.value)
+                .map_err(|e| crate::open::internal(format!("the store's {key} cannot be understood: {e}")))?;
+            let alive = done.got.get(1).is_some_and(|got| !got.is_empty());
+            if alive && !force && !host.removed {
+                let message = format!(
+                    "host {name} is alive: its agent answers the store; stop the agent there first, or give --force"
+                );
+                return Err(Problem::new(ProblemKind::InUse, message));
+            }
+            let changed = entry.changed;
+            if !host.removed {
+                let marked = Host { removed: true, ..host };
+                let txn = Txn {
+                    when: vec![Compare::Unchanged(key.clone(), changed)],
+                    then: vec![Op::Put(key.clone(), keys::json(&marked), None)],
+                    otherwise: Vec::new(),
+                };
+                // Whether it was done, also when the store does not say, shows at the next look.
+                self.commit(txn).await.map_err(|error| store_problem(&error))?;
+                continue;
+            }
+            self.clear_host(&host, changed).await.map_err(|error| store_problem(&error))?;
+            tracing::info!("host {name} was removed");
+            return Ok(());
+        }
+    }
+
+    /// Frees all that a host claimed whose record is marked, as of that revision, and removes the record. Nothing is done
+    /// when the record is another by now: then somebody else has brought this to its end.
+    pub(crate) async fn clear_host(&self, host: &Host, marked: i64) -> Result<(), Error> {
+        let key = keys::host(&host.name);
+        let fence = Compare::Unchanged(key.clone(), marked);
+        loop {
+            // Read behind the mark: no claim of the host comes after it.
+            let claims = self.claims_of(&host.name).await?;
+            if claims.is_empty() {
+                break;
+            }
+            for some in claims.chunks(BATCH) {
+                let unchanged = some.iter().map(|(key, changed)| Compare::Unchanged(key.clone(), *changed));
+                let txn = Txn {
+                    when: std::iter::once(fence.clone()).chain(unchanged).collect(),
+                    then: some.iter().map(|(key, _)| Op::Delete(key.clone())).collect(),
+                    otherwise: vec![alone(&key)],
+                };
+                let done = self.commit(txn).await?;
+                if !done.held && !is_at(&done, marked) {
+                    return Ok(());
+                }
+            }
+        }
+        let networks = self.conf.kv.snapshot(keys::NETWORKS).await?;
+        let ids = networks.entries.iter().filter_map(|entry| {
+            let network: ovl_api::model::Network = serde_json::from_slice(&entry.value).ok()?;
+            Some(network.id)
+        });
+        let ids: Vec<String> = ids.collect();
+        for some in ids.chunks(BATCH / 2) {
+            let ops = some.iter().flat_map(|id| {
+                let endpoints = keys::endpoints_of(id, &host.name);
+                [
+                    Op::DeleteRange(endpoints.clone(), range_end(&endpoints)),
+                    Op::Delete(keys::ack(id, &host.name)),
+                ]
+            });
+            let txn = Txn { when: vec![fence.clone()], then: ops.collect(), otherwise: Vec::new() };
+            if !self.commit(txn).await?.held {
+                return Ok(());
+            }
+        }
+        let txn = Txn {
+            when: vec![fence],
+            then: vec![Op::Delete(key.clone()), Op::Delete(keys::live(&host.name))],
+            otherwise: Vec::new(),
+        };
+        self.commit(txn).await?;
+        Ok(())
+    }
+
+    /// The keys of a host's blocks and single addresses, and when they were last changed.
+    async fn claims_of(&self, name: &str) -> Result<Vec<(String, i64)>, Error> {
+        let mut claims = Vec::new();
+        let blocks = self.conf.kv.snapshot(keys::BLOCKS).await?;
+        claims.extend(blocks.entries.iter().filter_map(|entry| {
+            let claim: Claim = serde_json::from_slice(&entry.value).ok()?;
+            (claim.host == name).then(|| (entry.key.clone(), entry.changed))
+        }));
+        let singles = self.conf.kv.snapshot(keys::SINGLES).await?;
+        claims.extend(singles.entries.iter().filter_map(|entry| {
+            let single: SingleClaim = serde_json::from_slice(&entry.value).ok()?;
+            (single.claim.host == name).then(|| (entry.key.clone(), entry.changed))
+        }));
+        Ok(claims)
+    }
+}
+
+fn alone(key: &str) -> Op {
+    let (from, to) = keys::alone(key);
+    Op::Get(from, to)
+}
+
+/// Whether a transaction that did not hold read the record as it was marked.
+fn is_at(done: &ovl_store::Done, marked: i64) -> bool {
+    done.got.first().and_then(|got| got.first()).is_some_and(|record| record.changed == marked)
+}

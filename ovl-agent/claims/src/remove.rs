@@ -1,0 +1,258 @@
+//! Removing networks, and showing them.
+//!
+//! A removal marks the network's record. Every agent sees the mark: from then on it attaches nothing there; when it has a
+//! container in the network it takes the mark off again, which is a veto, and when not it gives its blocks back. Once all
+//! are gone, the record goes, in a transaction that holds only when there is none, and nobody can claim one any more.
+
+use crate::inner::{Inner, store_problem};
+use crate::keys;
+use crate::state::State;
+use ovl_api::model::Network;
+use ovl_api::wire::{BlockDetail, EndpointDetail, NetworkDetail, Problem, ProblemKind};
+use ovl_store::{Compare, KeyValue, Op, Txn, range_end};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How often is looked whether all blocks are gone, when nothing else told.
+const LOOK: Duration = Duration::from_millis(250);
+
+impl Inner {
+    /// [`crate::Node::remove_network`].
+    pub(crate) async fn remove_network(&self, name: &str) -> Result<(), Problem> {
+        self.me()?;
+        let deadline = Instant::now() + self.conf.timing.removal;
+        let (network, changed) = self.read_network(name).await?;
+        self.check_endpoints(&network).await?;
+        let key = keys::network(name);
+        let marked = Network { removing: true, ..network.clone() };
+        let value = keys::json(&marked);
+        let mark = Txn {
+            when: vec![Compare::Unchanged(key.clone(), changed)],
+            then: vec![Op::Put(key.clone(), value.clone(), None)],
+            otherwise: Vec::new(),
+        };
+        let done = self.commit(mark).await.map_err(|error| store_problem(&error))?;
+        if !done.held {
+            let message = format!("the network {name} was just changed by another; try again");
+            return Err(Problem::new(ProblemKind::InUse, message));
+        }
+        let mark = done.revision;
+        self.learn(&key, Some(&value), mark);
+        self.wake.keeper.notify_one();
+        loop {
+            let removed = self.commit(removal(&marked, mark)).await.map_err(|error| store_problem(&error))?;
+            if removed.held {
+                self.learn(&key, None, removed.revision);
+                tracing::info!("network {name} ({}) was removed", network.id);
+                return Ok(());
+            }
+            let record = removed.got.first().and_then(|got| got.first());
+            if record.is_none_or(|record| record.changed != mark) {
+                // Gone by another's hand, or a veto.
+                let Some(record) = record else { return Ok(()) };
+                self.learn_read(&key, Some(record), removed.revision);
+                self.check_endpoints(&network).await?;
+                let message = format!("the network {name} is in use: a host has containers in it");
+                return Err(Problem::new(ProblemKind::InUse, message));
+            }
+            if Instant::now() >= deadline {
+                let left: Vec<KeyValue> = removed.got.into_iter().skip(1).flatten().collect();
+                return Err(self.give_up(&network, mark, &left).await);
+            }
+            let mut revision = self.revision.subscribe();
+            let _ = tokio::time::timeout(LOOK, revision.changed()).await;
+        }
+    }
+
+    /// Takes the mark back, and says which hosts kept their blocks.
+    async fn give_up(&self, network: &Network, mark: i64, left: &[KeyValue]) -> Problem {
+        let key = keys::network(&network.name);
+        let value = keys::json(&Network { removing: false, ..network.clone() });
+        let txn = Txn {
+            when: vec![Compare::Unchanged(key.clone(), mark)],
+            then: vec![Op::Put(key.clone(), value.clone(), None)],
+            otherwise: Vec::new(),
+        };
+        match self.commit(txn).await {
+            Ok(done) if done.held => self.learn(&key, Some(&value), done.revision),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!("the network {} stays marked as being removed: {error}", network.name)
+            }
+        }
+        let host = |entry: &KeyValue| Some(serde_json::from_slice::<keys::Claim>(&entry.value).ok()?.host);
+        let mut hosts: Vec<String> = left.iter().filter_map(host).collect();
+        hosts.sort();
+        hosts.dedup();
+        let (alive, silent): (Vec<String>, Vec<String>) =
+            self.look(|state| hosts.into_iter().partition(|host| state.live.contains(host)));
+        let mut message = format!("the network {} is not removed", network.name);
+        if !alive.is_empty() {
+            message += &format!("; hosts that are slow to give their blocks back: {}", alive.join(", "));
+        }
+        if !silent.is_empty() {
+            message += &format!(
+                "; hosts that do not answer, and may have containers in it: {} (when they are gone for good: `ovl-agent \
+                 node rm`)",
+                silent.join(", ")
+            );
+        }
+        Problem::new(ProblemKind::InUse, message)
+    }
+
+    /// Refuses when the store, or this host, knows of containers in the network.
+    async fn check_endpoints(&self, network: &Network) -> Result<(), Problem> {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for endpoint in self.endpoints(network).await? {
+            *counts.entry(endpoint.host).or_default() += 1;
+        }
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let hosts: Vec<String> = self.look(|state| {
+            let silent = |host: &str| {
+                let alive = state.live.contains(host) || host == state.view.me;
+                if alive { String::new() } else { ", and does not answer".to_owned() }
+            };
+            counts.iter().map(|(host, count)| format!("{host} ({count}{})", silent(host))).collect()
+        });
+        let message =
+            format!("the network {} is in use: containers are in it on {}", network.name, hosts.join(", "));
+        Err(Problem::new(ProblemKind::InUse, message))
+    }
+
+    /// The network's containers on all hosts, as far as the store knows, and on this one as they are.
+    async fn endpoints(&self, network: &Network) -> Result<Vec<EndpointDetail>, Problem> {
+        let told = self.conf.kv.snapshot(&keys::endpoints(&network.id)).await;
+        self.note(told.as_ref().err());
+        let told = told.map_err(|error| store_problem(&error))?;
+        let read = |entry: &KeyValue| serde_json::from_slice::<EndpointDetail>(&entry.value).ok();
+        let mut endpoints: Vec<EndpointDetail> =
+            told.entries.iter().filter_map(read).filter(|endpoint| endpoint.host != self.conf.name).collect();
+        endpoints.extend(self.look(|state| own_endpoints(state, &network.id)));
+        endpoints.sort_by(|a, b| (&a.host, &a.addresses).cmp(&(&b.host, &b.addresses)));
+        Ok(endpoints)
+    }
+
+    /// A network's record, and when it was last changed.
+    async fn read_network(&self, name: &str) -> Result<(Network, i64), Problem> {
+        let missing = || Problem::new(ProblemKind::NotFound, format!("there is no overlay network {name}"));
+        crate::validate::network_name(name).map_err(|_| missing())?;
+        let (from, to) = keys::alone(&keys::network(name));
+        let txn = Txn { then: vec![Op::Get(from, to)], ..Txn::default() };
+        let done = self.commit(txn).await.map_err(|error| store_problem(&error))?;
+        let entry = done.got.first().and_then(|got| got.first()).ok_or_else(missing)?;
+        let network = serde_json::from_slice(&entry.value).map_err(|e| {
+            crate::open::internal(format!(
+                "the store's record of the network {name} cannot be understood: {e}"
+            ))
+        })?;
+        Ok((network, entry.changed))
+    }
+
+    /// [`crate::Node::networks`].
+    pub(crate) async fn networks(&self) -> Result<Vec<Network>, Problem> {
+        let txn = Txn {
+            then: vec![Op::Get(keys::NETWORKS.to_owned(), range_end(keys::NETWORKS))],
+            ..Txn::default()
+        };
+        match self.commit(txn).await {
+            Ok(done) => {
+                let read = |entry: &KeyValue| serde_json::from_slice(&entry.value).ok();
+                Ok(done.got.iter().flatten().filter_map(read).collect())
+            }
+            Err(error) => self.look(|state| {
+                if !state.synced && state.view.hosts.is_empty() {
+                    return Err(store_problem(&error));
+                }
+                let mut networks: Vec<Network> = state.view.networks.values().cloned().collect();
+                networks.sort_by(|a, b| a.name.cmp(&b.name));
+                Ok(networks)
+            }),
+        }
+    }
+
+    /// [`crate::Node::detail`].
+    pub(crate) async fn detail(&self, name: &str) -> Result<NetworkDetail, Problem> {
+        let network = match self.read_network(name).await {
+            Ok((network, _)) => network,
+            Err(problem) if problem.kind == ProblemKind::Store => {
+                let known = self.look(|state| state.network(name).cloned());
+                let network = known.ok_or(problem)?;
+                let endpoints = self.look(|state| own_endpoints(state, &network.id));
+                let blocks = self.look(|state| blocks(state, &network.id));
+                return Ok(NetworkDetail { network, blocks, endpoints });
+            }
+            Err(problem) => return Err(problem),
+        };
+        let endpoints = match self.endpoints(&network).await {
+            Ok(endpoints) => endpoints,
+            Err(_) => self.look(|state| own_endpoints(state, &network.id)),
+        };
+        let blocks = match self.read_blocks(&network.id).await {
+            Some(blocks) => blocks,
+            None => self.look(|state| blocks(state, &network.id)),
+        };
+        Ok(NetworkDetail { network, blocks, endpoints })
+    }
+
+    /// The blocks and single addresses of a network as the store has them now.
+    async fn read_blocks(&self, id: &str) -> Option<Vec<BlockDetail>> {
+        let mut found = Vec::new();
+        for prefix in [keys::blocks(id), keys::singles(id)] {
+            let snapshot = self.conf.kv.snapshot(&prefix).await.ok()?;
+            found.extend(snapshot.entries.iter().filter_map(|entry| {
+                let granted = serde_json::from_slice::<keys::SingleClaim>(&entry.value);
+                if granted.is_ok_and(|single| single.state == keys::SingleState::Asked) {
+                    return None;
+                }
+                let claim: keys::Claim = serde_json::from_slice(&entry.value).ok()?;
+                let block = match keys::Key::parse(&entry.key) {
+                    keys::Key::Block(_, block) => block,
+                    keys::Key::Single(_, address) => crate::pool::alone(address),
+                    _ => return None,
+                };
+                Some(BlockDetail { block, host: claim.host })
+            }));
+        }
+        found.sort_by_key(|detail| detail.block);
+        Some(found)
+    }
+}
+
+/// The transaction that removes a marked network in which nobody has anything.
+fn removal(network: &Network, mark: i64) -> Txn {
+    let key = keys::network(&network.name);
+    let (blocks, singles) = (keys::blocks(&network.id), keys::singles(&network.id));
+    let (endpoints, acks) = (keys::endpoints(&network.id), keys::acks(&network.id));
+    let (from, to) = keys::alone(&key);
+    Txn {
+        when: vec![
+            Compare::Unchanged(key.clone(), mark),
+            Compare::Empty(blocks.clone(), range_end(&blocks)),
+            Compare::Empty(singles.clone(), range_end(&singles)),
+        ],
+        then: vec![
+            Op::Delete(key),
+            Op::Delete(keys::vni(network.vni)),
+            Op::DeleteRange(endpoints.clone(), range_end(&endpoints)),
+            Op::DeleteRange(acks.clone(), range_end(&acks)),
+        ],
+        otherwise: vec![
+            Op::Get(from, to),
+            Op::Get(blocks.clone(), range_end(&blocks)),
+            Op::Get(singles.clone(), range_end(&singles)),
+        ],
+    }
+}
+
+fn blocks(state: &State, id: &str) -> Vec<BlockDetail> {
+    let detail =
+        |(block, host): (&ipnetwork::IpNetwork, &str)| BlockDetail { block: *block, host: host.to_owned() };
+    state.view.blocks(id).map(detail).collect()
+}
+
+fn own_endpoints(state: &State, id: &str) -> Vec<EndpointDetail> {
+    let of = state.locals.values().filter(|local| local.endpoint.network == id);
+    of.map(|local| crate::keeper::detail(state, local)).collect()
+}

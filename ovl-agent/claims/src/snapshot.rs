@@ -1,0 +1,165 @@
+//! Whole snapshots of the store, and the guard against many hosts vanishing at once.
+
+use crate::keys::{self, Key};
+use crate::pool;
+use crate::state::State;
+use ipnetwork::IpNetwork;
+use ovl_api::model::Host;
+use ovl_store::{Change, KeyValue, Revision, Snapshot};
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+
+/// More than this part of the hosts, in per cent, vanish from one look at the store to the next: that is taken for a fault
+/// of the store.
+const VANISHED_PER_CENT: usize = 30;
+
+impl State {
+    /// Whether a snapshot is of another cluster than the view, or of the same one set back.
+    pub(crate) fn is_other(&self, snapshot: &Snapshot) -> bool {
+        self.cluster.is_some_and(|cluster| cluster != snapshot.cluster) || snapshot.revision < self.revision
+    }
+
+    /// Why a snapshot must not be applied unasked.
+    pub(crate) fn guard(&self, snapshot: &Snapshot) -> Option<String> {
+        let left: HashSet<&str> = snapshot
+            .entries
+            .iter()
+            .filter_map(|entry| match Key::parse(&entry.key) {
+                Key::Host(name) => Some(name),
+                _ => None,
+            })
+            .collect();
+        self.too_many(self.standing().filter(|host| !left.contains(host.name.as_str())).count())
+    }
+
+    /// The same for changes that the watch told at once.
+    pub(crate) fn guard_changes(&self, changes: &[Change]) -> Option<String> {
+        let mut last: BTreeMap<&str, bool> = BTreeMap::new();
+        for change in changes {
+            if let Key::Host(name) = Key::parse(&change.key) {
+                last.insert(name, change.value.is_some());
+            }
+        }
+        if last.values().all(|there| *there) {
+            return None;
+        }
+        let gone = |host: &&Host| last.get(host.name.as_str()) == Some(&false);
+        self.too_many(self.standing().filter(gone).count())
+    }
+
+    /// The hosts that nobody declared gone.
+    fn standing(&self) -> impl Iterator<Item = &Host> {
+        self.view.hosts.values().filter(|host| !host.removed)
+    }
+
+    fn too_many(&self, vanished: usize) -> Option<String> {
+        let all = self.standing().count();
+        (vanished >= 2 && vanished * 100 > all * VANISHED_PER_CENT).then(|| {
+            format!(
+                "{vanished} of {all} hosts vanished from the store at once, more than {VANISHED_PER_CENT} %: nothing is \
+                 changed until they are back or the change is accepted"
+            )
+        })
+    }
+
+    /// Makes the view what the snapshot says.
+    pub(crate) fn replace(&mut self, snapshot: &Snapshot) {
+        if self.is_other(snapshot) {
+            // Revisions of before mean nothing here.
+            self.touched.clear();
+        } else {
+            self.touched.retain(|_, touched| *touched > snapshot.revision);
+        }
+        let mut seen = Seen::default();
+        // Who this host is and which networks there are is needed to understand the rest.
+        let (first, rest): (Vec<&KeyValue>, Vec<&KeyValue>) = snapshot
+            .entries
+            .iter()
+            .partition(|entry| matches!(Key::parse(&entry.key), Key::Network(_) | Key::Host(_)));
+        for entry in first.into_iter().chain(rest) {
+            seen.add(&entry.key);
+            self.take(&entry.key, Some(&entry.value), entry.changed);
+        }
+        self.remove_unseen(&seen, snapshot.revision);
+        self.cluster = Some(snapshot.cluster);
+        self.reached(snapshot.revision);
+        self.synced = true;
+        self.held_back = None;
+        self.suspended = None;
+    }
+
+    /// As [`State::apply`], but for what an own transaction has changed since.
+    fn take(&mut self, key: &str, value: Option<&[u8]>, changed: Revision) {
+        if !self.touched.contains_key(key) {
+            self.apply(key, value, changed);
+        }
+    }
+
+    fn remove_unseen(&mut self, seen: &Seen<'_>, revision: Revision) {
+        let mut gone = Vec::new();
+        let owners = self
+            .view
+            .owners
+            .keys()
+            .filter(|(of, block)| !is_single(*block) && !seen.blocks.contains(&(of, *block)));
+        gone.extend(owners.map(|(of, block)| keys::block(of, *block)));
+        let singles =
+            self.singles.iter().flat_map(|(of, all)| all.keys().map(move |address| (of.as_str(), *address)));
+        gone.extend(
+            singles.filter(|single| !seen.singles.contains(single)).map(|(of, at)| keys::single(of, at)),
+        );
+        let lone = self.view.owners.keys().filter(|(of, block)| {
+            // Singles of the file that the last run left: they are known by their owner only.
+            is_single(*block)
+                && !seen.singles.contains(&(of, block.ip()))
+                && self.single(of, block.ip()).is_none()
+        });
+        gone.extend(lone.map(|(of, block)| keys::single(of, block.ip())));
+        gone.extend(
+            self.live.iter().filter(|name| !seen.live.contains(name.as_str())).map(|name| keys::live(name)),
+        );
+        gone.extend(
+            self.view
+                .hosts
+                .keys()
+                .filter(|name| !seen.hosts.contains(name.as_str()))
+                .map(|name| keys::host(name)),
+        );
+        gone.extend(
+            self.ids
+                .keys()
+                .filter(|name| !seen.networks.contains(name.as_str()))
+                .map(|name| keys::network(name)),
+        );
+        for key in gone {
+            self.take(&key, None, revision);
+        }
+    }
+}
+
+fn is_single(block: IpNetwork) -> bool {
+    block == pool::alone(block.ip())
+}
+
+/// The keys of a snapshot.
+#[derive(Default)]
+struct Seen<'a> {
+    hosts: HashSet<&'a str>,
+    networks: HashSet<&'a str>,
+    live: HashSet<&'a str>,
+    blocks: HashSet<(&'a str, IpNetwork)>,
+    singles: HashSet<(&'a str, IpAddr)>,
+}
+
+impl<'a> Seen<'a> {
+    fn add(&mut self, key: &'a str) {
+        match Key::parse(key) {
+            Key::Network(name) => self.networks.insert(name),
+            Key::Host(name) => self.hosts.insert(name),
+            Key::Live(name) => self.live.insert(name),
+            Key::Block(network, block) => self.blocks.insert((network, block)),
+            Key::Single(network, address) => self.singles.insert((network, address)),
+            Key::Other => false,
+        };
+    }
+}

@@ -1,0 +1,6 @@
+//! Nodes on one store, in one process: the embedded store, and a real etcd where it is installed.
+
+mod agent;
+mod attach;
+mod etcd;
+mod networks;
