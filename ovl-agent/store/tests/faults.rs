@@ -129,6 +129,17 @@ async fn a_dead_endpoint_and_a_black_hole_are_unreachable_in_time_and_named() {
 }
 
 #[tokio::test]
+async fn refused_connections_fail_at_once() {
+    let (one, two) = (dead(), dead());
+    let kv = open(conf(&[&one, &two])).await;
+    let since = Instant::now();
+    for _ in 0..10 {
+        unreachable(&kv, &[&one, &two]).await;
+    }
+    assert!(since.elapsed() < 5 * PATIENCE, "{:?}", since.elapsed());
+}
+
+#[tokio::test]
 async fn many_calls_at_once_wait_no_longer_than_one() {
     let (_hole, hole) = black_hole();
     let kv = open(conf(&[&hole])).await;

@@ -4,16 +4,16 @@
 //! packets costs a fraction of [`PATIENCE`] and a working one is not loaded for nothing.
 
 use std::future::Future;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use etcd_client::{Client, ConnectOptions};
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::tls::{self, Files};
 use super::trouble::{Kind, Trouble};
-use crate::target::{EtcdConf, FLAG_CA, FLAG_CERT, FLAG_KEY, is_https};
+use crate::target::{EtcdConf, FLAG_CA, FLAG_CERT, FLAG_KEY};
 use crate::{Error, PATIENCE};
 
 /// After this time without an answer the next endpoint is tried too.
@@ -130,7 +130,7 @@ impl Links {
         let mut failed: Vec<(usize, Trouble)> = Vec::new();
         let mut next = Instant::now();
         let mut more = true;
-        loop {
+        while more || !running.is_empty() {
             tokio::select! {
                 () = sleep_until(next), if more => match order.next() {
                     Some(at) => {
@@ -149,7 +149,6 @@ impl Links {
                     }
                 },
                 () = sleep_until(deadline) => break,
-                else => break,
             }
         }
         Err(self.summary(&failed))
@@ -176,9 +175,20 @@ impl Links {
 
     async fn connect_one(&self, at: usize) -> Result<Link, Trouble> {
         let endpoint = &self.conf.endpoints[at];
-        let client = Client::connect([endpoint], Some(self.options()?)).await?;
-        // The connection is made by the first request only.
-        let status = client.maintenance_client().status().await?;
+        let options = self.options()?;
+        // The connection is made by the first request only, which can be the one for a token.
+        let probe = async {
+            let client = Client::connect([endpoint], Some(options)).await?;
+            let status = client.maintenance_client().status().await?;
+            Ok((client, status))
+        };
+        let (client, status) = match probe.await.map_err(|e: etcd_client::Error| Trouble::from(e)) {
+            Ok(both) => both,
+            Err(trouble) if matches!(trouble.kind, Kind::Lost { sent: true }) => {
+                return Err(tls::diagnose(&self.conf, endpoint).await.unwrap_or(trouble));
+            }
+            Err(trouble) => return Err(trouble),
+        };
         if status.leader() == 0 {
             return Err(Trouble::new(Kind::Lost { sent: false }, "it has no leader"));
         }
@@ -198,21 +208,8 @@ impl Links {
             // etcd closes connections that do so.
             .with_keep_alive_while_idle(false)
             .with_require_leader(true);
-        if conf.endpoints.iter().any(|e| is_https(e)) {
-            let mut tls = TlsOptions::new();
-            if let Some(ca) = &conf.ca {
-                let pem = read(FLAG_CA, ca, "-----BEGIN CERTIFICATE-----")?;
-                tls = tls.ca_certificate(Certificate::from_pem(pem));
-            }
-            if let (Some(cert), Some(key)) = (&conf.cert, &conf.key) {
-                let pem = read(FLAG_CERT, cert, "-----BEGIN CERTIFICATE-----")?;
-                let key = read(FLAG_KEY, key, "PRIVATE KEY-----")?;
-                tls = tls.identity(Identity::from_pem(pem, key));
-            }
-            if let Some(name) = &conf.server_name {
-                tls = tls.domain_name(name);
-            }
-            options = options.with_tls(tls);
+        if let Some(files) = Files::read(conf)? {
+            options = options.with_tls(files.options(conf));
         }
         if let Some((user, password)) = &conf.user {
             options = options.with_user(user, password).with_auto_token_refresh(true);
@@ -282,15 +279,6 @@ impl Links {
             first = false;
         }
     }
-}
-
-fn read(flag: &'static str, file: &Path, has: &str) -> Result<Vec<u8>, Trouble> {
-    let bad = |why: String| Trouble::new(Kind::Setting(flag), why);
-    let text = std::fs::read_to_string(file).map_err(|e| bad(format!("cannot be read: {e}")))?;
-    if !text.contains(has) {
-        return Err(bad(format!("is no PEM file with {has}")));
-    }
-    Ok(text.into_bytes())
 }
 
 /// Whether this version of etcd answers a request for progress in order with the changes: from 3.4.31, 3.5.13 and 3.6 on.

@@ -2,6 +2,7 @@
 
 mod link;
 mod seen;
+mod tls;
 mod trouble;
 mod watch;
 

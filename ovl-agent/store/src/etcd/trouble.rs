@@ -71,13 +71,21 @@ fn chain<'a>(e: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn S
 }
 
 /// What the innermost source says.
-fn deepest(e: &(dyn StdError + 'static)) -> String {
+pub(super) fn deepest(e: &(dyn StdError + 'static)) -> String {
     plain(&chain(e).last().map_or_else(String::new, ToString::to_string))
 }
 
-/// Without the number that the standard library adds.
+/// Without the number that the standard library adds, and with a hint where one helps.
 fn plain(text: &str) -> String {
-    text.split(" (os error").next().unwrap_or(text).to_owned()
+    let text = text.split(" (os error").next().unwrap_or(text);
+    match text {
+        "tls handshake eof" => "it closed the connection in the TLS handshake; is it http?".to_owned(),
+        // What comes of HTTP/2 sent to TLS.
+        "stream closed because of a broken pipe" | "frame with invalid size" => {
+            "it closed the connection; is it https?".to_owned()
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// What the connection says. None: nothing that is known.
@@ -133,7 +141,7 @@ fn of_status(status: &Status) -> Trouble {
 }
 
 /// What a text of the TLS library means, if it is one.
-fn tls(text: &str) -> Option<String> {
+pub(super) fn tls(text: &str) -> Option<String> {
     let said = |part: &str| text.contains(part);
     Some(if said("UnknownIssuer") || said("BadSignature") || said("CaUsedAsEndEntity") {
         format!("its certificate is not signed by the authority in {FLAG_CA}")
