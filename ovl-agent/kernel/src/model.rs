@@ -148,9 +148,14 @@ impl Model {
                 None => drop(self.hosts.remove(name.as_str())),
             }
         }
-        self.endpoints.retain(|_, endpoint| !delta.networks.contains(&endpoint.network));
-        let changed = view.endpoints.iter().filter(|(_, of)| delta.networks.contains(&of.network));
-        self.endpoints.extend(changed.map(|(veth, endpoint)| (veth.clone(), endpoint.clone())));
+        // Thousands of containers may be in the network; few of them are new.
+        self.endpoints
+            .retain(|veth, of| !delta.networks.contains(&of.network) || view.endpoints.get(veth) == Some(of));
+        for (veth, of) in &view.endpoints {
+            if delta.networks.contains(&of.network) && !self.endpoints.contains_key(veth) {
+                self.endpoints.insert(veth.clone(), of.clone());
+            }
+        }
         for id in &touched.whole {
             self.read_part(view, id);
         }

@@ -58,7 +58,7 @@ pub struct Reconciler {
     netlink: Netlink,
     underlay: Underlay,
     /// Opened when there is something to filter.
-    table: Option<Box<dyn Table>>,
+    table: Option<Box<dyn Table + Send>>,
     /// What the last pass was computed from; None before the first, and after one that could not do all.
     model: Option<Model>,
     rules: Rules,
@@ -94,7 +94,7 @@ impl Reconciler {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_table(underlay: Underlay, table: Box<dyn Table>) -> Result<Reconciler> {
+    pub fn with_table(underlay: Underlay, table: Box<dyn Table + Send>) -> Result<Reconciler> {
         Ok(Reconciler { table: Some(table), ..Reconciler::new(underlay)? })
     }
 
@@ -258,7 +258,7 @@ impl Reconciler {
         self.rules = rules;
     }
 
-    fn table(&mut self) -> net::Result<&mut Box<dyn Table>> {
+    fn table(&mut self) -> net::Result<&mut Box<dyn Table + Send>> {
         let table = match self.table.take() {
             Some(table) => table,
             None => Box::new(OverlayTable::open()?),

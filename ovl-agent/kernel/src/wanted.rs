@@ -190,6 +190,9 @@ impl Scene<'_> {
     /// Another host's half: how its containers are reached.
     fn remote(self, part: &Part, name: &HostName, wanted: &mut Wanted) {
         let me = &self.model.me;
+        if !part.hosts.contains_key(name) {
+            return;
+        }
         // Unknown: it is not registered yet, or not any more. Removed: what it owned is nobody's.
         let Some(host) = self.model.hosts.get(name).filter(|host| !host.removed) else { return };
         let network = &part.network;

@@ -1,0 +1,521 @@
+//! Plans against a model of the kernel, and deltas against the whole: no kernel here.
+#![allow(clippy::unwrap_used)] // a failed unwrap in a test's helper is the failure report, too
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use common::*;
+use ipnetwork::IpNetwork;
+use net::Vxlanning;
+use ovl_api::model::{Delta, Encap, Network, Subnet, View};
+use ovl_kernel::Underlay;
+use ovl_kernel::model::Model;
+use ovl_kernel::objects::*;
+use ovl_kernel::plan::*;
+use ovl_kernel::wanted::Scene;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+/// A kernel that holds what [`Dumped`] shows.
+#[derive(Debug, Clone, Default)]
+struct Kernel(Dumped);
+
+impl Kernel {
+    fn sort(&mut self) {
+        self.0.addrs.sort();
+        self.0.neighs.sort();
+        self.0.forwards.sort_by(|(a, _), (b, _)| a.cmp(b));
+        self.0.routes.sort_by_key(|(key, _)| *key);
+    }
+
+    fn clear(&mut self, dev: &Dev) {
+        let lost: Vec<IpAddr> =
+            self.0.addrs.iter().filter(|((on, _), ())| on == dev).map(|((_, net), ())| net.ip()).collect();
+        self.0.addrs.retain(|((on, _), ())| on != dev);
+        self.0.neighs.retain(|((on, _), _)| on != dev);
+        self.0.forwards.retain(|((on, _), _)| on != dev);
+        self.0.routes.retain(|(_, target)| match target {
+            Target::Dev { dev: on, src, .. } => on != dev && src.is_none_or(|src| !lost.contains(&src)),
+            _ => true,
+        });
+    }
+
+    /// The link must be there to have something set on it.
+    fn on(&self, dev: &Dev) {
+        assert!(self.0.links.get(dev).is_some_and(|link| link.up), "{dev} is not there, or down");
+    }
+
+    fn does(&mut self, op: &Op) {
+        let kernel = &mut self.0;
+        match op {
+            Op::DeleteDevice(dev) => {
+                assert!(kernel.links[dev].ours, "{dev} is not ours to delete");
+                kernel.links.remove(dev);
+                self.clear(dev);
+            }
+            Op::CreateDevice(dev, device) => {
+                let vni = |link: &Shown| link.vxlan.map(|vxlan| vxlan.vni);
+                if kernel.links.contains_key(dev) {
+                    return; // refused
+                }
+                assert!(kernel.links.values().all(|link| vni(link) != Some(device.vni)), "two with a VNI");
+                kernel.links.insert(dev.clone(), shown(device));
+            }
+            Op::ChangeDevice(dev, device, change) => {
+                let link = kernel.links.get_mut(dev).unwrap();
+                let vxlan = link.vxlan;
+                *link = Shown { ..shown(device) };
+                assert_eq!(vxlan.unwrap().vni, device.vni);
+                if change.mac {
+                    kernel.neighs.retain(|((on, _), _)| on != dev);
+                }
+            }
+            Op::SetGroup(dev, group) => kernel.links.get_mut(dev).unwrap().group = *group,
+            Op::SetAddr(dev, net) => {
+                self.on(dev);
+                let key = ((dev.clone(), *net), ());
+                self.0.addrs.retain(|addr| *addr != key);
+                self.0.addrs.push(key);
+            }
+            Op::SetNeigh(dev, ip, mac) => {
+                self.on(dev);
+                let key = (dev.clone(), *ip);
+                self.0.neighs.retain(|(found, _)| *found != key);
+                self.0.neighs.push((key, *mac));
+            }
+            Op::SetForward(dev, mac, forward) => {
+                self.on(dev);
+                let key = (dev.clone(), *mac);
+                replace_first(&mut self.0.forwards, key, forward.clone());
+            }
+            Op::SetRoute(key, target) => {
+                if let Some(dev) = target.dev() {
+                    self.on(dev);
+                }
+                if let Target::Dev { src: Some(src), .. } = target {
+                    let has = self.0.addrs.iter().any(|((_, net), ())| net.ip() == *src);
+                    assert!(has, "the source {src} is no address of the host");
+                }
+                replace_first(&mut self.0.routes, *key, target.clone());
+            }
+            Op::DelRoute(key, target) => kernel.routes.retain(|route| *route != (*key, target.clone())),
+            Op::DelForward(dev, mac, forward) => {
+                kernel.forwards.retain(|entry| *entry != ((dev.clone(), *mac), forward.clone()));
+            }
+            Op::DelNeigh(dev, ip) => kernel.neighs.retain(|(key, _)| *key != (dev.clone(), *ip)),
+            Op::DelAddr(dev, net) => {
+                assert!(kernel.links[dev].vxlan.is_some(), "an address of another's link");
+                kernel.addrs.retain(|(key, ())| *key != (dev.clone(), *net));
+            }
+        }
+        self.sort();
+    }
+
+    fn does_all(&mut self, plan: &Plan) {
+        plan.iter().for_each(|step| self.does(&step.op));
+    }
+}
+
+/// As the kernel does it: the first of several with that key.
+fn replace_first<K: Ord, V: PartialEq>(list: &mut Vec<(K, V)>, key: K, value: V) {
+    match list.iter_mut().find(|(found, _)| *found == key) {
+        Some(entry) => entry.1 = value,
+        None => list.push((key, value)),
+    }
+}
+
+fn shown(device: &Device) -> Shown {
+    let vxlan =
+        Vxlanning { vni: device.vni, local: Some(device.local), port: device.port, ..Vxlanning::default() };
+    Shown {
+        index: 0,
+        vxlan: Some(vxlan),
+        up: true,
+        group: device.group,
+        mac: Some(device.mac),
+        mtu: device.mtu,
+        alias: device.alias.clone(),
+        ours: true,
+    }
+}
+
+fn device(vni: u32) -> Device {
+    Device {
+        vni,
+        local: ip("192.0.2.1"),
+        port: 4789,
+        group: vni,
+        mac: [2, 0, 0, 0, 0, vni as u8],
+        mtu: 1450,
+        alias: "weft:overlay:x".into(),
+        ipv6: true,
+    }
+}
+
+fn devs() -> Vec<Dev> {
+    ["vx-a", "vx-b", "vx-c"].map(Dev::from).into()
+}
+
+fn macs() -> impl Strategy<Value = Mac> {
+    (0..3u8).prop_map(|last| [2, 0, 0, 0, 9, last])
+}
+
+fn forward() -> impl Strategy<Value = Forward> {
+    (0..3u8, any::<bool>(), prop::option::of(Just(99))).prop_map(|(last, permanent, port)| Forward {
+        ip: Some([192, 0, 2, last].into()),
+        port,
+        permanent,
+    })
+}
+
+fn dsts() -> Vec<IpNetwork> {
+    ["10.1.0.0/26", "10.1.0.64/26", "10.1.0.7/32", "10.1.0.0/16", "fd00::/122"].map(prefix).into()
+}
+
+fn keys() -> impl Strategy<Value = RouteKey> {
+    (select(dsts()), select(vec![0, BLOCK_METRIC, UNREACHABLE_METRIC]))
+        .prop_map(|(dst, metric)| RouteKey { dst, metric })
+}
+
+/// A route of which the source is an address on one of the devices, if it has one.
+fn target(devs: Vec<Dev>, addrs: Vec<IpAddr>) -> impl Strategy<Value = Target> {
+    let to = (select(devs), 0..3u8, prop::option::of(select(addrs)), any::<bool>())
+        .prop_map(|(dev, gw, src, onlink)| Target::Dev { dev, gw: Some([10, 1, 0, gw].into()), src, onlink });
+    prop_oneof![1 => Just(Target::Unreachable), 1 => Just(Target::Other(6)), 6 => to]
+}
+
+fn addresses() -> Vec<IpNetwork> {
+    ["10.1.0.1/32", "10.1.0.2/32", "fd00::1/128", "fe80::1/64"].map(prefix).into()
+}
+
+/// What is wanted: some devices with things on them, a container's link, the underlay.
+fn wanted() -> impl Strategy<Value = Objects> {
+    subsequence(devs(), 1..=3).prop_flat_map(|chosen| {
+        let mut usable = chosen.clone();
+        usable.extend([Dev::from("veth1"), Dev::from("eth0")]);
+        let on = usable.clone();
+        let addrs = prop::collection::btree_map(
+            (select(usable.clone()).prop_filter("not ours", |dev| &**dev != "eth0"), select(addresses())),
+            Just(()),
+            0..6,
+        );
+        let pairs = prop::collection::btree_map((select(usable.clone()), 0..4u8), macs(), 0..6);
+        let forwards = prop::collection::btree_map((select(chosen.clone()), macs()), forward(), 0..6);
+        let sources: Vec<IpAddr> = vec![ip("10.1.0.1"), ip("10.1.0.2"), ip("fd00::1")];
+        let routes = prop::collection::btree_map(keys(), target(on, sources), 0..8);
+        (Just(chosen), addrs, pairs, forwards, routes).prop_map(
+            |(chosen, mut addrs, pairs, forwards, mut routes)| {
+                let vni = |dev: &Dev| u32::from(dev.as_bytes()[3]);
+                // Sources are the hosts' own addresses, which are wanted on the first device.
+                for net in addresses() {
+                    addrs.insert((chosen[0].clone(), net), ());
+                }
+                routes.retain(|_, target| !matches!(target, Target::Other(_)));
+                Objects {
+                    devices: chosen.iter().map(|dev| (dev.clone(), device(vni(dev)))).collect(),
+                    links: [(Dev::from("veth1"), 7)].into(),
+                    addrs,
+                    neighs: pairs
+                        .into_iter()
+                        .filter(|((dev, _), _)| &**dev != "eth0")
+                        .map(|((dev, last), mac)| ((dev, IpAddr::from([10, 1, 0, last])), mac))
+                        .collect(),
+                    forwards: forwards
+                        .into_iter()
+                        .map(|(key, forward)| (key, Forward { permanent: true, ..forward }))
+                        .collect(),
+                    routes,
+                }
+            },
+        )
+    })
+}
+
+/// What may be there: the right things, wrong ones, several of a key, devices that differ.
+fn kernel() -> impl Strategy<Value = Kernel> {
+    let all = || {
+        let mut all = devs();
+        all.push("veth1".into());
+        all
+    };
+    let link = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), 0..3u32);
+    let links = prop::collection::vec(prop::option::weighted(0.7, link), 3);
+    let veth = prop::option::of((any::<bool>(), 6..8u32));
+    let addrs = prop::collection::btree_map((select(all()), select(addresses())), Just(()), 0..8);
+    let neighs = prop::collection::btree_map((select(all()), 0..4u8), macs(), 0..8);
+    let forwards = prop::collection::vec(((select(devs()), macs()), forward()), 0..8);
+    let mut on = all();
+    on.push("eth0".into());
+    let sources = vec![ip("10.1.0.1"), ip("10.1.0.2")];
+    let routes = prop::collection::vec((keys(), target(on, sources)), 0..10);
+    (links, veth, any::<bool>(), addrs, neighs, forwards, routes).prop_map(
+        |(links, veth, underlay, addrs, neighs, forwards, routes)| {
+            let mut dumped = Dumped::default();
+            for (dev, link) in devs().into_iter().zip(links) {
+                let Some((other_vni, learning, up, other_mac, other)) = link else { continue };
+                let mut link = shown(&device(u32::from(dev.as_bytes()[3])));
+                let vxlan = link.vxlan.as_mut().unwrap();
+                vxlan.vni += if other_vni { 100 } else { 0 };
+                vxlan.learning = learning;
+                link.up = up;
+                link.mac = Some(if other_mac { [2; 6] } else { link.mac.unwrap() });
+                match other {
+                    1 => link.mtu = 1400,
+                    2 => link.mtu = 1000,
+                    _ => {}
+                }
+                dumped.links.insert(dev, link);
+            }
+            if let Some((up, group)) = veth {
+                dumped.links.insert("veth1".into(), Shown { up, group, ..Shown::default() });
+            }
+            dumped.links.insert("eth0".into(), Shown { up: underlay, ..Shown::default() });
+            let there = |dev: &Dev| dumped.links.contains_key(dev);
+            dumped.addrs = addrs.into_iter().filter(|((dev, _), ())| there(dev)).collect();
+            let neighs = neighs.into_iter().filter(|((dev, _), _)| there(dev));
+            dumped.neighs =
+                neighs.map(|((dev, last), mac)| ((dev, IpAddr::from([10, 1, 0, last])), mac)).collect();
+            dumped.forwards = forwards.into_iter().filter(|((dev, _), _)| there(dev)).collect();
+            dumped.routes = routes.into_iter().filter(|(_, target)| target.dev().is_none_or(there)).collect();
+            // A kernel has no two entries that are the same.
+            let mut kernel = Kernel(dumped);
+            kernel.sort();
+            let mut seen = Vec::new();
+            kernel.0.forwards.retain(|entry| {
+                !seen.contains(entry) && {
+                    seen.push(entry.clone());
+                    true
+                }
+            });
+            let mut seen = Vec::new();
+            kernel.0.routes.retain(|entry| {
+                !seen.contains(entry) && {
+                    seen.push(entry.clone());
+                    true
+                }
+            });
+            kernel
+        },
+    )
+}
+
+/// What of the wanted can be there: not what is on a link that is missing or down and not ours to make.
+fn possible(wanted: &Objects, kernel: &Kernel) -> Objects {
+    let on =
+        |dev: &Dev| wanted.devices.contains_key(dev) || kernel.0.links.get(dev).is_some_and(|link| link.up);
+    let mut wanted = wanted.clone();
+    wanted.addrs.retain(|(dev, _), ()| on(dev));
+    wanted.neighs.retain(|(dev, _), _| on(dev));
+    wanted.forwards.retain(|(dev, _), _| on(dev));
+    wanted.routes.retain(|_, target| target.dev().is_none_or(on));
+    wanted
+}
+
+fn is_deletion(op: &Op) -> bool {
+    matches!(op, Op::DelRoute(..) | Op::DelForward(..) | Op::DelNeigh(..) | Op::DelAddr(..))
+}
+
+fn is_device(op: &Op) -> bool {
+    matches!(op, Op::DeleteDevice(_) | Op::CreateDevice(..) | Op::ChangeDevice(..) | Op::SetGroup(..))
+}
+
+fn same<K: Clone + Ord, V: Clone>(map: &BTreeMap<K, V>) -> Vec<(K, V)> {
+    map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_plan_leads_to_what_is_wanted_and_is_then_done(wanted in wanted(), kernel in kernel()) {
+        let before = kernel.clone();
+        let mut kernel = kernel;
+        // A route whose source is no address of the host's any more is none that a kernel would have.
+        let has: Vec<IpAddr> = kernel.0.addrs.iter().map(|((_, net), ())| net.ip()).collect();
+        kernel.0.routes.retain(|(_, target)| match target {
+            Target::Dev { src: Some(src), .. } => has.contains(src),
+            _ => true,
+        });
+        let steps = plan(&wanted, &kernel.0);
+        kernel.does_all(&steps);
+        let possible = possible(&wanted, &before);
+        prop_assert_eq!(&kernel.0.routes, &same(&possible.routes));
+        prop_assert_eq!(&kernel.0.forwards, &same(&possible.forwards));
+        prop_assert_eq!(&kernel.0.neighs, &same(&possible.neighs));
+        // On others' links foreign addresses stay.
+        let ours = kernel.0.addrs.iter().filter(|(key, ())| &*key.0 != "veth1" || possible.addrs.contains_key(key));
+        prop_assert_eq!(ours.cloned().collect::<Vec<_>>(), same(&possible.addrs));
+        for (dev, wanted) in &wanted.devices {
+            prop_assert_eq!(&kernel.0.links[dev], &shown(wanted));
+        }
+        prop_assert!(kernel.0.links.iter().all(|(dev, link)| !link.ours || wanted.devices.contains_key(dev)));
+        prop_assert_eq!(plan(&wanted, &kernel.0), vec![]);
+    }
+
+    #[test]
+    fn devices_come_first_and_deletions_last(wanted in wanted(), kernel in kernel()) {
+        let rank = |op: &Op| if is_device(op) { 0 } else if is_deletion(op) { 2 } else { 1 };
+        let ranks: Vec<u8> = plan(&wanted, &kernel.0).iter().map(|step| rank(&step.op)).collect();
+        prop_assert!(ranks.is_sorted(), "{:?}", ranks);
+    }
+
+    /// Neither by a step on the way nor by one that comes after.
+    #[test]
+    fn what_is_right_is_never_missing_in_between(wanted in wanted(), kernel in kernel()) {
+        let steps = plan(&wanted, &kernel.0);
+        let anew: Vec<&Dev> = steps.iter().filter_map(|step| match &step.op {
+            Op::DeleteDevice(dev) => Some(dev),
+            Op::ChangeDevice(dev, _, change) if change.mac => Some(dev),
+            _ => None,
+        }).collect();
+        let lost: Vec<IpAddr> = kernel.0.addrs.iter().filter(|((dev, _), ())| anew.contains(&dev))
+            .map(|((_, net), ())| net.ip()).collect();
+        let steady = |target: &Target| match target {
+            Target::Dev { dev, src, .. } => {
+                let up = kernel.0.links.get(dev).is_some_and(|link| link.up || link.ours);
+                up && !anew.contains(&dev) && src.is_none_or(|src| !lost.contains(&src))
+            }
+            _ => true,
+        };
+        let right: Vec<(RouteKey, Target)> = kernel.0.routes.iter()
+            .filter(|(key, target)| wanted.routes.get(key) == Some(target) && steady(target))
+            .filter(|(key, _)| kernel.0.routes.iter().filter(|(other, _)| other == key).count() == 1)
+            .cloned().collect();
+        let mut kernel = kernel;
+        for step in &steps {
+            kernel.does(&step.op);
+            for route in &right {
+                prop_assert!(kernel.0.routes.contains(route) , "{route:?} is missing after {step:?}");
+            }
+        }
+    }
+}
+
+/// Hosts `a` (this one) to `e`; some of another family, one at this host's own address.
+fn vteps() -> impl Strategy<Value = &'static str> {
+    select(vec!["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::3"])
+}
+
+fn networks() -> [Network; 2] {
+    let second = Network {
+        id: "ba9876543210".into(),
+        name: "db".into(),
+        vni: 4712,
+        subnets: vec![Subnet { subnet: prefix("10.43.0.0/16"), gateway: ip("10.43.0.1"), block: 26 }],
+        ..network()
+    };
+    [network(), second]
+}
+
+fn blocks() -> Vec<(String, IpNetwork)> {
+    let of = |id: &str, blocks: &[&str]| -> Vec<_> {
+        blocks.iter().map(|block| (id.to_owned(), prefix(block))).collect()
+    };
+    let first =
+        ["10.42.0.0/26", "10.42.0.64/26", "10.42.0.70/32", "fd42::/122", "fd42::40/122", "fd42::7/128"];
+    [of(ID, &first), of("ba9876543210", &["10.43.0.0/26", "10.43.0.64/26", "10.43.0.1/32"])].concat()
+}
+
+/// One change of a view, and what a delta says of it.
+#[derive(Debug, Clone)]
+enum Change {
+    Owner(usize, Option<&'static str>),
+    Host(&'static str, Option<(&'static str, bool)>),
+    Endpoint(usize, bool),
+    Network(usize, Option<Encap>),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let who = || select(vec!["a", "b", "c", "d"]);
+    prop_oneof![
+        6 => (0..blocks().len(), prop::option::weighted(0.8, who())).prop_map(|(at, to)| Change::Owner(at, to)),
+        3 => (select(vec!["b", "c", "d"]), prop::option::weighted(0.8, (vteps(), any::<bool>())))
+            .prop_map(|(name, to)| Change::Host(name, to)),
+        2 => (0..2usize, any::<bool>()).prop_map(|(at, to)| Change::Endpoint(at, to)),
+        1 => (0..2usize, prop::option::weighted(0.8, select(vec![Encap::Vxlan, Encap::Direct])))
+            .prop_map(|(at, to)| Change::Network(at, to)),
+    ]
+}
+
+fn apply_to(view: &mut View, delta: &mut Delta, change: &Change) {
+    match change {
+        Change::Owner(at, to) => {
+            let key = blocks()[*at].clone();
+            match to {
+                Some(owner) => drop(view.owners.insert(key.clone(), (*owner).into())),
+                None => drop(view.owners.remove(&key)),
+            }
+            delta.blocks.insert(key);
+        }
+        Change::Host(name, to) => {
+            match to {
+                Some((vtep, removed)) => {
+                    let host =
+                        ovl_api::model::Host { removed: *removed, ..host(name, vtep, Some("192.0.2.0/24")) };
+                    view.hosts.insert((*name).into(), host);
+                }
+                None => drop(view.hosts.remove(*name)),
+            }
+            delta.hosts.insert((*name).into());
+        }
+        Change::Endpoint(at, to) => {
+            let network = &networks()[*at];
+            let address = if *at == 0 { "10.42.0.5" } else { "10.43.0.5" };
+            let mut of = endpoint(&format!("one{at}"), &[address]);
+            of.network = network.id.clone();
+            if *to {
+                view.endpoints.insert(of.veth.clone(), of);
+            } else {
+                view.endpoints.remove(&of.veth);
+            }
+            delta.networks.insert(network.id.clone());
+        }
+        Change::Network(at, to) => {
+            let network = networks()[*at].clone();
+            delta.networks.insert(network.id.clone());
+            match to {
+                Some(encap) => {
+                    drop(view.networks.insert(network.id.clone(), Network { encap: *encap, ..network }))
+                }
+                None => drop(view.networks.remove(&network.id)),
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Whatever changes: following the deltas leads where looking at everything leads.
+    #[test]
+    fn deltas_lead_where_the_whole_leads(rounds in prop::collection::vec(prop::collection::vec(change(), 1..5), 1..12)) {
+        let me = host("a", "192.0.2.1", Some("192.0.2.0/24"));
+        let mut view = view("a", &[me], &networks(), &[], &[]);
+        let underlay = Underlay { link: 2, name: "eth0".into(), mtu: 1500 };
+        let mut model = Model::of(&view).unwrap();
+        let mut kernel = Kernel::default();
+        kernel.0.links.insert("eth0".into(), Shown { up: true, ..Shown::default() });
+        let mut warnings = std::collections::BTreeSet::new();
+        for changes in &rounds {
+            let mut delta = Delta::default();
+            changes.iter().for_each(|change| apply_to(&mut view, &mut delta, change));
+            let touched = model.touched(&view, &delta).unwrap();
+            let old = Scene { model: &model, underlay: &underlay }.pieces(&touched);
+            let mut remembered = Dumped::showing(&old.objects);
+            for (dev, link) in &kernel.0.links {
+                remembered.links.entry(dev.clone()).or_insert(Shown { up: link.up, ..Shown::default() });
+            }
+            model.update(&view, &delta, &touched);
+            let new = Scene { model: &model, underlay: &underlay }.pieces(&touched);
+            kernel.does_all(&plan(&new.objects, &remembered));
+            warnings.retain(|warning| !old.warnings.contains(warning));
+            warnings.extend(new.warnings);
+
+            let fresh = Model::of(&view).unwrap();
+            prop_assert_eq!(&model.endpoints, &fresh.endpoints);
+            let whole = Scene { model: &fresh, underlay: &underlay };
+            prop_assert_eq!(whole.rules(), Scene { model: &model, underlay: &underlay }.rules());
+            let whole = whole.everything();
+            prop_assert_eq!(plan(&whole.objects, &kernel.0), vec![]);
+            prop_assert_eq!(&warnings, &whole.warnings);
+        }
+    }
+}
