@@ -121,7 +121,8 @@ pub fn reap_soon_and_close(files: Vec<OwnedFd>, housekeeping: impl FnOnce()) -> 
         Err(_) => return reap(&mut Netlink::open()?).map(|()| None),
     };
     // SAFETY: the child has this thread alone. It runs Rust code with the allocator, which the C libraries that Weft is
-    // built with (glibc, musl) keep usable after a fork, takes no lock that another thread may have held, and leaves by
+    // built with (glibc, musl) keep usable after a fork; the plugins' own (dlmalloc) is as long as no other thread runs,
+    // and a plugin has joined by now those that it had. It takes no lock that another thread may have held, and leaves by
     // _exit, without running the parent's exit handlers or flushing its buffers.
     match unsafe { fork() } {
         Ok(ForkResult::Parent { child }) => Ok(Some(child.as_raw() as u32)),
