@@ -3,4 +3,10 @@
 mod agent;
 mod attach;
 mod etcd;
+mod guard;
 mod networks;
+mod nodes;
+mod outage;
+mod rounds;
+mod scale;
+mod settle;
