@@ -301,6 +301,33 @@ fn kernel() -> impl Strategy<Value = Kernel> {
     )
 }
 
+/// A kernel that shows what is wanted but for some links, which are not as they should be, and a few things.
+fn nearly_right() -> impl Strategy<Value = (Objects, Kernel)> {
+    let wrong = prop::collection::vec(select(vec!["", "", "vni", "mac", "mtu", "group", "down"]), 3);
+    (wanted(), wrong, prop::collection::vec(prop::bool::weighted(0.8), 40)).prop_map(
+        |(wanted, wrong, kept)| {
+            let mut dumped = Dumped::showing(&wanted);
+            for (link, wrong) in dumped.links.values_mut().zip(wrong) {
+                match wrong {
+                    "vni" => link.vxlan.as_mut().unwrap().vni += 100,
+                    "mac" => link.mac = Some([2; 6]),
+                    "mtu" => link.mtu = 1400,
+                    "group" => link.group = 0,
+                    "down" => link.up = false,
+                    _ => {}
+                }
+            }
+            dumped.links.insert("veth1".into(), Shown { up: true, group: 7, ..Shown::default() });
+            dumped.links.insert("eth0".into(), Shown { up: true, ..Shown::default() });
+            let mut kept = kept.into_iter().cycle();
+            dumped.neighs.retain(|_| kept.next().unwrap());
+            dumped.forwards.retain(|_| kept.next().unwrap());
+            dumped.routes.retain(|_| kept.next().unwrap());
+            (wanted, Kernel(dumped))
+        },
+    )
+}
+
 /// What of the wanted can be there: not what is on a link that is missing or down and not ours to make.
 fn possible(wanted: &Objects, kernel: &Kernel) -> Objects {
     let on =
@@ -349,6 +376,18 @@ proptest! {
             prop_assert_eq!(&kernel.0.links[dev], &shown(wanted));
         }
         prop_assert!(kernel.0.links.iter().all(|(dev, link)| !link.ours || wanted.devices.contains_key(dev)));
+        prop_assert_eq!(plan(&wanted, &kernel.0), vec![]);
+    }
+
+    /// The kernel forgets more than it is told to: neighbours with a hardware address, routes with their source.
+    #[test]
+    fn what_goes_with_something_else_comes_back((wanted, kernel) in nearly_right()) {
+        let mut kernel = kernel;
+        kernel.does_all(&plan(&wanted, &kernel.0.clone()));
+        prop_assert_eq!(&kernel.0.routes, &same(&wanted.routes));
+        prop_assert_eq!(&kernel.0.forwards, &same(&wanted.forwards));
+        prop_assert_eq!(&kernel.0.neighs, &same(&wanted.neighs));
+        prop_assert_eq!(&kernel.0.addrs, &same(&wanted.addrs));
         prop_assert_eq!(plan(&wanted, &kernel.0), vec![]);
     }
 
