@@ -29,42 +29,57 @@ fn dead() -> String {
     format!("http://127.0.0.1:{}", free_port())
 }
 
+/// What a [`Proxy`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Open,
+    /// Connections are kept, and nothing gets through.
+    Frozen,
+    /// Connections are closed, and new ones at once.
+    Cut,
+}
+
 /// A way to etcd that can go silent without closing anything.
 struct Proxy {
     url: String,
-    frozen: watch::Sender<bool>,
+    way: watch::Sender<Way>,
     task: tokio::task::JoinHandle<()>,
 }
 
-async fn frozen_up(ice: &mut watch::Receiver<bool>) {
-    let _ = ice.wait_for(|frozen| *frozen).await;
+async fn is(now: &mut watch::Receiver<Way>, way: Way) {
+    let _ = now.wait_for(|now| *now == way).await;
 }
 
 impl Proxy {
     async fn to(server: &Server) -> Proxy {
         let listener = AsyncListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let (frozen, ice) = watch::channel(false);
+        let (way, now) = watch::channel(Way::Open);
         let port = server.port();
         let task = tokio::spawn(async move {
             loop {
                 let (mut client, _) = listener.accept().await.unwrap();
-                let mut ice = ice.clone();
+                if *now.borrow() == Way::Cut {
+                    continue;
+                }
+                let mut now = now.clone();
                 tokio::spawn(async move {
                     let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    let mut also = now.clone();
                     tokio::select! {
-                        _ = copy_bidirectional(&mut client, &mut server) => {}
-                        // Held open, and not read any more.
-                        () = frozen_up(&mut ice) => std::future::pending().await,
+                        _ = copy_bidirectional(&mut client, &mut server) => return,
+                        () = is(&mut now, Way::Frozen) => {}
+                        () = is(&mut also, Way::Cut) => return,
                     }
+                    is(&mut now, Way::Cut).await;
                 });
             }
         });
-        Proxy { url, frozen, task }
+        Proxy { url, way, task }
     }
 
-    fn freeze(&self, frozen: bool) {
-        self.frozen.send_replace(frozen);
+    fn set(&self, way: Way) {
+        self.way.send_replace(way);
     }
 }
 
@@ -182,14 +197,33 @@ async fn a_connection_that_goes_silent_is_replaced_by_another_endpoint() {
     let (one, two) = (Proxy::to(&server).await, Proxy::to(&server).await);
     let kv = open(conf(&[&one.url, &two.url])).await;
     set(&kv, "c/a", "1").await;
-    one.freeze(true);
+    one.set(Way::Frozen);
     // What can be repeated is, within the same call.
     assert_eq!(kv.snapshot("").await.unwrap().entries.len(), 1);
     set(&kv, "c/a", "2").await;
-    one.freeze(false);
-    two.freeze(true);
+    one.set(Way::Open);
+    two.set(Way::Frozen);
     assert_eq!(kv.snapshot("").await.unwrap().entries.len(), 1);
     set(&kv, "c/a", "3").await;
+}
+
+#[tokio::test]
+async fn a_commit_goes_to_another_endpoint_when_its_own_is_gone() {
+    if !installed() {
+        return;
+    }
+    let server = Server::start();
+    let (one, two) = (Proxy::to(&server).await, Proxy::to(&server).await);
+    let kv = open(conf(&[&one.url, &two.url])).await;
+    for round in 0..6 {
+        let (gone, there) = if round % 2 == 0 { (&one, &two) } else { (&two, &one) };
+        set(&kv, "c/a", "1").await;
+        there.set(Way::Open);
+        gone.set(Way::Cut);
+        // So long that the connection is looked at before the next commit.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        set(&kv, "c/a", "2").await;
+    }
 }
 
 #[tokio::test]
@@ -201,14 +235,14 @@ async fn a_commit_that_may_have_been_done_is_not_done_twice() {
     let (one, two) = (Proxy::to(&server).await, Proxy::to(&server).await);
     let kv = open(conf(&[&one.url, &two.url])).await;
     let before = set(&kv, "c/a", "1").await.revision;
-    one.freeze(true);
-    two.freeze(true);
+    one.set(Way::Frozen);
+    two.set(Way::Frozen);
     let since = Instant::now();
     let error = kv.commit(then([put("c/a", "2")])).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     assert!(since.elapsed() < BOUND);
-    one.freeze(false);
-    two.freeze(false);
+    one.set(Way::Open);
+    two.set(Way::Open);
     let now = eventually(|| kv.snapshot("")).await;
     assert!(now.revision <= before + 1, "{now:?}");
 }
@@ -224,12 +258,12 @@ async fn a_silent_watch_is_noticed() {
     let mut watch = kv.watch("", 0).await.unwrap();
     let at = set(&kv, "c/a", "1").await.revision;
     assert_eq!(changes(&mut watch).await[0].2, at);
-    proxy.freeze(true);
+    proxy.set(Way::Frozen);
     let error = soon(watch.next()).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     assert!(error.to_string().contains(&proxy.url), "{error}");
     // The same connection is not used again.
-    proxy.freeze(false);
+    proxy.set(Way::Open);
     let mut watch = kv.watch("", at + 1).await.unwrap();
     set(&kv, "c/a", "2").await;
     assert_eq!(changes(&mut watch).await[0].2, at + 1);
@@ -244,7 +278,7 @@ async fn a_silent_watch_is_noticed_by_its_answers_missing_before_the_connection_
     let proxy = Proxy::to(&server).await;
     let kv = curious(&[&proxy.url]);
     let mut watch = kv.watch("", 0).await.unwrap();
-    proxy.freeze(true);
+    proxy.set(Way::Frozen);
     let error = soon(watch.next()).await.unwrap_err();
     assert!(matches!(&error, Error::Unreachable { why, .. } if why.contains("silent")), "{error:?}");
 }
@@ -296,7 +330,9 @@ async fn a_restart_between_two_commits_is_not_seen() {
     set(&kv, "c/a", "1").await;
     server.kill();
     server.restart();
-    eventually(|| kv.commit(then([put("c/a", "2")]))).await;
+    // So long that the connection is looked at before the next commit.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    set(&kv, "c/a", "2").await;
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ use crate::{Error, PATIENCE};
 
 /// After this time without an answer the next endpoint is tried too.
 const STAGGER: Duration = Duration::from_millis(250);
+/// A connection that was silent for longer has to prove that it lives before a commit is sent on it.
+const FRESH: Duration = Duration::from_millis(500);
 /// How often a connection in use is asked for a sign of life. etcd closes those that ask more often than every 5 s.
 const KEEPALIVE: Duration = Duration::from_secs(6);
 
@@ -28,6 +30,29 @@ pub(super) struct Link {
     /// Its answers to requests for progress come in order with the changes.
     pub(super) orderly: bool,
     at: usize,
+    heard: Mutex<Instant>,
+}
+
+impl Link {
+    /// Notes that it has said something.
+    pub(super) fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Asks it for a word when it has been silent. A commit that is sent on a connection that ended meanwhile may not be
+    /// repeated, so that has to be noticed before.
+    async fn prove(&self) -> Result<(), Trouble> {
+        let silent = self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        if silent > FRESH {
+            let asked = self.client.maintenance_client().status().await;
+            asked.map_err(|e| match Trouble::from(e) {
+                Trouble { kind: Kind::Lost { .. }, why } => Trouble::new(Kind::Lost { sent: false }, why),
+                other => other,
+            })?;
+            self.hear();
+        }
+        Ok(())
+    }
 }
 
 /// The connections of one store.
@@ -184,7 +209,7 @@ impl Links {
         };
         let (client, status) = match probe.await.map_err(|e: etcd_client::Error| Trouble::from(e)) {
             Ok(both) => both,
-            Err(trouble) if matches!(trouble.kind, Kind::Lost { sent: true }) => {
+            Err(trouble) if matches!(trouble.kind, Kind::Lost { .. }) => {
                 return Err(tls::diagnose(&self.conf, endpoint).await.unwrap_or(trouble));
             }
             Err(trouble) => return Err(trouble),
@@ -196,7 +221,7 @@ impl Links {
             return Err(Trouble::new(Kind::Lost { sent: false }, "it is still learning"));
         }
         let orderly = is_orderly(status.version());
-        Ok(Link { client, endpoint: endpoint.clone(), orderly, at })
+        Ok(Link { client, endpoint: endpoint.clone(), orderly, at, heard: Mutex::new(Instant::now()) })
     }
 
     /// Read anew for each connection, so that renewed certificates are taken up.
@@ -239,6 +264,12 @@ impl Links {
         }
     }
 
+    /// Half of the time left, when there is another endpoint to try then.
+    fn half(&self, deadline: Instant, first: bool) -> Instant {
+        let now = Instant::now();
+        if first && self.conf.endpoints.len() > 1 { now + (deadline - now) / 2 } else { deadline }
+    }
+
     /// Runs `f` on the connection, within [`PATIENCE`] altogether; when that is lost, once more on a new one, if `again` (it
     /// can be carried out twice) or if it surely was not carried out.
     pub(super) async fn call<T, F>(
@@ -253,15 +284,22 @@ impl Links {
         let mut first = true;
         loop {
             let link = self.get(deadline).await?;
-            let until = if again && first && self.conf.endpoints.len() > 1 {
-                // A connection can be dead without a sign: leave time for another endpoint.
-                Instant::now() + (deadline - Instant::now()) / 2
-            } else {
-                deadline
+            let attempt = async {
+                if !again {
+                    // A connection can be dead without a sign: leave time for another endpoint.
+                    let proof = timeout_at(self.half(deadline, first), link.prove()).await;
+                    proof.unwrap_or_else(|_| {
+                        Err(Trouble::new(Kind::Lost { sent: false }, "no answer in time"))
+                    })?;
+                }
+                let until = if again { self.half(deadline, first) } else { deadline };
+                timeout_at(until, f(link.clone())).await.unwrap_or_else(|_| Err(Trouble::silent()))
             };
-            let done = timeout_at(until, f(link.clone())).await.unwrap_or_else(|_| Err(Trouble::silent()));
-            let mut trouble = match done {
-                Ok(answer) => return Ok((answer, link)),
+            let mut trouble = match attempt.await {
+                Ok(answer) => {
+                    link.hear();
+                    return Ok((answer, link));
+                }
                 Err(trouble) => trouble,
             };
             let retry = match trouble.kind {

@@ -94,8 +94,15 @@ fn of_transport(e: &(dyn StdError + 'static)) -> Option<Trouble> {
         return Some(Trouble::new(Kind::Tls, why));
     }
     let connect = chain(e).any(|e| e.is::<ConnectError>());
+    let unsent = connect || chain(e).zip(chain(e).skip(1)).any(|(e, source)| never_sent(e, source));
     let io = chain(e).any(|e| e.is::<std::io::Error>());
-    (connect || io).then(|| Trouble::new(Kind::Lost { sent: !connect }, deepest(e)))
+    (unsent || io).then(|| Trouble::new(Kind::Lost { sent: !unsent }, deepest(e)))
+}
+
+/// The HTTP library's error for a request that was still in its queue when the connection ended.
+fn never_sent(e: &(dyn StdError + 'static), source: &(dyn StdError + 'static)) -> bool {
+    e.to_string().contains("operation was canceled")
+        && ["connection closed", "connection was not ready"].contains(&source.to_string().as_str())
 }
 
 fn of_status(status: &Status) -> Trouble {

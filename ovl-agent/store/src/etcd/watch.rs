@@ -151,6 +151,7 @@ impl Watch {
                 }
             };
             self.heard = Instant::now();
+            self.link.hear();
             self.asked = None;
             if let Some(event) = self.read(&answer)? {
                 return Ok(event);

@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::change;
 use super::fault;
@@ -19,6 +19,9 @@ const DATA: &str = "data.mdb";
 const LMDB_LOCK: &str = "lock.mdb";
 /// Ours: locked as long as the store is open, and it holds the number of the process that has it.
 const LOCK: &str = "lock";
+
+/// How long it waits for the lock: a process that ends can leave it for a moment to a child that it was just making.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// An open store.
 pub(super) struct Opened {
@@ -69,15 +72,21 @@ fn lock(dir: &Path) -> Result<File> {
         .mode(0o600)
         .open(dir.join(LOCK))
         .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Without a number the message is less telling, no more.
-            let _ = file.read_to_string(&mut holder);
-            return Err(fault(dir, format!("it is in use by {}; stop that first", who(holder.trim()))));
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // Without a number the message is less telling, no more.
+                let _ = file.read_to_string(&mut holder);
+                return Err(fault(dir, format!("it is in use by {}; stop that first", who(holder.trim()))));
+            }
+            Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
-        Err(TryLockError::Error(e)) => return Err(failed(e)),
     }
     let written = file.set_len(0).and_then(|()| file.rewind());
     written.and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;

@@ -1,6 +1,8 @@
 //! What only the embedded store does: closing, damage, the second process, the bound of its history.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::*;
@@ -93,7 +95,7 @@ fn damage_anywhere_in_the_file_is_never_a_panic() {
     let dir = filled();
     let sound = fs::read(data(dir.path())).unwrap();
     let mut noticed = 0;
-    for at in (0..sound.len()).step_by(97) {
+    for at in (0..sound.len()).step_by(331) {
         let mut bytes = sound.clone();
         bytes[at..(at + 8).min(sound.len())].fill(0xff);
         fs::write(data(dir.path()), bytes).unwrap();
@@ -187,4 +189,51 @@ fn a_transaction_that_fails_half_way_changes_nothing() {
     assert_eq!(store.snapshot("").unwrap(), before);
     let held = Txn { when: vec![Compare::Absent("c/z".into())], ..Txn::default() };
     assert!(store.commit(&held).unwrap().held);
+}
+
+const KILLED: &str = "OVL_STORE_TEST_KILLED";
+
+/// Not a test of its own: the process that the test below kills.
+#[test]
+fn commit_until_killed() {
+    let Ok(dir) = std::env::var(KILLED) else { return };
+    let store = Local::open(Path::new(&dir)).unwrap();
+    for round in 0.. {
+        let value = round.to_string();
+        let put = |key: &str| Op::Put(key.into(), value.clone().into(), None);
+        let extra = Op::Put(format!("c/{round}"), vec![7; 3000], None);
+        let then = vec![put("c/a"), extra, Op::Delete(format!("c/{}", round - 3)), put("c/z")];
+        let revision = store.commit(&Txn { then, ..Txn::default() }).unwrap().revision;
+        println!("done {revision}");
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_loses_nothing_that_it_was_told_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for round in 0..5 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "local::tests::commit_until_killed", "--nocapture"])
+            .env(KILLED, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let revision = |line: &str| line.strip_prefix("done ").and_then(|r| r.parse::<i64>().ok());
+        for line in lines.by_ref().take(20 + round * 17) {
+            last = revision(&line.unwrap()).unwrap_or(last);
+        }
+        child.kill().unwrap();
+        // What it said before it died counts too; the last line can be cut off.
+        let rest: Vec<_> = lines.map_while(std::result::Result::ok).collect();
+        last = rest.iter().rev().skip(1).find_map(|line| revision(line)).unwrap_or(last);
+        child.wait().unwrap();
+        let store = Local::open(dir.path()).unwrap();
+        assert!(store.notes().is_empty(), "{:?}", store.notes());
+        let now = store.snapshot("").unwrap();
+        assert!(now.revision >= last && last > 0, "{} after {last}", now.revision);
+        let value = |key: &str| now.entries.iter().find(|e| e.key == key).map(|e| e.value.clone());
+        assert_eq!(value("c/a"), value("c/z"), "a transaction is whole");
+    }
 }
