@@ -197,7 +197,7 @@ pub fn lookup(paths: &Paths, what: &str) -> Result<Option<Network>> {
         return local(paths, what);
     }
     overlay::refresh(paths)
-        .with_context(|| format!("{}, and the overlay's are not known", missing(paths, what)))?;
+        .with_context(|| format!("{}; overlay networks are not known", missing(paths, what)))?;
     local(paths, what)
 }
 

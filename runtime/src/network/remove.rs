@@ -16,10 +16,11 @@ use std::path::Path;
 /// the command can be repeated, unless `force` is given.
 pub fn remove(paths: &Paths, what: &str, force: bool) -> Result<Network> {
     let network = find(paths, what)?;
+    let mut agent_knows = true;
     if network.is_overlay() {
         // Without the lock: the agent may wait for its store, and containers of other networks must not.
         refuse_active(paths, &network)?;
-        overlay::remove(paths, &network, force)?;
+        agent_knows = overlay::remove(paths, &network, force)?;
     }
     let lock = lock::exclusive(paths)?;
     let Some(found) = local(paths, network.id())?.filter(|found| found.id() == network.id()) else {
@@ -29,7 +30,7 @@ pub fn remove(paths: &Paths, what: &str, force: bool) -> Result<Network> {
     if !network.is_overlay() {
         refuse_active(paths, &found)?;
     }
-    let done = take_down(paths, &found, force);
+    let done = take_down(paths, &found, force, agent_knows);
     drop(lock);
     done.map(|()| found)
 }
@@ -44,7 +45,8 @@ fn refuse_active(paths: &Paths, network: &Network) -> Result<()> {
     bail!("network {} has active endpoints: {}", network.name(), names.join(", "))
 }
 
-fn take_down(paths: &Paths, network: &Network, force: bool) -> Result<()> {
+/// Cleans up and removes the file. `tell` is whether a failure that `force` passes over is worth a word.
+fn take_down(paths: &Paths, network: &Network, force: bool, tell: bool) -> Result<()> {
     let collected = match attach::invoker(paths).gc(&network.list, &[]) {
         Ok(()) => Ok(()),
         Err(error) => Err(anyhow!("{error}").context(format!("cleaning up network {}", network.name()))),
@@ -54,7 +56,9 @@ fn take_down(paths: &Paths, network: &Network, force: bool) -> Result<()> {
         if !force {
             return Err(error.context("the network is still there (--force removes it all the same)"));
         }
-        eprintln!("runtime: warning: {error:#}");
+        if tell {
+            eprintln!("runtime: warning: {error:#}");
+        }
     }
     match fs::remove_file(&network.path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -8,9 +8,8 @@ use crate::network::{self, DEFAULT, Network};
 use crate::paths::Paths;
 use anyhow::{Result, bail};
 use ipnetwork::IpNetwork;
-use ovl_api::Client;
-use ovl_api::model;
 use ovl_api::wire::NetworkCreate;
+use ovl_api::{Client, ClientError, model};
 use std::fs;
 
 /// Makes an overlay network.
@@ -19,17 +18,25 @@ use std::fs;
 /// Anything that was asked for and cannot be; names the flag, the value and what is allowed. Nothing is changed then.
 pub fn create(paths: &Paths, request: &Request) -> Result<Network> {
     let ask = checked(request)?;
-    // Networks of other hosts have their files from here on, and those that are gone have none.
-    let _ = files::refresh(paths);
-    let networks = network::all(paths);
     let name = &request.name;
-    if networks.iter().any(|network| network.name() == name) || files::path(paths, name).exists() {
+    let mut networks = network::all(paths);
+    let has_name = |all: &[Network]| all.iter().find(|network| network.name() == name).cloned();
+    if has_name(&networks).is_some_and(|network| network.is_overlay()) {
+        // It may be gone, by another host's doing.
+        let _ = files::confirm(paths);
+        networks = network::all(paths);
+    }
+    if has_name(&networks).is_some() || files::path(paths, name).exists() {
         bail!("network with name {name} already exists");
     }
     let asked: Vec<IpNetwork> = ask.subnets.iter().copied().map(pools::network_of).collect();
     check_overlap("--subnet", &asked, name, &networks)?;
     let client = client(paths);
-    let made = client.create_network(&ask)?;
+    let made = client.create_network(&ask).map_err(|error| match error {
+        ClientError::TimedOut { .. } => anyhow::Error::new(error)
+            .context(format!("whether network {name} was made is not known, `network ls` will show it")),
+        error => error.into(),
+    })?;
     let chosen: Vec<IpNetwork> = made.subnets.iter().map(|subnet| subnet.subnet).collect();
     let written = check_overlap("the chosen subnet", &chosen, name, &networks)
         .map_err(|error| error.context("give another one with --subnet"))

@@ -37,10 +37,10 @@ fn agent(paths: &Paths) -> Option<Client> {
     client.socket().exists().then_some(client)
 }
 
-/// That an overlay network's subnets overlap those of no other network of this host. Those need not have a route yet, so
-/// that the agent cannot see them.
+/// That an overlay network's subnets overlap those of no network that is this host's alone. Those need not have a route yet,
+/// so that the agent cannot see them; other overlay networks it knows better.
 fn check_overlap(flag: &str, subnets: &[ipnetwork::IpNetwork], name: &str, others: &[Network]) -> Result<()> {
-    for other in others.iter().filter(|other| other.name() != name) {
+    for other in others.iter().filter(|other| !other.is_overlay() && other.name() != name) {
         for theirs in other.subnets() {
             if let Some(ours) = subnets.iter().find(|ours| pools::overlap(**ours, theirs)) {
                 bail!("{flag} {ours} overlaps network {} ({theirs}) of this host", other.name());

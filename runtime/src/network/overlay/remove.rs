@@ -14,11 +14,11 @@ fn kind(error: &ClientError) -> Option<ProblemKind> {
 /// Removes the network from the store, so that no host has it any more. The file is left.
 ///
 /// With `force`, attachments of this host that belong to no container of ours are ended before, and a network whose agent
-/// does not answer is given up here, with a warning: it comes back with the agent.
+/// does not answer is given up here, with a warning: it comes back with the agent. False is returned then.
 ///
 /// # Errors
 /// A container is on it, on any host; the agent or its store does not answer.
-pub fn remove(paths: &Paths, network: &Network, force: bool) -> Result<()> {
+pub fn remove(paths: &Paths, network: &Network, force: bool) -> Result<bool> {
     let client = client(paths);
     let mut removed = client.remove_network(network.name());
     if force && removed.as_ref().is_err_and(|error| kind(error) == Some(ProblemKind::InUse)) {
@@ -28,12 +28,12 @@ pub fn remove(paths: &Paths, network: &Network, force: bool) -> Result<()> {
         removed = client.remove_network(network.name());
     }
     match removed {
-        Err(error) if kind(&error) == Some(ProblemKind::NotFound) => Ok(()),
+        Err(error) if kind(&error) == Some(ProblemKind::NotFound) => Ok(true),
         Err(error) if force && error.is_absent() => {
             eprintln!("runtime: warning: network {} is removed here alone: {error}", network.name());
-            Ok(())
+            Ok(false)
         }
-        other => Ok(other?),
+        other => Ok(other.map(|()| true)?),
     }
 }
 

@@ -382,3 +382,15 @@ fn a_host_without_an_agent_is_asked_nothing() {
     assert!(networks::current(&paths).is_empty() && networks::lookup(&paths, "ov").unwrap().is_none());
     assert!(!paths.config_dir.exists() && !paths.run.exists());
 }
+
+#[test]
+fn a_name_that_another_host_has_freed_can_be_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = paths(dir.path());
+    let agent = Fake::start(&paths, vec![network("a1", "ov", "10.1.0.0/16")]);
+    networks::current(&paths);
+    agent.state().networks.clear();
+    let made = networks::create(&paths, &request("ov", &["10.2.0.0/16"])).unwrap();
+    assert_eq!(made.id(), "0123456789ab");
+    assert_eq!(file(&paths, "ov").unwrap()["weft"]["id"], "0123456789ab");
+}
