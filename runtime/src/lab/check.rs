@@ -11,8 +11,8 @@ use super::expect::{Attempt, Expectation};
 use super::http;
 use super::icmp::{self, Manner};
 use super::live::{self, Container};
-use super::ping;
 use super::walk::{Place, walk};
+use super::{parallel, ping};
 
 /// How long to wait for an answer to an echo request.
 const PING: Manner = Manner { count: 2, timeout: Duration::from_secs(1) };
@@ -75,12 +75,11 @@ impl Attempts<'_> {
             Ok(matrix) => matrix,
             Err(error) => return vec![format!("{error:#}")],
         };
-        let mut failures = Vec::new();
-        for (from, to, family) in matrix.hole_names() {
-            let (Some(start), Some(target)) = (self.place(from), self.place(to)) else { continue };
-            failures.push(self.explained(start, target, family));
-        }
-        failures
+        let failures = parallel::map(&matrix.hole_names(), |(from, to, family)| {
+            let places = self.place(from).zip(self.place(to));
+            places.map(|(from, to)| self.explained(from, to, *family))
+        });
+        failures.into_iter().flatten().collect()
     }
 
     /// Why there is no answer.
@@ -139,33 +138,27 @@ impl Attempts<'_> {
     }
 
     fn expectation(&self, expectation: &Expectation) -> Vec<String> {
-        let mut failures = Vec::new();
-        for from in &expectation.from {
-            let Some(start) = self.place(from) else { continue };
-            if let Some(why) = down(start) {
-                failures.push(why);
-                continue;
+        let places = |names: &[String]| names.iter().filter_map(|name| self.place(name)).collect::<Vec<_>>();
+        let from = places(&expectation.from);
+        let pairs = |to: &[String]| {
+            let to = places(to);
+            let all = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
+            // In a list of all to all, nobody is meant to try itself.
+            all.filter(|(from, to)| from.name() != to.name()).collect::<Vec<_>>()
+        };
+        let failures = match &expectation.what {
+            Attempt::Ping(to) => {
+                parallel::map(&pairs(to), |(from, to)| self.pair(*from, *to, expectation, &ping_once))
             }
-            match &expectation.what {
-                Attempt::Ping(to) => {
-                    for target in to.iter().filter_map(|to| self.place(to)) {
-                        failures
-                            .extend(self.pair(start, target, expectation, &|netns, ip| ping_once(netns, ip)));
-                    }
-                }
-                Attempt::Tcp(to, port) => {
-                    for target in to.iter().filter_map(|to| self.place(to)) {
-                        failures.extend(
-                            self.pair(start, target, expectation, &|netns, ip| tcp(netns, ip, *port)),
-                        );
-                    }
-                }
-                Attempt::Http { url, status, body } => {
-                    failures.extend(self.http(start, url, *status, body.as_deref(), expectation));
-                }
+            Attempt::Tcp(to, port) => {
+                let attempt = |netns: &Netns, ip| tcp(netns, ip, *port);
+                parallel::map(&pairs(to), |(from, to)| self.pair(*from, *to, expectation, &attempt))
             }
-        }
-        failures
+            Attempt::Http { url, status, body } => {
+                parallel::map(&from, |from| self.http(*from, url, *status, body.as_deref(), expectation))
+            }
+        };
+        failures.concat()
     }
 
     /// One pair, in each of their families.
@@ -176,7 +169,7 @@ impl Attempts<'_> {
         expectation: &Expectation,
         attempt: &dyn Fn(&Netns, IpAddr) -> Result<(), Refused>,
     ) -> Vec<String> {
-        if let Some(why) = down(to) {
+        if let Some(why) = down(from).or_else(|| down(to)) {
             return vec![format!("{} → {}: {why}", from.name(), to.name())];
         }
         let families = self.families(from, to, expectation.family);
@@ -185,11 +178,10 @@ impl Attempts<'_> {
         }
         let mut failures = Vec::new();
         for family in families {
-            let Some(ip) = self.address(from, to, family) else {
-                failures.push(self.explained(from, to, family));
-                continue;
-            };
-            failures.extend(self.attempt(from, Some(to), ip, expectation.works, attempt));
+            match self.address(from, to, family) {
+                Some(ip) => failures.extend(self.attempt(from, Some(to), ip, expectation.works, attempt)),
+                None => failures.push(self.explained(from, to, family)),
+            }
         }
         failures
     }
@@ -271,9 +263,9 @@ struct Refused {
 }
 
 fn ping_once(netns: &Netns, ip: IpAddr) -> Result<(), Refused> {
-    match icmp::echo(netns, &[ip], PING) {
-        Ok(echoes) if echoes.iter().any(|echo| !echo.times.is_empty()) => Ok(()),
-        Ok(_) => Err(Refused { why: String::new(), reached: false }),
+    match icmp::answers(netns, ip, PING) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Refused { why: String::new(), reached: false }),
         Err(error) => Err(Refused { why: error.to_string(), reached: false }),
     }
 }

@@ -40,6 +40,8 @@ pub fn down_locked(dir: &Path, lock: Lock, cni_bin: &[PathBuf]) -> Result<()> {
     let hosts = hosts(dir);
     let containers = containers(dir, &hosts);
     remove_containers(dir, &hosts, cni_bin);
+    // The hosts before etcd, without which an agent would wait for it.
+    procs::end_all(&hosts.iter().flat_map(|host| procs::namespaces_of(dir, host)).collect())?;
     procs::end_all(&procs::namespaces(dir))?;
     // Of containers that were not removed in peace, this alone is outside of the lab's directory.
     containers.iter().for_each(|id| cgroup::remove(id));

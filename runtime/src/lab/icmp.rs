@@ -48,6 +48,20 @@ impl Echo {
     }
 }
 
+/// Whether an address answers one of a few echo requests.
+///
+/// # Errors
+/// No socket can be made there.
+pub fn answers(netns: &Netns, ip: IpAddr, manner: Manner) -> io::Result<bool> {
+    let once = Manner { count: 1, ..manner };
+    for _ in 0..manner.count {
+        if echo(netns, &[ip], once)?.iter().any(Echo::whole) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Sends echo requests from a namespace to addresses of one family.
 ///
 /// # Errors
@@ -99,7 +113,7 @@ impl Pinger {
     ) -> io::Result<()> {
         // The sequence number tells the address; the round is in the payload.
         let mut began: Vec<Option<Instant>> = vec![None; which.len()];
-        let mut waiting = 0;
+        let mut waiting: usize = 0;
         for (slot, at) in which.iter().enumerate() {
             let packet = self.request(slot as u16, round);
             echoes[*at].sent += 1;
@@ -108,6 +122,8 @@ impl Pinger {
                 Ok(_) => {
                     began[slot] = Some(now);
                     waiting += 1;
+                    // An answer that is there already is read before the next request, for the sake of its time.
+                    waiting -= usize::from(self.receive(None, round, which, to, &mut began, echoes)?);
                 }
                 Err(error) => echoes[*at].refused = Some(error.to_string()),
             }
@@ -118,23 +134,37 @@ impl Pinger {
             if left.is_zero() {
                 break;
             }
-            self.socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            let mut buffer = [0; 512];
-            let (length, from) = match self.socket.recv_from(&mut buffer) {
-                Ok(received) => received,
-                Err(error) if is_lull(&error) => continue,
-                Err(error) => return Err(error),
-            };
-            let now = Instant::now();
-            let Some(slot) = self.answered(&buffer[..length], round) else { continue };
-            let right = which.get(slot).filter(|at| from.ip() == to[**at]);
-            let Some(at) = right else { continue };
-            if let Some(time) = began[slot].take() {
-                echoes[*at].times.push(now - time);
-                waiting -= 1;
-            }
+            waiting -= usize::from(self.receive(Some(left), round, which, to, &mut began, echoes)?);
         }
         Ok(())
+    }
+
+    /// Receives one packet, waiting at most so long (None: not at all); true when it answers one of this burst's requests.
+    fn receive(
+        &self,
+        patience: Option<Duration>,
+        round: u16,
+        which: &[usize],
+        to: &[IpAddr],
+        began: &mut [Option<Instant>],
+        echoes: &mut [Echo],
+    ) -> io::Result<bool> {
+        self.socket.set_nonblocking(patience.is_none())?;
+        if let Some(patience) = patience {
+            self.socket.set_read_timeout(Some(patience.max(Duration::from_millis(1))))?;
+        }
+        let mut buffer = [0; 512];
+        let (length, from) = match self.socket.recv_from(&mut buffer) {
+            Ok(received) => received,
+            Err(error) if is_lull(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let now = Instant::now();
+        let slot = self.answered(&buffer[..length], round).filter(|slot| *slot < which.len());
+        let Some(slot) = slot.filter(|slot| from.ip() == to[which[*slot]]) else { return Ok(false) };
+        let Some(time) = began[slot].take() else { return Ok(false) };
+        echoes[which[slot]].times.push(now - time);
+        Ok(true)
     }
 
     fn request(&self, sequence: u16, round: u16) -> Vec<u8> {

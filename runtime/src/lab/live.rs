@@ -109,7 +109,8 @@ pub fn containers(lab: &Lab) -> Result<Vec<Container>> {
 }
 
 fn of_state(host: &str, one: &state::Container) -> Container {
-    let runs = one.state.status == Status::Running && crate::engine::process::find(&one.state).is_some();
+    let found = crate::engine::process::find(&one.state).is_some() && super::procs::is_alive(one.state.pid);
+    let runs = one.state.status == Status::Running && found;
     let status =
         if one.state.status == Status::Running && !runs { "killed" } else { one.state.status.as_str() };
     let end = |attachment: &state::AttachState| End {
@@ -125,14 +126,18 @@ fn of_state(host: &str, one: &state::Container) -> Container {
         status: status.to_owned(),
         pid: if runs { one.state.pid } else { 0 },
         netns: one.state.netns.clone().filter(|_| runs),
-        ends: if runs { one.state.attachments.iter().map(end).collect() } else { Vec::new() },
+        ends: match runs {
+            true => one.state.attachments.iter().map(end).filter(|end| !end.addresses.is_empty()).collect(),
+            false => Vec::new(),
+        },
     }
 }
 
-/// The addresses of a CNI result.
+/// The addresses of a CNI result, but for those of a loopback interface alone.
 fn addresses(result: &Value) -> Vec<IpNetwork> {
     let ips = result["ips"].as_array().into_iter().flatten();
-    ips.filter_map(|ip| ip["address"].as_str()?.parse().ok()).collect()
+    let all = ips.filter_map(|ip| ip["address"].as_str()?.parse().ok());
+    all.filter(|net: &IpNetwork| !net.ip().is_loopback()).collect()
 }
 
 /// The networks that span hosts: those of the plan, and those that the agents know.

@@ -17,6 +17,7 @@ mod http;
 mod icmp;
 mod live;
 mod node;
+mod parallel;
 mod ping;
 pub mod plan;
 mod procs;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,7 +12,7 @@ use super::dirs::Lab;
 use super::expect::family_name;
 use super::icmp::{self, Echo, Manner};
 use super::live::{self, Container};
-use super::up::in_parallel;
+use super::parallel;
 use crate::format::table::Table;
 
 /// What came of one pair and family.
@@ -129,7 +128,6 @@ fn matrix(containers: &[Container], manner: Manner, across: bool) -> Matrix {
         if !(any || none_runs && family == Family::V4) {
             continue;
         }
-        let rows = Mutex::new(vec![Vec::new(); count]);
         let indices: Vec<usize> = (0..count).collect();
         let row = |from: usize| -> Vec<Cell> {
             let mut cells = vec![Cell::Apart; count];
@@ -163,13 +161,7 @@ fn matrix(containers: &[Container], manner: Manner, across: bool) -> Matrix {
             }
             cells
         };
-        let tried = in_parallel(&indices, |from| {
-            let cells = row(*from);
-            rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[*from] = cells;
-            Ok(())
-        });
-        debug_assert!(tried.is_ok(), "no row fails");
-        tables.push((family, rows.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)));
+        tables.push((family, parallel::map(&indices, |from| row(*from))));
     }
     Matrix { names, tables, related }
 }

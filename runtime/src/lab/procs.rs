@@ -82,7 +82,7 @@ impl Daemon {
 }
 
 /// Whether a process is there and no zombie: a lab's processes outlive the command that would wait for them.
-fn is_alive(pid: i32) -> bool {
+pub fn is_alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z") && !rest.starts_with(" X"))
 }

@@ -3,19 +3,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use net::Netns;
 
 use super::daemons;
 use super::dirs::{self, Lab};
 use super::plan::{Container, Machine, Network, Plan};
-use super::{down, exec, underlay};
+use super::{down, exec, parallel, underlay};
 use crate::paths::{Paths, make_private};
-
-/// How many things are done at the same time.
-const AT_ONCE: usize = 16;
 
 /// Brings a lab up. `tell` gets what has been done; `still` fails when it is to be given up.
 ///
@@ -83,10 +79,10 @@ fn make(lab: &Lab, tell: &mut dyn FnMut(&str), still: &(dyn Fn() -> Result<()> +
         tell(&format!("network {}", network.name));
     }
     if !plan.networks.is_empty() {
-        in_parallel(&plan.hosts, |host| sync(lab, host))?;
+        parallel::each(&plan.hosts, |host| sync(lab, host))?;
     }
     let hosts: Vec<&Machine> = plan.hosts.iter().collect();
-    in_parallel(&hosts, |host| {
+    parallel::each(&hosts, |host| {
         for container in plan.containers.iter().filter(|container| container.host == host.name) {
             still()?;
             run_container(lab, container)?;
@@ -218,49 +214,4 @@ pub fn run_container(lab: &Lab, container: &Container) -> Result<()> {
     command.args(container.words());
     let ran = run_on(lab, &container.host, command);
     ran.map(|_| ()).with_context(|| format!("cannot run container {}", container.name))
-}
-
-/// Does something to each of several things, some at a time; the first error is the result.
-///
-/// # Errors
-/// The first of what went wrong.
-pub fn in_parallel<T: Sync>(things: &[T], act: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some(thing) = things.get(next.fetch_add(1, Ordering::Relaxed)) {
-            act(thing).inspect_err(|_| next.store(things.len(), Ordering::Relaxed))?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..AT_ONCE.min(things.len())).map(|_| scope.spawn(work)).collect();
-        let mut all = Ok(());
-        for thread in threads {
-            let one = thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")));
-            all = all.and(one);
-        }
-        all
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Mutex;
-
-    #[test]
-    fn things_are_done_all_or_until_one_fails() {
-        let done = Mutex::new(Vec::new());
-        let all: Vec<usize> = (0..100).collect();
-        let push = |thing: &usize| {
-            done.lock().unwrap().push(*thing);
-            Ok(())
-        };
-        in_parallel(&all, push).unwrap();
-        done.lock().unwrap().sort_unstable();
-        assert_eq!(*done.lock().unwrap(), all);
-        let fail = |thing: &usize| if *thing == 40 { bail!("forty") } else { Ok(()) };
-        assert_eq!(in_parallel(&all, fail).unwrap_err().to_string(), "forty");
-        in_parallel(&[], push).unwrap();
-    }
 }

@@ -224,8 +224,7 @@ fn over_the_underlay(lab: &Lab, host: &mut Kernel<'_>, remote: &Machine, ip: IpA
         }
     }
     let manner = Manner { count: 2, timeout: Duration::from_millis(500) };
-    let answered = icmp::echo(&host.netns, &[ip], manner);
-    if answered.is_ok_and(|all| all.iter().any(|echo| !echo.times.is_empty())) {
+    if icmp::answers(&host.netns, ip, manner).unwrap_or(false) {
         return Ok(());
     }
     host.stop(format_args!("{} ({ip}) does not answer on the underlay", remote.name))

@@ -182,7 +182,7 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
         from: &container.spec.rootfs,
         keep: container.dir(),
         at: container.run_dir().join("merged"),
-        hidden: vec![real(&paths.root), real(&paths.run)],
+        hidden: hidden(&paths),
     };
     root.prepare()?;
     let cgroup = match Cgroup::create(container.id()) {
@@ -281,6 +281,14 @@ fn stdio(container: &Container) -> Result<(Pipes, Stdio)> {
     let (errors, to_errors) = pipe()?;
     let ours = Pipes { input: feed, output: Some(output), errors: Some(errors) };
     Ok((ours, Stdio::Pipes(input, to_output, to_errors)))
+}
+
+/// The directories that a container does not see: the runtime's own, also at the usual place, where `lab exec` mounts them.
+fn hidden(paths: &Paths) -> Vec<std::path::PathBuf> {
+    let usual = Path::new("/var/lib/weft");
+    let same = File::open(&paths.root).is_ok_and(|root| crate::state::same_file(&root, usual));
+    let all = [real(&paths.root), real(&paths.run)];
+    all.into_iter().chain(same.then(|| usual.to_owned())).collect()
 }
 
 fn real(path: &Path) -> std::path::PathBuf {
