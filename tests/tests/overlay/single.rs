@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
-use tests::{Agent, Container, Host, Machine, Output};
+use tests::{Agent, Container, Host, Machine, Output, Running};
 
 /// A machine with another one on its link, an agent, and the network `ov`.
 struct Site {
@@ -58,6 +58,13 @@ impl Site {
     #[track_caller]
     fn outside(&self, address: &str) -> Output {
         self.host.run_in("outside", &ask(address))
+    }
+
+    /// A server on the other machine, at port 9000.
+    #[track_caller]
+    fn far(&self) -> Running {
+        let traffic = tests::traffic().display().to_string();
+        self.host.spawn("ip", &["netns", "exec", "outside", &traffic, "tcp-serve", "0.0.0.0:9000", "far"])
     }
 
     /// Removes these networks; nothing may use them, and nothing may be left of them but what the agent keeps.
@@ -130,10 +137,7 @@ fn a_published_port_answers_and_nothing_else_does() {
     assert!(out.code != 0, "a port that is not published answers outside: {out}");
     site.host.run_in("outside", "ip route del 10.42.0.0/16").ok();
     // Out of the network, with the host's address.
-    let mut server = site.host.spawn(
-        "ip",
-        &["netns", "exec", "outside", tests::traffic().to_str().unwrap(), "tcp-serve", "0.0.0.0:9000", "far"],
-    );
+    let mut server = site.far();
     server.until("listening");
     let out = other.sh(&format!("/traffic/weft-traffic tcp {}:9000 1500", Machine::ADDRESS)).ok();
     assert_eq!(out.text(), format!("far {}", Machine::HOST));
@@ -274,10 +278,16 @@ fn two_overlay_networks_are_apart() {
     weft.run("network create --driver overlay --subnet 10.43.0.0/16 other").ok();
     let one = site.server("one", "--network ov");
     let two = site.server("two", "--network other");
-    assert!(answer(&two, &one.address()).code != 0);
-    assert!(answer(&one, &two.address()).code != 0);
-    one.remove();
-    two.remove();
+    // Each answers those of its own network, so that silence is the other network's doing.
+    let near = [site.server("near-one", "--network ov"), site.server("near-two", "--network other")];
+    for (server, same, other) in [(&one, &near[0], &near[1]), (&two, &near[1], &near[0])] {
+        assert!(answer(same, &server.address()).ok().text().starts_with(&format!("{} ", server.name)));
+        let out = answer(other, &server.address());
+        assert!(out.code != 0, "a container of another overlay network got through: {out}");
+    }
+    for container in [&one, &two, &near[0], &near[1]] {
+        container.remove();
+    }
     site.finish("ov other");
 }
 
@@ -290,6 +300,12 @@ fn an_internal_network_has_no_way_out() {
     let two = site.server("two", "--network ov");
     assert!(answer(&two, &one.address()).ok().text().starts_with("one "));
     assert_eq!(one.sh("ip route show default").ok().text(), "");
+    let mut far = site.far();
+    far.until("listening");
+    site.host.run(&ask(&format!("{}:9000", Machine::ADDRESS))).ok();
+    let out = one.sh(&format!("/traffic/weft-traffic tcp {}:9000 1500", Machine::ADDRESS));
+    assert!(out.code != 0, "there is a way out: {out}");
+    drop(far);
     let out = weft.run("run --rm --network ov -p 8081:80 true").code(125);
     assert!(out.stderr.contains("--publish") && out.stderr.contains("ov"), "{out}");
     one.remove();
@@ -429,6 +445,32 @@ fn containers_outlive_the_agent_and_its_return() {
     for container in [&one, &two, &three] {
         container.remove();
     }
+    site.finish("ov");
+}
+
+#[test]
+fn many_containers_at_once_on_a_network_that_this_host_has_no_file_of_yet() {
+    let site = Site::set_up();
+    let weft = site.host.weft();
+    site.host.run("rm /etc/weft/net.d/ov.conflist").ok();
+    let starts: Vec<Output> = std::thread::scope(|scope| {
+        let start = |at: usize| {
+            let weft = site.host.weft();
+            scope.spawn(move || weft.run(&format!("run -d --name box{at} --network ov sleep 1000")))
+        };
+        let running: Vec<_> = (0..8).map(start).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let addresses: std::collections::BTreeSet<String> = (0..8)
+        .map(|at| {
+            assert_eq!(starts[at].code, 0, "{}", starts[at]);
+            let format = "{{.NetworkSettings.Networks.ov.IPAddress}}";
+            weft.run(&format!("inspect -f {format} box{at}")).ok().text().to_owned()
+        })
+        .collect();
+    assert_eq!(addresses.len(), 8, "{addresses:?}");
+    let names: Vec<String> = (0..8).map(|at| format!("box{at}")).collect();
+    weft.run(&format!("rm -f {}", names.join(" "))).ok();
     site.finish("ov");
 }
 
