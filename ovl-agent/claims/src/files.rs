@@ -42,6 +42,8 @@ pub(crate) struct OwnFile {
 pub(crate) struct ViewFile {
     pub(crate) cluster: Option<u64>,
     pub(crate) revision: i64,
+    #[serde(default)]
+    pub(crate) subnets: i64,
     pub(crate) hosts: Vec<Host>,
     pub(crate) networks: Vec<(Network, i64)>,
     pub(crate) owners: Vec<(String, IpNetwork, String)>,

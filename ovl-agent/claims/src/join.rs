@@ -7,7 +7,7 @@ use crate::state::Me;
 use ovl_api::model::{Host, Network};
 use ovl_api::wire::{Problem, ProblemKind};
 use ovl_store::{Compare, Op, Snapshot, Txn};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// Why a host could not register.
 pub(crate) enum Trouble {
@@ -148,15 +148,16 @@ impl Inner {
         problem
     }
 
-    /// While a snapshot is held back because many hosts vanished: puts in what it lacks of this host's part, should the
-    /// store have lost its data. This host's record is back already, or never was away. The networks it has blocks in come
-    /// back as they were, unless another with the name, the VNI or an overlapping subnet was made since; then its blocks,
-    /// unless others claimed them since.
+    /// When the store lost its data, or many hosts vanished: puts in what a snapshot lacks of this host's part. This host's
+    /// record is back already, or never was away. The networks it has blocks or containers in come back as they were,
+    /// unless another with the name, the VNI or an overlapping subnet was made since; then its blocks, unless others claimed
+    /// them since.
     pub(crate) async fn put_back(&self, snapshot: &Snapshot) -> Result<(), Problem> {
         let me = self.me()?;
         let there: HashSet<&str> = snapshot.entries.iter().map(|entry| entry.key.as_str()).collect();
         let (networks, blocks) = self.look(|state| {
-            let networks = state.own.keys().filter_map(|id| state.view.networks.get(id));
+            let ids: BTreeSet<&String> = state.own.keys().chain(state.used.keys()).collect();
+            let networks = ids.into_iter().filter_map(|id| state.view.networks.get(id));
             let networks = networks.filter(|network| !there.contains(keys::network(&network.name).as_str()));
             let blocks =
                 state.own.iter().flat_map(|(id, own)| own.keys().map(move |block| (id.clone(), *block)));

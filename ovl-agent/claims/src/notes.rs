@@ -78,6 +78,7 @@ impl Inner {
                 ViewFile {
                     cluster: state.cluster,
                     revision: state.revision,
+                    subnets: state.subnets_changed,
                     hosts: view.hosts.values().cloned().collect(),
                     networks: view.networks.values().map(|n| (n.clone(), changed(&n.id))).collect(),
                     owners: view

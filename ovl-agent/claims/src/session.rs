@@ -5,7 +5,7 @@ use crate::join::Trouble;
 use crate::keys;
 use crate::random;
 use ovl_api::wire::{Problem, ProblemKind};
-use ovl_store::{Error, Event, LeaseId, Op, Txn};
+use ovl_store::{Error, Event, LeaseId, Op, Snapshot, Txn};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -71,13 +71,22 @@ impl Inner {
             Err(Trouble::Store(error)) => return Err(store_problem(&error)),
             Err(Trouble::Other(problem)) => return Err(problem),
         }
-        let snapshot = self.conf.kv.snapshot(keys::FOLLOWED).await.map_err(|error| store_problem(&error))?;
+        let mut snapshot = self.snapshot().await?;
         let accepted = self.accepted.swap(false, Ordering::Relaxed);
         let guard = self.look(|state| state.guard(&snapshot)).filter(|_| !accepted);
-        if let Some(why) = guard {
-            self.hold(&why);
+        // What the others lost may be back already, when they were quicker, and this host's part is not.
+        let lost = self.look(|state| state.held_back.is_some() || state.is_other(&snapshot)) && !accepted;
+        if let Some(why) = &guard {
+            self.hold(why);
+        }
+        if guard.is_some() || lost {
             self.put_back(&snapshot).await?;
+        }
+        if guard.is_some() {
             return Ok(End::Held);
+        }
+        if lost {
+            snapshot = self.snapshot().await?;
         }
         self.update(|state| {
             let first = !state.synced;
@@ -103,6 +112,10 @@ impl Inner {
         }
         self.mend_published().await?;
         self.follow(snapshot.revision + 1).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, Problem> {
+        self.conf.kv.snapshot(keys::FOLLOWED).await.map_err(|error| store_problem(&error))
     }
 
     async fn follow(&self, from: i64) -> Result<End, Problem> {

@@ -14,9 +14,13 @@ use std::net::IpAddr;
 const VANISHED_PER_CENT: usize = 30;
 
 impl State {
-    /// Whether a snapshot is of another cluster than the view, or of the same one set back.
+    /// Whether a snapshot is of another cluster than the view, or of one whose data was lost or set back. A cluster that was
+    /// made anew can have the same number, and soon a higher revision; but nothing ever makes `c/subnets` older.
     pub(crate) fn is_other(&self, snapshot: &Snapshot) -> bool {
-        self.cluster.is_some_and(|cluster| cluster != snapshot.cluster) || snapshot.revision < self.revision
+        let subnets = snapshot.entries.iter().find(|entry| entry.key == keys::SUBNETS);
+        self.cluster.is_some_and(|cluster| cluster != snapshot.cluster)
+            || snapshot.revision < self.revision
+            || subnets.map_or(0, |subnets| subnets.changed) < self.subnets_changed
     }
 
     /// Why a snapshot must not be applied unasked.
@@ -82,6 +86,8 @@ impl State {
         }
         self.remove_unseen(&seen, snapshot.revision);
         self.cluster = Some(snapshot.cluster);
+        let subnets = snapshot.entries.iter().find(|entry| entry.key == keys::SUBNETS);
+        self.subnets_changed = subnets.map_or(0, |subnets| subnets.changed);
         self.reached(snapshot.revision);
         self.synced = true;
         self.held_back = None;

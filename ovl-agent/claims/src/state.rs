@@ -6,7 +6,7 @@
 //! from before is passed over.
 
 use crate::files::Local;
-use crate::keys::{Claim, Key, SingleClaim, SingleState};
+use crate::keys::{self, Claim, Key, SingleClaim, SingleState};
 use crate::pool;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Delta, Host, Network, Subnet, View};
@@ -56,6 +56,8 @@ pub(crate) struct State {
     pub(crate) view: View,
     pub(crate) revision: Revision,
     pub(crate) cluster: Option<u64>,
+    /// When `c/subnets` was last changed (0: never).
+    pub(crate) subnets_changed: Revision,
     /// The store was read since the start.
     pub(crate) synced: bool,
     /// The store's session is on: the view follows it.
@@ -175,6 +177,7 @@ impl State {
             Key::Single(network, address) => {
                 self.apply_single(network, address, parse(key, value), changed);
             }
+            Key::Other if key == keys::SUBNETS && value.is_some() => self.subnets_changed = changed,
             Key::Other => {}
         }
     }
