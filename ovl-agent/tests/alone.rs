@@ -8,6 +8,16 @@ use ovl_api::wire::{Attach, NetworkCreate, ProblemKind};
 use support::container::Container;
 use support::{Host, eventually};
 
+/// What the agent answers for in the kernel, without the links' numbers.
+fn state(host: &Host) -> [String; 4] {
+    [
+        host.routes(),
+        host.space.ok("ip -br addr show type vxlan"),
+        host.space.ok("ip neigh show nud permanent | sort; ip -6 neigh show nud permanent | sort"),
+        host.space.ok("nft list ruleset"),
+    ]
+}
+
 #[test]
 fn an_attachment_is_in_the_kernel_when_it_is_answered_and_goes_with_the_last_one() {
     let host = Host::alone("h1");
@@ -54,12 +64,12 @@ fn what_somebody_deletes_is_back_after_a_sync() {
         format!("ip neigh flush dev {} nud permanent", one.veth),
         "nft delete table inet weft-overlay".to_owned(),
     ] {
-        let before = (host.routes(), host.space.ok("nft list ruleset"));
+        let before = state(&host);
         host.space.ok(&deed);
-        assert_ne!(before, (host.routes(), host.space.ok("nft list ruleset")), "{deed} did nothing");
+        assert_ne!(before, state(&host), "{deed} did nothing");
         host.sync();
         assert!(one.reaches(&two) && two.reaches(&one), "after {deed}");
-        assert_eq!(before, (host.routes(), host.space.ok("nft list ruleset")), "after {deed}");
+        assert_eq!(before, state(&host), "after {deed}");
     }
     assert!(agent.said().contains("was missing: restored"), "{}", agent.said());
     let metrics = support::curl(&host.socket(), &["http://a/metrics"]).1;
@@ -89,23 +99,20 @@ fn an_agent_that_ends_well_or_not_leaves_the_kernel_and_its_successor_mends_it()
     let network = host.create("ov", &["10.42.0.0/16", "fd42::/48"]);
     let (one, two) = (Container::new(&host, "ov", "one"), Container::new(&host, "ov", "two"));
     host.sync();
-    let state =
-        || (host.routes(), host.space.ok("nft list ruleset"), host.space.ok("ip -d -o link show type vxlan"));
-    let before = state();
+    let before = state(&host);
     for signal in ["TERM", "KILL"] {
         agent.end(signal);
-        assert_eq!(state(), before, "after SIG{signal}");
+        assert_eq!(state(&host), before, "after SIG{signal}");
         assert!(one.reaches(&two));
         agent = host.ready(&[]);
-        assert_eq!(state(), before, "after the start that follows SIG{signal}");
+        assert_eq!(state(&host), before, "after the start that follows SIG{signal}");
     }
     agent.end("KILL");
     let device = ovl_api::names::device(&network.id);
     host.space.ok(&format!("ip link del {device}; ip route del {}", one.addresses()[0]));
     assert!(!two.reaches(&one));
     let _agent = host.ready(&[]);
-    // The device has another number now, and nothing else differs.
-    assert_eq!((state().0, state().1), (before.0, before.1));
+    assert_eq!(state(&host), before);
     assert!(one.reaches(&two) && two.reaches(&one));
     // The same attachment is not given twice, also by the successor.
     let again = Attach {

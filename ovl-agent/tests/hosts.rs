@@ -55,11 +55,19 @@ fn with_etcd_away_traffic_and_attachments_go_on_also_after_a_restart() {
     assert!(error.to_string().contains("192.0.2.200:2379"), "{error}");
     // A restart in the middle of it: nothing is lost, and addresses are given on.
     let routes = h1.routes();
+    let blocks = h1.client().network_detail("ov").unwrap().blocks;
+    let view = ovl_api::names::agent_root(&h1.root()).join("view.json");
+    eventually("the view is in its file", || {
+        let text = std::fs::read_to_string(&view).unwrap_or_default();
+        blocks.iter().all(|block| text.contains(&block.block.to_string()) || block.host == "h1")
+    });
     agents[0].end("KILL");
     h1.space.ok("ip route flush proto 87");
     assert!(!one.reaches(&two));
     agents[0] = h1.start(&FLAGS);
-    eventually("the routes are back", || h1.routes() == routes);
+    if !support::within(|| h1.routes() == routes) {
+        panic!("the routes are not back: {routes}; now {}\n{}", h1.routes(), agents[0].said());
+    }
     assert!(one.reaches(&two));
     let four = Container::new(h1, "ov", "four");
     assert!(four.reaches(&two));
@@ -75,12 +83,10 @@ fn with_etcd_away_traffic_and_attachments_go_on_also_after_a_restart() {
     eventually("all containers are in the store", || {
         h2.client().network_detail("ov").is_ok_and(|detail| detail.endpoints.len() == 4)
     });
+    // Lost and regained, a line each.
     let said = agents[1].said();
-    assert_eq!(
-        said.matches("192.0.2.200:2379").count() - said.matches("ovl-agent ").count(),
-        2,
-        "lost and regained, once each: {said}"
-    );
+    assert_eq!(said.matches("the store cannot be reached").count(), 1, "{said}");
+    assert_eq!(said.matches("connected to etcd").count(), 2, "{said}");
 }
 
 #[test]
@@ -109,9 +115,9 @@ fn a_host_that_gets_another_address_tells_the_others() {
     assert!(one.reaches(&two));
     h2.space.ok("ip addr add 192.0.2.77/24 dev eth0; ip addr del 192.0.2.2/24 dev eth0; ip addr replace 192.0.2.77/24 dev eth0");
     h2.space.ok("ip route replace default via 192.0.2.254 dev eth0");
-    // A full pass notices.
-    h2.sync();
+    // A full pass notices; the connection to etcd has to be made anew, which fails one request or two.
     eventually("the record is new", || {
+        let _ = h2.client().sync();
         h2.client().status(None).is_ok_and(|status| status.vtep == Some("192.0.2.77".parse().unwrap()))
     });
     h2.sync();

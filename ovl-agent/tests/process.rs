@@ -104,7 +104,7 @@ fn without_an_underlay_it_answers_waits_for_one_and_takes_what_ends() {
     eventually("it is ready", || host.client().healthz().is_ok());
     assert_eq!(host.client().status(None).unwrap().vtep, Some("192.0.2.1".parse().unwrap()));
     eventually("it has read the note", || std::fs::read_dir(&notes).unwrap().count() == 0);
-    assert_eq!(agent.said().matches("waiting for the underlay").count(), 1, "{}", agent.said());
+    assert_eq!(agent.said().matches("WARN waiting for the underlay").count(), 1, "{}", agent.said());
 }
 
 #[test]

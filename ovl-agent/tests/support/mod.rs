@@ -216,12 +216,20 @@ impl Drop for Agent {
 
 /// Waits until it is so.
 #[track_caller]
-pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+pub fn eventually(what: &str, is: impl FnMut() -> bool) {
+    assert!(within(is), "not yet: {what}");
+}
+
+/// Waits until it is so; false when it never is.
+pub fn within(mut is: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !is() {
-        assert!(start.elapsed() < PATIENCE, "not yet: {what}");
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
 
 /// An exchange with a socket by curl, as users do it: the status and the body.
