@@ -106,7 +106,8 @@ pub struct Change {
 pub enum Event {
     /// Changes in order, whole revisions only.
     Changes(Vec<Change>),
-    /// Nothing happened up to this revision.
+    /// Nothing more happened below the prefix up to this revision. Of etcd older than 3.4.31 and 3.5.13 this comes every ten
+    /// minutes only, of newer ones at least every ten seconds; so do not wait for it.
     Progress(Revision),
 }
 
@@ -180,10 +181,11 @@ impl Kv {
         }
     }
 
-    /// The changes below a prefix from this revision on (that one included).
+    /// The changes below a prefix from this revision on (that one included); 0: from now on.
     ///
     /// # Errors
-    /// The store cannot be reached. What ends a watch later comes from [`Watch::next`].
+    /// The store cannot be reached. [`Error::OtherCluster`]: the data was set back, or the revision is beyond the next one,
+    /// which means the same. What ends a watch later comes from [`Watch::next`].
     pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
         Ok(match self {
             Kv::Local(local) => Watch::Local(local.watch(prefix, from)?),
@@ -194,7 +196,9 @@ impl Kv {
     /// Does a transaction.
     ///
     /// # Errors
-    /// The store cannot be reached within [`PATIENCE`]; whether it was done is not known then.
+    /// [`Error::Unreachable`] within [`PATIENCE`]; whether it was done is not known then. [`Error::Refused`]: more than 100
+    /// steps or conditions, more than 1 MiB, a key that is changed twice or is not 1 to 500 printable ASCII characters, a
+    /// range that ends before it begins, a lease that has ended; nothing was done.
     pub async fn commit(&self, txn: Txn) -> Result<Done> {
         match self {
             Kv::Local(local) => {
@@ -252,11 +256,11 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'sta
 }
 
 impl Watch {
-    /// What happened next. With etcd, progress is told at least every ten minutes, so a silent connection is noticed.
+    /// What happened next. A silent connection is noticed within 12 s. A call that is dropped half-way loses nothing.
     ///
     /// # Errors
-    /// [`Error::Compacted`], [`Error::Unreachable`], [`Error::OtherCluster`]: the watch is over; take a snapshot and watch
-    /// from there.
+    /// [`Error::Compacted`], [`Error::OtherCluster`]: the watch is over; take a snapshot and watch from there.
+    /// [`Error::Unreachable`] and others: the watch is over; watch again from the revision after the last one told.
     pub async fn next(&mut self) -> Result<Event> {
         match self {
             Watch::Local(watch) => watch.next().await,

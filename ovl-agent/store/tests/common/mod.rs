@@ -77,6 +77,7 @@ impl Server {
 
     /// Starts it; true when it serves.
     fn run(&mut self) -> bool {
+        self.kill();
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
         let mut command = Command::new("etcd");
         command
@@ -123,7 +124,9 @@ impl Server {
 
     /// Goes on with the same data on the same port.
     pub fn restart(&mut self) {
-        assert!(self.run(), "etcd does not start again");
+        // Its port may be taken for a moment by a connection that someone makes.
+        let again = (0..20).any(|_| self.run() || { std::thread::sleep(Duration::from_millis(250)); false });
+        assert!(again, "etcd does not start again");
     }
 
     pub fn wipe(&self) {
