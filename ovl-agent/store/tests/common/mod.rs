@@ -125,7 +125,12 @@ impl Server {
     /// Goes on with the same data on the same port.
     pub fn restart(&mut self) {
         // Its port may be taken for a moment by a connection that someone makes.
-        let again = (0..20).any(|_| self.run() || { std::thread::sleep(Duration::from_millis(250)); false });
+        let again = (0..20).any(|_| {
+            self.run() || {
+                std::thread::sleep(Duration::from_millis(250));
+                false
+            }
+        });
         assert!(again, "etcd does not start again");
     }
 
