@@ -188,13 +188,6 @@ impl Nftables {
 
     /// The elements of these keys, where they exist, in the keys' order.
     pub(super) fn find(&mut self, keys: &[&Key]) -> Result<Vec<Option<Element>>> {
-        let mut found = vec![None; keys.len()];
-        let questions: Vec<_> = keys.iter().map(|key| Question::Element(key)).collect();
-        self.socket.ask(&questions, |index, answer| {
-            if let Ok(m) = answer {
-                found[index] = Element::parse_all(keys[index].map, m.attrs()).pop();
-            }
-        })?;
-        Ok(found)
+        self.socket.find(keys)
     }
 }

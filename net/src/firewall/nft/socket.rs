@@ -287,7 +287,20 @@ impl Socket {
         Ok(())
     }
 
-    /// Goes through a set or map.
+    /// The elements of these keys, where they exist, in the keys' order.
+    pub fn find(&mut self, keys: &[&Key]) -> Result<Vec<Option<Element>>> {
+        let mut found = vec![None; keys.len()];
+        let questions: Vec<_> = keys.iter().map(|key| Question::Element(key)).collect();
+        self.ask(&questions, |index, answer| {
+            if let Ok(m) = answer {
+                found[index] = Element::parse_all(keys[index].map, m.attrs()).pop();
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Goes through a set or map. One that has just grown or shrunk much, which the kernel rearranges in the background, may
+    /// show some elements twice and others not at all (nft_rhash_walk of net/netfilter/nft_set_hash.c).
     pub fn elements(&mut self, map: Map, mut each: impl FnMut(Element)) -> Result<()> {
         self.dump(
             map.table(),

@@ -21,6 +21,9 @@ use ipnetwork::IpNetwork;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+/// So many elements that were not seen are asked for one by one.
+const UNSEEN: usize = 1024;
+
 /// What the table is to let pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -128,13 +131,9 @@ impl OverlayTable {
         if !frame::exists(&mut self.socket)? {
             return Ok(None);
         }
-        let mut has = BTreeSet::new();
-        for key in [Key::vni(vni), Key::vtep(vtep)] {
-            self.socket.elements(key.map, |element| {
-                has.insert(element.key);
-            })?;
-        }
-        Ok(Some(!has.contains(&Key::vni(vni)) || has.contains(&Key::vtep(vtep))))
+        let found = self.socket.find(&[&Key::vni(vni), &Key::vtep(vtep)])?;
+        let has = |at: usize| found.get(at).is_some_and(Option::is_some);
+        Ok(Some(!has(0) || has(1)))
     }
 
     /// What was sent so far.
@@ -154,14 +153,26 @@ impl OverlayTable {
                     })?;
                 }
                 let wants: BTreeSet<Key> = keys(rules).collect();
-                let missing =
-                    |of: &BTreeSet<Key>, from: &BTreeSet<Key>| of.difference(from).cloned().collect();
-                let unwanted = if keep { Vec::new() } else { missing(&has, &wants) };
-                Plan::Change(unwanted, missing(&wants, &has))
+                let only_in = |one: &BTreeSet<Key>, other: &BTreeSet<Key>| {
+                    one.difference(other).cloned().collect::<Vec<_>>()
+                };
+                let unwanted = if keep { Vec::new() } else { only_in(&has, &wants) };
+                Plan::Change(unwanted, self.really_missing(only_in(&wants, &has))?)
             }
             found => Plan::Replace(found.is_some()),
         };
         self.commit(rules, plan)
+    }
+
+    /// Those of the elements that were not seen which are not there: not all need have been shown. Of many, all are taken for
+    /// missing, which is no harm.
+    fn really_missing(&mut self, mut keys: Vec<Key>) -> Result<Vec<Key>> {
+        if keys.len() <= UNSEEN {
+            let mut found = self.socket.find(&keys.iter().collect::<Vec<_>>())?.into_iter();
+            // A range may be answered with another one that has the same first key.
+            keys.retain(|key| found.next().flatten().is_none_or(|element| element.key != *key));
+        }
+        Ok(keys)
     }
 
     /// Does what a plan says in one transaction; false when it is nothing.

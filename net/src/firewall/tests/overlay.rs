@@ -78,6 +78,11 @@ fn underlay(local: &str, vni: u32) -> Netns {
         "ip link add vx address 02:00:00:00:00:01 type vxlan id {vni} dstport {PORT} local {local} nolearning"
     ));
     run("ip link set vx up");
+    // The kernel tells IPv6 of a link's carrier up to a second late.
+    for source in ["192.0.2.2", "192.0.2.66", "2001:db8::2", "2001:db8::66"] {
+        let ping = || Command::new("ping").args(["-qc1", "-W1", source]).output().unwrap().status.success();
+        assert!((0..5).any(|_| ping()), "{source} cannot be reached in the lab");
+    }
     other
 }
 
@@ -93,6 +98,9 @@ fn vxlan_is_taken_from_known_hosts_only_and_others_vnis_are_left_alone() {
             assert!(table.apply(&rules()).unwrap());
             assert!(!forge(&other, unknown, local, 42), "{unknown} is unknown");
             assert!(forge(&other, known, local, 42), "{known} is known");
+            let mut takes = |vni, from: &str| table.takes(vni, from.parse().unwrap()).unwrap();
+            assert_eq!((takes(42, known), takes(42, unknown)), (Some(true), Some(false)));
+            assert_eq!(takes(77, unknown), Some(true));
             // What becomes known is taken at once, and the other way round.
             let more = Rules { vteps: set([unknown.parse().unwrap()]), ..rules() };
             assert!(table.apply(&more).unwrap());
@@ -100,6 +108,7 @@ fn vxlan_is_taken_from_known_hosts_only_and_others_vnis_are_left_alone() {
             assert!(!forge(&other, known, local, 42), "{known} is unknown now");
             table.remove().unwrap();
             assert!(forge(&other, known, local, 42), "the table is gone");
+            assert_eq!(table.takes(42, known.parse().unwrap()).unwrap(), None);
         });
         testns::in_fresh(|| {
             let other = underlay(local, 77);
