@@ -44,10 +44,11 @@ async fn measure(name: &str, kv: &Kv) {
     let mut times = Vec::new();
     for _ in 0..200 {
         let writer = kv.clone();
-        tokio::spawn(async move { set(&writer, "c/x", "1").await });
+        let writer = tokio::spawn(async move { set(&writer, "c/x", "1").await });
         let since = Instant::now();
         changes(&mut watch).await;
         times.push(since.elapsed());
+        writer.await.unwrap();
     }
     told(&format!("{name}: commit until it is told to a watch"), times);
 }
