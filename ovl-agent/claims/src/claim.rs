@@ -4,9 +4,9 @@
 //! that became this host's shows up in the watch or the next snapshot, and is used, or given back as idle. A block whose
 //! giving back is not known to have failed is not used again: the giving back is repeated until the store says what is.
 
-use crate::attach::{own_blocks, room};
 use crate::inner::{Fenced, Inner};
 use crate::keys;
+use crate::own::{own_blocks, room};
 use crate::pool;
 use crate::random;
 use crate::state::{Me, State};

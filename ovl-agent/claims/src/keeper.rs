@@ -1,11 +1,11 @@
 //! Keeps what this host claimed in order: gives back what is idle, claims ahead of need, claims again what was lost while
 //! the host was fenced, and clears networks that are being removed.
 
-use crate::attach::{own_blocks, room};
 use crate::claim::unused;
 use crate::files::Local;
 use crate::inner::{Fenced, Inner};
 use crate::keys;
+use crate::own::{own_blocks, room};
 use crate::pool;
 use crate::state::State;
 use ipnetwork::IpNetwork;
@@ -193,7 +193,7 @@ fn idle(state: &mut State, after: Duration) -> Vec<(String, IpNetwork)> {
                 seen_idle.push((id.clone(), block));
                 let long = since.is_some_and(|since| now.duration_since(since) >= after);
                 let usable = pool::usable(subnet, block);
-                let spare = crate::attach::free_in(state, id, subnet, block);
+                let spare = crate::own::free_in(state, id, subnet, block);
                 let (left, of_all) = (free.saturating_sub(spare), all.saturating_sub(usable));
                 let needed = attached && (index == 0 || left * AHEAD < of_all.max(1));
                 if network.removing || (long && !needed) {

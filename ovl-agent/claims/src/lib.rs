@@ -25,6 +25,7 @@ mod node;
 mod nodes;
 mod notes;
 mod open;
+mod own;
 mod pool;
 mod publish;
 mod random;

@@ -19,10 +19,13 @@ const MOST: usize = 64;
 /// The time in which a watch tells everybody, where nobody acknowledges.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// Claims that somebody waits for, each once: by network and revision.
+/// A claim: the network's ID and the revision.
+type Claim = (String, Revision);
+
+/// Claims that somebody waits for, each once.
 #[derive(Debug, Default)]
 pub(crate) struct Settling {
-    cells: Mutex<HashMap<(String, Revision), Arc<OnceCell<()>>>>,
+    cells: Mutex<HashMap<Claim, Arc<OnceCell<()>>>>,
 }
 
 impl Inner {

@@ -205,7 +205,7 @@ impl Inner {
                 break;
             }
         }
-        Err(self.look(|state| crate::attach::full(state, network, subnet)))
+        Err(self.look(|state| crate::own::full(state, network, subnet)))
     }
 
     /// Answers one who asks for a single address in an own block.

@@ -1,5 +1,8 @@
 //! Nodes on one store, in one process: the embedded store, and a real etcd where it is installed.
 
+// Tests may unwrap: a failed unwrap is the failure report.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod agent;
 mod attach;
 mod etcd;

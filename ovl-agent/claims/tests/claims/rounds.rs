@@ -58,7 +58,8 @@ struct Counts {
     cut_short: AtomicUsize,
     removed: AtomicUsize,
     removed_alive: AtomicUsize,
-    fenced: AtomicUsize,
+    /// How often a host registered anew.
+    returned: AtomicUsize,
 }
 
 fn count(of: &AtomicUsize) {
@@ -194,7 +195,7 @@ async fn rounds(root: &Path, kvs: &[Kv], seed: u64, rounds: usize, timing: &Timi
             let host = &mut hosts[i];
             let full = host.containers.len() >= CONTAINERS;
             let next = match dice.below(10) {
-                0..=2 if !host.containers.is_empty() => {
+                die if !host.containers.is_empty() && (die < 3 || full) => {
                     Act::Detach(host.containers.swap_remove(dice.below(host.containers.len())))
                 }
                 3..=9 if !full && host.agent.is_some() => {
@@ -239,7 +240,6 @@ async fn rounds(root: &Path, kvs: &[Kv], seed: u64, rounds: usize, timing: &Timi
         if let Some(victim) = victim {
             acts[victim].1 = Some(Duration::from_micros(dice.below(4000) as u64));
         }
-        let before: Vec<usize> = hosts.iter().map(|host| host.holds().1.len()).collect();
         futures_join(acts.iter().enumerate().map(|(i, (next, cut))| {
             let (hosts, counts, kv) = (&hosts, &counts, &kvs[i]);
             async move {
@@ -265,11 +265,6 @@ async fn rounds(root: &Path, kvs: &[Kv], seed: u64, rounds: usize, timing: &Timi
                 hosts[victim].kill().await;
             }
             count(&counts.killed);
-        }
-        for (host, before) in hosts.iter().zip(before) {
-            if host.agent.is_some() && host.holds().1.len() + 1 < before {
-                count(&counts.fenced);
-            }
         }
         judge(&hosts, round);
     }
@@ -298,6 +293,8 @@ async fn end(hosts: &mut [Host], counts: &Counts, start: impl Fn(&str, usize) ->
         agent.wait_ready().await;
     }
     judge(hosts, usize::MAX);
+    let again = hosts.iter().map(|host| host.holds().0 as usize - 1).sum();
+    counts.returned.store(again, Ordering::Relaxed);
     for host in hosts.iter() {
         let agent = host.agent.as_ref().unwrap();
         for container in &host.containers {
@@ -361,6 +358,7 @@ async fn no_address_is_given_twice_in_a_thousand_rounds_of_dying_and_returning()
         ("cut short", &counts.cut_short),
         ("removed", &counts.removed),
         ("removed alive", &counts.removed_alive),
+        ("returned", &counts.returned),
     ] {
         assert!(of.load(Ordering::Relaxed) > 5, "{what} hardly ever: {counts:?}");
     }
