@@ -134,6 +134,10 @@ impl Inner {
                     }
                     entry => {
                         self.learn_read(&key, entry, done.revision);
+                        // One of them may be what is in the way.
+                        for single in singles {
+                            self.learn_read(&single.key, Some(single), done.revision);
+                        }
                         Ok(Claimed::No)
                     }
                 }

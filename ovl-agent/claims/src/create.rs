@@ -3,7 +3,7 @@
 //! Two creations whose subnets overlap share no key, so every creation also rewrites `c/subnets` on the condition that
 //! nobody did since it read the networks.
 
-use crate::inner::{Inner, store_problem};
+use crate::inner::{Fenced, Inner, store_problem};
 use crate::keys;
 use crate::state::Me;
 use crate::validate;
@@ -99,19 +99,24 @@ impl Inner {
             let me = self.me()?;
             let network = choose(ask, draft.clone(), &others, taken)?;
             let key = keys::network(&network.name);
-            let txn = insertion(&network, others.guard, &me);
-            match self.commit(txn).await {
-                Ok(done) if done.held => {
+            let txn = insertion(&network, others.guard);
+            match self.commit_fenced(&me, txn).await {
+                Ok(Fenced::Held(done)) => {
                     self.learn(&key, Some(&keys::json(&network)), done.revision);
                     tracing::info!("network {} ({}) was created", network.name, network.id);
                     return Ok(network);
                 }
-                // Somebody else created one; or this host's record changed, which the watch is about to tell.
-                Ok(_) => tokio::time::sleep(crate::random::jitter(Duration::from_millis(10))).await,
-                Err(error) => {
+                // Somebody else created one.
+                Ok(Fenced::Not(_)) => {
+                    tokio::time::sleep(crate::random::jitter(Duration::from_millis(10))).await;
+                }
+                Err(problem) if problem.kind != ProblemKind::Store => return Err(problem),
+                Err(problem) => {
                     // It may have been done: the next look tells, and a second try holds only when it was not.
-                    let message =
-                        format!("{error}: it is not known whether the network {} was made", network.name);
+                    let message = format!(
+                        "{}: it is not known whether the network {} was made",
+                        problem.message, network.name
+                    );
                     unknown = Some(Problem::new(ProblemKind::Store, message));
                 }
             }
@@ -119,8 +124,8 @@ impl Inner {
     }
 
     /// Puts a network back that the store lost; false when it cannot be, because of another.
-    pub(crate) async fn put_network(&self, network: &Network, me: &Me) -> Result<bool, Error> {
-        let others = self.read_networks().await?;
+    pub(crate) async fn put_network(&self, network: &Network, me: &Me) -> Result<bool, Problem> {
+        let others = self.read_networks().await.map_err(|error| store_problem(&error))?;
         let overlaps = |other: &Network| {
             let pairs = other.subnets.iter().flat_map(|a| network.subnets.iter().map(move |b| (a, b)));
             pairs.into_iter().any(|(a, b)| crate::pool::overlap(a.subnet, b.subnet))
@@ -128,7 +133,8 @@ impl Inner {
         if others.networks.iter().any(overlaps) {
             return Ok(false);
         }
-        Ok(self.commit(insertion(network, others.guard, me)).await?.held)
+        let done = self.commit_fenced(me, insertion(network, others.guard)).await?;
+        Ok(matches!(done, Fenced::Held(_)))
     }
 
     async fn read_networks(&self) -> Result<Others, Error> {
@@ -150,19 +156,14 @@ impl Inner {
 }
 
 /// The transaction that makes a network.
-fn insertion(network: &Network, guard: Option<i64>, me: &Me) -> Txn {
+fn insertion(network: &Network, guard: Option<i64>) -> Txn {
     let (name, vni) = (keys::network(&network.name), keys::vni(network.vni));
     let guarded = match guard {
         Some(changed) => Compare::Unchanged(keys::SUBNETS.to_owned(), changed),
         None => Compare::Absent(keys::SUBNETS.to_owned()),
     };
     Txn {
-        when: vec![
-            Compare::Absent(name.clone()),
-            Compare::Absent(vni.clone()),
-            guarded,
-            Compare::Unchanged(keys::host(&me.host.name), me.changed),
-        ],
+        when: vec![Compare::Absent(name.clone()), Compare::Absent(vni.clone()), guarded],
         then: vec![
             Op::Put(name, keys::json(network), None),
             Op::Put(vni, network.name.clone().into_bytes(), None),

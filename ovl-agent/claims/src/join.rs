@@ -1,6 +1,6 @@
 //! Registering this host, and putting back what a store lost that was set back or made anew.
 
-use crate::inner::{Inner, lock, store_problem};
+use crate::inner::{Inner, lock};
 use crate::keys;
 use crate::open::internal;
 use crate::state::Me;
@@ -167,7 +167,7 @@ impl Inner {
             (networks.cloned().collect::<Vec<Network>>(), blocks.collect::<Vec<String>>())
         });
         for network in networks {
-            if self.put_network(&network, &me).await.map_err(|error| store_problem(&error))? {
+            if self.put_network(&network, &me).await? {
                 tracing::warn!("the store had lost the network {}: it was put back", network.name);
             }
         }

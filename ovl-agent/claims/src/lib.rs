@@ -35,6 +35,8 @@ mod settle;
 mod single;
 mod snapshot;
 mod state;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use conf::{NodeConf, Timing};

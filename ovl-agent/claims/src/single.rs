@@ -82,9 +82,10 @@ impl Inner {
                     self.wake.keeper.notify_one();
                     tokio::time::sleep(PAUSE).await;
                 }
-                Standing::Returning => {
-                    let message = format!("--ip {address} is just being given back to the store; try again");
-                    return Err(Problem::new(ProblemKind::NotReady, message));
+                Standing::Returning => return Err(contended(address)),
+                // Each try that does not succeed taught the state why; should that not help, others are quicker each time.
+                Standing::Free | Standing::Ask if Instant::now() >= deadline => {
+                    return Err(contended(address));
                 }
                 Standing::Free => self.put_single(network, address, &key, SingleState::Granted).await?,
                 Standing::Ask => self.put_single(network, address, &key, SingleState::Asked).await?,
@@ -297,6 +298,11 @@ fn owner(state: &State, network: &Network, address: IpAddr) -> Option<String> {
 
 fn taken(message: String) -> Problem {
     Problem { kind: ProblemKind::Taken, field: Some("--ip".to_owned()), message }
+}
+
+fn contended(address: IpAddr) -> Problem {
+    let message = format!("--ip {address} is just being claimed or given back; try again");
+    Problem::new(ProblemKind::NotReady, message)
 }
 
 fn lost(network: &Network) -> Problem {

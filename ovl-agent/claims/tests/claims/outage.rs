@@ -14,7 +14,8 @@ async fn with_etcd_down_own_blocks_go_on_and_claims_fail_naming_the_endpoint() {
     let one = Agent::ready(conf(dir.path(), "one", &kv, quick())).await;
     one.create("web", &["10.42.0.0/16"]).await;
     one.attach("web", "c1").await.unwrap();
-    eventually("the view is written", || dir.path().join("one/view.json").exists()).await;
+    let written = || std::fs::read_to_string(dir.path().join("one/view.json")).unwrap_or_default();
+    eventually("the view is written", || written().contains("\"web\"")).await;
     etcd.kill();
     one.attach("web", "c2").await.unwrap();
     let started = Instant::now();

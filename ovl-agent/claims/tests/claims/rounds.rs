@@ -103,14 +103,20 @@ enum Act {
 /// One act; an attachment that was granted is held against what everybody else holds.
 async fn act(hosts: &[Host], me: usize, act: &Act, counts: &Counts, kv: &Kv) {
     let Some(agent) = &hosts[me].agent else { return };
+    let before = shows(agent).0;
     match act {
         Act::Nothing => {}
         Act::Detach(container) => agent.detach("web", container).await,
         Act::Attach(ask) => match agent.node.attach(ask).await {
             Ok(grant) => {
                 count(&counts.granted);
-                let (epoch, _) = hosts[me].holds();
                 let given: Vec<IpAddr> = grant.addresses.iter().map(|net| net.ip()).collect();
+                let (epoch, held) = shows(agent);
+                let here = epoch == before && epoch > hosts[me].removed.load(Ordering::SeqCst);
+                assert!(
+                    !here || given.iter().all(|ip| held.contains(ip)),
+                    "{given:?} is given and not shown"
+                );
                 let singles = agent.view(|view| {
                     let single = |ip: &IpAddr| (grant.network.id.clone(), (*ip).into());
                     given.iter().filter(|ip| view.owners.contains_key(&single(ip))).count()
@@ -191,8 +197,7 @@ async fn rounds(root: &Path, kvs: &[Kv], seed: u64, rounds: usize, timing: &Timi
             }
         }
         let mut acts: Vec<(Act, Option<Duration>)> = Vec::new();
-        for i in 0..AGENTS {
-            let host = &mut hosts[i];
+        for host in &mut hosts {
             let full = host.containers.len() >= CONTAINERS;
             let next = match dice.below(10) {
                 die if !host.containers.is_empty() && (die < 3 || full) => {
