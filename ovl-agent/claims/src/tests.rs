@@ -319,7 +319,7 @@ async fn an_agent_that_ends_between_the_mark_and_the_record_is_taken_up_by_its_o
     kv.commit(Txn { then: vec![put], ..Txn::default() }).await.unwrap();
     let one = registered(one).await;
     assert_eq!(keys_below(&kv, "c/blocks/").await, Vec::<String>::new());
-    assert!(one.look(|state| state.view.endpoints.is_empty() && state.own.get(&web.id).is_none()));
+    assert!(one.look(|state| state.view.endpoints.is_empty() && !state.own.contains_key(&web.id)));
 }
 
 #[test]
