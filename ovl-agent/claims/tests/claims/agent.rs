@@ -14,14 +14,34 @@ use tokio::task::JoinHandle;
 /// Things happen within this time, or never: a loaded machine is slow.
 pub const EVENTUALLY: Duration = Duration::from_secs(30);
 
+/// A directory that goes at the end of the test, also while the last tasks of the agents in it still write.
+pub struct Dir(Option<TempDir>);
+
+impl Dir {
+    pub fn path(&self) -> &Path {
+        self.0.as_ref().unwrap().path()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let path = self.0.take().unwrap().keep();
+        let since = Instant::now();
+        while std::fs::remove_dir_all(&path).is_err() && path.exists() && since.elapsed() < EVENTUALLY {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 /// A directory in memory where there is one: the embedded store syncs every transaction.
-pub fn dir() -> TempDir {
+pub fn dir() -> Dir {
     let shm = Path::new("/dev/shm");
-    if shm.is_dir() { tempfile::tempdir_in(shm).unwrap() } else { tempfile::tempdir().unwrap() }
+    let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+    Dir(Some(dir.unwrap()))
 }
 
 /// An embedded store for several nodes of this process.
-pub async fn local_store(dir: &TempDir) -> Kv {
+pub async fn local_store(dir: &Dir) -> Kv {
     Kv::open(&Target::Local(dir.path().join("store"))).await.unwrap()
 }
 
@@ -45,7 +65,15 @@ pub fn quick() -> Timing {
 /// A node that runs.
 pub struct Agent {
     pub node: Node,
-    task: JoinHandle<()>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
 }
 
 /// The configuration of a node, the number of which is in its VTEP.
@@ -68,7 +96,7 @@ impl Agent {
     pub fn start(conf: NodeConf) -> Agent {
         let node = Node::open(conf).unwrap();
         let task = tokio::spawn(node.clone().run());
-        Agent { node, task }
+        Agent { node, task: Some(task) }
     }
 
     /// A node that has read the store, and is seen as alive.
@@ -84,9 +112,10 @@ impl Agent {
     }
 
     /// Ends it as a kill does: in the midst of whatever it does, with nothing cleaned up.
-    pub async fn kill(self) {
-        self.task.abort();
-        let _ = self.task.await;
+    pub async fn kill(mut self) {
+        let Some(task) = self.task.take() else { return };
+        task.abort();
+        let _ = task.await;
     }
 
     pub fn view<T>(&self, f: impl FnOnce(&View) -> T) -> T {

@@ -8,7 +8,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -16,7 +15,7 @@ use tokio::sync::watch;
 /// One member, on free loopback ports, which is killed when this is dropped.
 pub struct Etcd {
     child: Child,
-    dir: TempDir,
+    dir: super::agent::Dir,
     client: u16,
     peer: u16,
 }
