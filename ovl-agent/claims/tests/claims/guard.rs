@@ -1,6 +1,8 @@
 //! Many hosts vanish at once: nothing is changed until they are back, or somebody says so.
 
 use crate::agent::{Agent, conf, dir, eventually, local_store, quick, retry};
+use ovl_api::model::Network;
+use ovl_api::wire::{Problem, ProblemKind};
 use ovl_store::{Kv, Op, Txn};
 
 async fn fake_hosts(kv: &Kv, count: usize) {
@@ -89,13 +91,20 @@ async fn what_a_wiped_store_lost_is_put_back_by_those_who_know() {
     // Everything in one revision, as a wipe does it.
     let wipe = vec![Op::DeleteRange("c/".into(), "c0".into())];
     kv.commit(Txn { then: wipe, ..Txn::default() }).await.unwrap();
+    // Nobody may have noticed yet, so it is the store that is asked first.
+    retry(|| is_back(&agents[1], &network)).await;
     for (agent, before) in agents.iter().zip(&before) {
-        eventually("it is back", || agent.node.status().connected).await;
-        eventually("its containers are back", || agent.shown() == *before).await;
+        retry(|| agent.node.sync()).await;
+        assert_eq!(agent.shown(), *before, "no container was cut off");
     }
-    let back = agents[1].node.networks().await.unwrap();
-    assert_eq!(back, [network]);
     for agent in &agents {
         retry(|| agent.attach("web", "c2")).await;
     }
+}
+
+/// Whether the store has the network, and nothing else.
+pub async fn is_back(agent: &Agent, network: &Network) -> Result<(), Problem> {
+    let networks = agent.node.networks().await?;
+    let none = Problem::new(ProblemKind::NotReady, format!("the store has {networks:?}"));
+    (networks == std::slice::from_ref(network)).then_some(()).ok_or(none)
 }

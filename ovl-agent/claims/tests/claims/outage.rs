@@ -2,6 +2,7 @@
 
 use crate::agent::{Agent, conf, dir, eventually, quick, retry, text};
 use crate::etcd::{Etcd, Proxy, kv};
+use crate::guard::is_back;
 use ovl_api::wire::ProblemKind;
 use ovl_claims::NodeConf;
 use std::time::{Duration, Instant};
@@ -142,10 +143,11 @@ async fn an_etcd_that_lost_its_data_is_filled_again_and_no_container_is_cut_off(
     let before: Vec<_> = agents.iter().map(Agent::shown).collect();
     etcd.kill();
     etcd.restart_empty().await;
+    retry(|| is_back(&agents[2], &network)).await;
     for (agent, before) in agents.iter().zip(&before) {
-        eventually("it is back", || agent.node.status().connected && agent.shown() == *before).await;
+        retry(|| agent.node.sync()).await;
+        assert_eq!(agent.shown(), *before, "no container was cut off");
     }
-    assert_eq!(retry(|| agents[2].node.networks()).await, [network]);
     for agent in &agents {
         retry(|| agent.attach("web", "c2")).await;
         retry(|| agent.node.sync()).await;
