@@ -185,3 +185,24 @@ fn one_whose_network_is_shared_is_not_stopped_by_a_restart_that_could_not_start_
     host.ok(&["rm", "-f", "one", "two"]);
     host.assert_clean();
 }
+
+#[test]
+fn a_container_that_is_just_starting_is_removed_by_force_without_waiting_for_its_end() {
+    let host = Host::new();
+    let listens = || {
+        let runs = std::fs::read_dir(host.path("run").join("containers")).into_iter().flatten().flatten();
+        runs.into_iter().any(|run| run.path().join("attach.sock").exists())
+    };
+    for _ in 0..20 {
+        let mut start = host.command(&["run", "-d", "--name", "one", "--network", "none", "sleep", "1000"]);
+        let mut start =
+            start.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        // From here on its supervisor can be reached, and does not yet say that the container runs.
+        while !listens() && start.try_wait().unwrap().is_none() {}
+        let mut remove = host.command(&["rm", "-f", "one"]).spawn().unwrap();
+        until("it is removed", || remove.try_wait().unwrap().is_some());
+        start.wait().unwrap();
+        host.all(&["rm", "-f", "one"]);
+    }
+    host.assert_clean();
+}

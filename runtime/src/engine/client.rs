@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
@@ -56,6 +57,13 @@ impl Waiter {
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return End::Lost,
             }
+        }
+    }
+
+    /// Waits for so long at most: whether it has ended is to be looked at then.
+    pub fn wait_at_most(self, patience: Duration) {
+        if self.0.set_read_timeout(Some(patience)).is_ok() {
+            let _ = self.wait();
         }
     }
 

@@ -224,7 +224,8 @@ pub fn settle(container: &mut Container) -> Result<()> {
         && Instant::now() < patience
     {
         match Waiter::new(&container.run_dir()) {
-            Ok(waiter) => drop(waiter.wait()),
+            // One that is starting listens before it says that it runs; its end may be far.
+            Ok(waiter) => waiter.wait_at_most(Duration::from_millis(50)),
             // It is starting, or has just finished.
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
