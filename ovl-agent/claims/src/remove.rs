@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How often is looked whether all blocks are gone, when nothing else told.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long the store may still show a container that ended on another host: agents tell it a little later.
+const LAG: Duration = Duration::from_millis(300);
 
 impl Inner {
     /// [`crate::Node::remove_network`].
@@ -22,7 +24,7 @@ impl Inner {
         self.me()?;
         let deadline = Instant::now() + self.conf.timing.removal;
         let (network, changed) = self.read_network(name).await?;
-        self.check_endpoints(&network).await?;
+        self.check_unused(&network).await?;
         let key = keys::network(name);
         let marked = Network { removing: true, ..network.clone() };
         let value = keys::json(&marked);
@@ -98,6 +100,20 @@ impl Inner {
             );
         }
         Problem::new(ProblemKind::InUse, message)
+    }
+
+    /// As [`Inner::check_endpoints`], but waits for what other hosts are about to tell: a network is removed right after
+    /// its last container, wherever that was.
+    async fn check_unused(&self, network: &Network) -> Result<(), Problem> {
+        let patience = Instant::now() + LAG;
+        loop {
+            let unused = self.check_endpoints(network).await;
+            let own = self.look(|state| !own_endpoints(state, &network.id).is_empty());
+            if unused.is_ok() || own || Instant::now() >= patience {
+                return unused;
+            }
+            tokio::time::sleep(self.conf.timing.publish).await;
+        }
     }
 
     /// Refuses when the store, or this host, knows of containers in the network.

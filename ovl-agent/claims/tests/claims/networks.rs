@@ -2,7 +2,9 @@
 
 use crate::agent::{Agent, conf, dir, eventually, local_store, quick, retry};
 use ovl_api::wire::{NetworkCreate, ProblemKind};
+use ovl_claims::Timing;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_is_known_on_every_host_and_goes_when_nobody_is_in_it() {
@@ -33,6 +35,24 @@ async fn a_network_is_known_on_every_host_and_goes_when_nobody_is_in_it() {
     eventually("two sees that the network is gone", || two.view(|view| view.networks.is_empty())).await;
     assert_eq!(one.node.remove_network("web").await.unwrap_err().kind, ProblemKind::NotFound);
     assert_eq!(two.attach("web", "c4").await.unwrap_err().kind, ProblemKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_can_be_removed_right_after_its_last_container_on_another_host() {
+    let dir = dir();
+    let kv = local_store(&dir).await;
+    let slow = || Timing { publish: Duration::from_millis(100), ..quick() };
+    let one = Agent::ready(conf(dir.path(), "one", &kv, slow())).await;
+    let two = Agent::ready(conf(dir.path(), "two", &kv, slow())).await;
+    one.create("web", &["10.42.0.0/16"]).await;
+    retry(|| two.attach("web", "c1")).await;
+    let published = async || !kv.snapshot("e/").await.unwrap().entries.is_empty();
+    while !published().await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    two.detach("web", "c1").await;
+    assert!(published().await, "the store still shows it: this is what is tested");
+    one.node.remove_network("web").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
