@@ -119,6 +119,9 @@ impl Inner {
             self.save_own(&state);
             self.wake.keeper.notify_one();
         }
+        if std::mem::take(&mut state.marked) {
+            self.wake.keeper.notify_one();
+        }
         if !state.publish.is_empty() {
             self.wake.publisher.notify_one();
         }

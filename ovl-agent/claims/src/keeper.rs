@@ -41,6 +41,7 @@ impl Inner {
                 tracing::debug!("looking over the claims: {problem}");
                 // Whatever woke this up will not wake it again.
                 tokio::time::sleep(self.backoff(0)).await;
+                self.wake.keeper.notify_one();
             }
         }
     }

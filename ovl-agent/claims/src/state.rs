@@ -88,6 +88,8 @@ pub(crate) struct State {
     pub(crate) dirty: Dirty,
     /// What this host owns changed, or what it lent: `own.json` is to be written.
     pub(crate) own_changed: bool,
+    /// A network was marked as being removed: what this host has in it is to be given back, or the mark taken off, now.
+    pub(crate) marked: bool,
     /// Something that `view.json` holds changed.
     pub(crate) view_changed: bool,
     /// Endpoints that the store is to be told of: (network ID, container, interface).
@@ -199,6 +201,7 @@ impl State {
         self.gone.remove(&network.id);
         let id = network.id.clone();
         if self.view.networks.get(&id) != Some(&network) {
+            self.marked |= network.removing;
             self.view.networks.insert(id.clone(), network);
             self.recheck_network(&id);
             self.dirty.delta.networks.insert(id);
