@@ -69,6 +69,9 @@ pub struct Reconciler {
     links: BTreeMap<Dev, u32>,
     /// Routes that may have to be deleted, see [`PATIENCE`].
     suspects: BTreeMap<RouteKey, Instant>,
+    /// What the last full pass could not do: the model says nothing of what the kernel shows of these networks.
+    failed: BTreeMap<String, String>,
+    failed_elsewhere: Vec<String>,
 }
 
 impl Reconciler {
@@ -83,10 +86,12 @@ impl Reconciler {
             table: None,
             model: None,
             rules: Rules::default(),
-            believed: false,
+            believed: true,
             warnings: BTreeSet::new(),
             links: BTreeMap::new(),
             suspects: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            failed_elsewhere: Vec::new(),
         })
     }
 
@@ -178,21 +183,30 @@ impl Reconciler {
         }
         changes.warnings = words::new_ones(&warnings, &self.warnings);
         self.warnings = warnings;
+        self.failed.clone_from(&changes.failed);
+        self.failed_elsewhere.clone_from(&changes.failed_elsewhere);
         self.model = Some(model);
         Ok(changes)
     }
 
-    /// Applies what changed since the last pass, without reading anything: the cost is the delta's. Becomes [`Self::full`] when
-    /// there was none yet, when `delta.all`, when this host itself changed, and when the kernel refuses something.
+    /// Applies what changed since the last pass, without reading anything: the cost is the delta's. Becomes [`Self::full`], or
+    /// [`Self::mend`] when the last whole pass was that, when there was none yet, when `delta.all`, when this host itself
+    /// changed, and when the kernel refuses something. A network that the last whole pass could not make is left to the next
+    /// one, and told as failed until then.
     ///
     /// # Errors
     /// As [`Self::full`].
     pub fn delta(&mut self, view: &View, delta: &Delta) -> Result<Changes> {
-        let Some(mut model) = self.model.take() else { return self.full(view) };
-        let Some(touched) = model.touched(view, delta) else {
+        let Some(mut model) = self.model.take() else { return self.whole(view, self.believed) };
+        let known = model.touched(view, delta);
+        // What is there of a network that failed is not known, so it cannot be taken away by memory.
+        let known = known.filter(|touched| !touched.whole.iter().any(|id| self.failed.contains_key(id)));
+        let Some(mut touched) = known else {
             self.model = Some(model);
-            return self.full(view);
+            return self.whole(view, self.believed);
         };
+        touched.local.retain(|id| !self.failed.contains_key(id));
+        touched.remote.retain(|(id, _)| !self.failed.contains_key(id));
         let mut changes = Changes::default();
         let old = self.scene(&model).pieces(&touched);
         let remembered = self.remembered(&old.objects, &model);
@@ -210,13 +224,15 @@ impl Reconciler {
         self.model = Some(model);
         if !refused.is_empty() || !changes.is_complete() {
             // Something is not as it was left: look.
-            let mended = self.full(view)?;
+            let mended = self.whole(view, self.believed)?;
             changes.lines.extend(mended.lines);
             return Ok(Changes { lines: changes.lines, ..mended });
         }
         changes.warnings = words::new_ones(&new.warnings, &self.warnings);
         self.warnings.retain(|warning| !old.warnings.contains(warning));
         self.warnings.extend(new.warnings);
+        changes.failed.clone_from(&self.failed);
+        changes.failed_elsewhere.clone_from(&self.failed_elsewhere);
         Ok(changes)
     }
 

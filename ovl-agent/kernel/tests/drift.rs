@@ -330,6 +330,10 @@ fn an_old_view_takes_nothing_away() {
         let reconciler = &mut scene.host.reconciler;
         let changes = scene.host.netns.run(|| reconciler.mend(&old)).unwrap().unwrap();
         assert!(changes.is_complete(), "{changes:#?}");
+        // A delta that has everything looked at believes it no more.
+        old.hosts.get_mut("a").unwrap().segment = None;
+        let delta = Delta { hosts: ["a".to_owned()].into(), ..Delta::default() };
+        assert!(scene.host.delta(&old, &delta).is_complete());
         let after = scene.all();
         for line in before.lines().filter(|line| !line.contains("elements")) {
             assert!(after.lines().any(|other| other == line), "{line} is gone: {after}");

@@ -164,11 +164,23 @@ fn one_network_that_cannot_be_made_does_not_hold_up_another() {
         assert!(changes.failed[ID].contains("VNI 4711") && changes.failed[ID].contains(DEV), "{changes:#?}");
         assert!(changes.failed_elsewhere.is_empty());
         assert!(a.sh("ip route").contains("10.43.0.64/26 via 10.43.0.64 dev vx-ba9876543210"));
-        // A later pass says it again, a delta that touches neither does not look.
         assert!(!a.full(&view).is_complete());
+        // A delta says it again, also where it touches that network, and leaves it to the next full pass; the other one goes on.
+        let (theirs, ours) = ((ID.to_owned(), "10.42.1.0/26"), (other.id.clone(), "10.43.1.0/26"));
+        for (id, block) in [theirs, ours] {
+            let key = (id.clone(), prefix(block));
+            view.owners.insert(key.clone(), "b".into());
+            let networks = [id].into();
+            let changes = a.delta(&view, &Delta { blocks: [key].into(), networks, ..Delta::default() });
+            assert_eq!(changes.failed.keys().collect::<Vec<_>>(), [ID], "{changes:#?}");
+        }
+        assert!(a.sh("ip route").contains("10.43.1.0/26 via 10.43.0.64 dev vx-ba9876543210"));
         a.sh("ip link del theirs");
         assert!(a.full(&view).is_complete());
-        assert!(a.sh("ip route").contains("10.42.0.64/26 via 10.42.0.64 dev vx-0123456789ab"));
+        let routes = a.sh("ip route");
+        assert!(routes.contains("10.42.0.64/26 via 10.42.0.64 dev vx-0123456789ab"), "{routes}");
+        assert!(routes.contains("10.42.1.0/26 via 10.42.0.64 dev vx-0123456789ab"), "{routes}");
+        assert!(a.delta(&view, &Delta::default()).is_complete());
     });
 }
 
