@@ -55,6 +55,10 @@ pub fn dump(netlink: &mut Netlink, links: &[Link], wanted: &Objects, underlay: &
     for route in netlink.routes(filter)? {
         let key = RouteKey { dst: route.dst, metric: route.priority.unwrap_or(0) };
         let dev = route.oif.and_then(|oif| names.get(&oif).or_else(|| all.get(&oif)));
+        // Its link is newer than the list of links: an attachment is just being made. The next pass sees both.
+        if route.oif.is_some() && dev.is_none() {
+            continue;
+        }
         dumped.routes.push((key, target(&route, dev)));
     }
     dumped.addrs.sort();
@@ -86,5 +90,33 @@ fn target(route: &Route, dev: Option<&Dev>) -> Target {
             Target::Dev { dev: dev.clone(), gw: route.gw, src: route.src, onlink: route.onlink }
         }
         (kind, _) => Target::Other(kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use net::{Batch, Veth, testns};
+
+    #[test]
+    fn a_route_on_a_link_that_was_made_after_the_links_were_listed_is_left_alone() {
+        testns::in_fresh(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let links = netlink.links().unwrap();
+            let peer = testns::another();
+            let veth = netlink.create_veth(&Veth::new("veth0", "eth0", &peer)).unwrap();
+            let mut batch = Batch::new();
+            let to = |dst: &str| Route { protocol: ROUTE_PROTOCOL, ..Route::to(dst.parse().unwrap()) };
+            batch.route_add(&Route { oif: Some(veth.index), ..to("10.42.0.3/32") });
+            batch.route_add(&Route { kind: UNREACHABLE, ..to("10.42.0.0/16") });
+            netlink.run(batch).unwrap();
+            let routes = |netlink: &mut Netlink, links: &[Link]| {
+                let dumped = dump(netlink, links, &Objects::default(), "eth9").unwrap();
+                dumped.routes.iter().map(|(key, _)| key.dst.to_string()).collect::<Vec<_>>()
+            };
+            assert_eq!(routes(&mut netlink, &links), ["10.42.0.0/16"]);
+            let links = netlink.links().unwrap();
+            assert_eq!(routes(&mut netlink, &links), ["10.42.0.0/16", "10.42.0.3/32"]);
+        });
     }
 }
