@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long an attachment, or a synchronisation, may take: the agent may have to claim a block, wait for the other hosts,
-/// or for the owner of an address.
+/// How long an attachment, a removal or a synchronisation may take: the agent may have to claim a block, wait for the other
+/// hosts to give theirs back, or for the owner of an address.
 const LONG: Duration = Duration::from_secs(10);
 /// How long any other call may take.
 const SHORT: Duration = Duration::from_secs(5);
@@ -157,7 +157,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Problem`] when there is no such network, or it has containers.
     pub fn remove_network(&self, name: &str) -> Result<()> {
-        self.ask("DELETE", &format!("/v1/networks/{}", http::escape(name)), self.short).map(drop)
+        self.ask("DELETE", &format!("/v1/networks/{}", http::escape(name)), self.long).map(drop)
     }
 
     /// The hosts of the cluster.
@@ -174,7 +174,7 @@ impl Client {
     /// [`ClientError::Problem`] when there is no such host, or it is alive.
     pub fn remove_node(&self, name: &str, force: bool) -> Result<()> {
         let force = if force { "?force=true" } else { "" };
-        self.ask("DELETE", &format!("/v1/nodes/{}{force}", http::escape(name)), self.short).map(drop)
+        self.ask("DELETE", &format!("/v1/nodes/{}{force}", http::escape(name)), self.long).map(drop)
     }
 
     /// Gets addresses for a container's interface.
