@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use ovl_api::model::View;
 use ovl_api::wire::{Problem, ProblemKind};
 use ovl_store::{Compare, Done, KeyValue, LeaseId, Op, Revision, Txn};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,7 +32,8 @@ pub(crate) struct Inner {
     pub(crate) shown: Mutex<Option<View>>,
     pub(crate) generation: watch::Sender<u64>,
     pub(crate) revision: watch::Sender<Revision>,
-    pub(crate) applied: watch::Sender<Revision>,
+    /// What the kernel shows, and the networks of which it does not.
+    pub(crate) applied: watch::Sender<(Revision, BTreeSet<String>)>,
     pub(crate) wake: Wake,
     pub(crate) claiming: Mutex<HashMap<(String, bool), Queue>>,
     pub(crate) settling: Settling,
@@ -92,7 +93,7 @@ impl Inner {
             underlay: Mutex::new((conf.vtep, conf.segment)),
             generation: watch::Sender::new(1),
             revision: watch::Sender::new(state.revision),
-            applied: watch::Sender::new(0),
+            applied: watch::Sender::default(),
             state: Mutex::new(state),
             shown: Mutex::default(),
             wake: Wake::default(),

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use ovl_api::model::{Delta, Network, View};
 use ovl_api::wire::{Attach, Detach, Gc, NetworkCreate, NetworkDetail, Node as Peer, Problem, Removed};
 use ovl_store::Revision;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -95,9 +95,10 @@ impl Node {
         self.inner.look(|state| state.synced)
     }
 
-    /// The kernel shows everything up to this revision: acknowledgements go out.
-    pub fn applied(&self, revision: Revision) {
-        self.inner.applied.send_replace(revision);
+    /// The kernel shows everything up to this revision, but for networks (by ID) that it does not wholly show:
+    /// acknowledgements go out for all the others.
+    pub fn applied(&self, revision: Revision, failed: BTreeSet<String>) {
+        self.inner.applied.send_replace((revision, failed));
     }
 
     /// Gives a container's interface its addresses. From then on it is among the view's endpoints.

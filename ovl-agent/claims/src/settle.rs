@@ -94,8 +94,8 @@ impl Inner {
         loop {
             // The sender lives as long as this.
             let _ = applied.changed().await;
-            let shown = *applied.borrow_and_update();
-            let (me, due) = self.update(|state| (state.me.clone(), due(state, shown)));
+            let (shown, failed) = applied.borrow_and_update().clone();
+            let (me, due) = self.update(|state| (state.me.clone(), due(state, shown, &failed)));
             let Some(me) = me else { continue };
             for some in due.chunks(crate::inner::BATCH) {
                 let op =
@@ -116,10 +116,13 @@ fn others(state: &State, id: &str) -> BTreeSet<String> {
     hosts.filter(|host| **host != state.view.me && state.live.contains(*host)).cloned().collect()
 }
 
-/// Takes the networks out whose changes up to a revision are to be acknowledged.
-fn due(state: &mut State, shown: Revision) -> Vec<String> {
+/// Takes the networks out whose changes up to a revision are to be acknowledged; what failed is once it is shown.
+fn due(state: &mut State, shown: Revision, failed: &BTreeSet<String>) -> Vec<String> {
     let mut due = Vec::new();
     state.acks.retain(|id, (first, last)| {
+        if failed.contains(id) {
+            return true;
+        }
         if *first <= shown {
             due.push(id.clone());
             *first = *last;

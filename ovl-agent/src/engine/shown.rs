@@ -68,7 +68,12 @@ impl Shown {
 
     /// The kernel shows all that is wanted.
     pub fn complete(&self) -> bool {
-        self.error.is_none() && self.failed.is_empty() && self.failed_elsewhere.is_empty()
+        self.shows_all_but_networks() && self.failed.is_empty()
+    }
+
+    /// The kernel shows all that is wanted but for the networks that failed.
+    pub fn shows_all_but_networks(&self) -> bool {
+        self.error.is_none() && self.failed_elsewhere.is_empty()
     }
 
     /// What a pass could not do.

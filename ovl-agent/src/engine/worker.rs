@@ -121,10 +121,12 @@ impl Worker {
             shown.revision = shown.revision.max(revision);
         }
         self.parts.metrics.counted(counts, shown.failed.len());
-        let applied = shown.complete() && shown.synced;
+        // A network that this host cannot make holds up who claims in that one alone.
+        let applied = (shown.synced && shown.shows_all_but_networks())
+            .then(|| shown.failed.keys().cloned().collect());
         self.parts.shown.send_replace(shown);
-        if applied {
-            self.parts.node.applied(revision);
+        if let Some(failed) = applied {
+            self.parts.node.applied(revision, failed);
         }
     }
 
@@ -188,6 +190,7 @@ impl Worker {
         }
         self.tell(shown);
         if full {
+            self.times.begun = true;
             shown.full_passes += 1;
             let first = synced && !self.times.synced && shown.error.is_none();
             self.times.synced |= first;
@@ -201,8 +204,14 @@ impl Worker {
             return;
         }
         let pause = RETRY.0.saturating_mul(1 << self.times.failures.min(16)).min(RETRY.1);
-        self.times.failures += 1;
-        self.times.full = Some(Instant::now() + pause);
+        let retry = Instant::now() + pause;
+        if full {
+            self.times.failures += 1;
+            self.times.full = Some(retry);
+        } else {
+            // What came between, however often, does not put off the next look.
+            self.times.full = self.times.full.map(|at| at.min(retry));
+        }
     }
 
     /// A line for each failure that is new, and for each that is over.
