@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How long an attachment waits for the watch to tell of a network that the store has.
-const LOOK_UP: Duration = Duration::from_secs(2);
+const LOOK_UP: Duration = Duration::from_secs(4);
 /// An attachment does not claim more often than this: addresses went to others each time.
 const CLAIMS: usize = 16;
 
@@ -95,6 +95,10 @@ impl Inner {
         })?;
         if done.got.first().is_none_or(Vec::is_empty) {
             return Err(missing());
+        }
+        if !self.look(|state| state.following) {
+            // The store is back, and this host waits before it tries again to follow it.
+            self.wake.session.notify_one();
         }
         let found = self.until(Instant::now() + LOOK_UP, known).await;
         found.ok_or_else(|| {

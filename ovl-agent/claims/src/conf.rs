@@ -70,7 +70,7 @@ impl Default for Timing {
             removal: Duration::from_secs(5),
             relist: Duration::from_secs(300),
             held: Duration::from_secs(5),
-            backoff: (Duration::from_millis(200), Duration::from_secs(10)),
+            backoff: (Duration::from_millis(200), Duration::from_secs(5)),
             notes: Duration::from_secs(60),
             keep: Duration::from_secs(5),
             save: Duration::from_secs(3),

@@ -4,7 +4,7 @@ use crate::agent::{Agent, conf, dir, eventually, quick, retry, text};
 use crate::etcd::{Etcd, Proxy, kv};
 use crate::guard::is_back;
 use ovl_api::wire::ProblemKind;
-use ovl_claims::NodeConf;
+use ovl_claims::{NodeConf, Timing};
 use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -56,6 +56,21 @@ async fn with_etcd_down_own_blocks_go_on_and_claims_fail_naming_the_endpoint() {
         there.then_some(()).ok_or(none)
     };
     retry(told).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attachment_to_a_network_made_just_after_an_outage_does_not_wait_for_the_next_try() {
+    let Some(mut etcd) = Etcd::start().await else { return };
+    let dir = dir();
+    let (first, second) = (etcd.kv().await, etcd.kv().await);
+    let one = Agent::ready(conf(dir.path(), "one", &first, quick())).await;
+    let seldom = Timing { backoff: (Duration::from_secs(600), Duration::from_secs(600)), ..quick() };
+    let two = Agent::ready(conf(dir.path(), "two", &second, seldom)).await;
+    etcd.kill();
+    eventually("two has noticed", || !two.node.status().connected).await;
+    etcd.restart().await;
+    one.create("later", &["10.42.0.0/16"]).await;
+    retry(|| two.attach("later", "c1")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
