@@ -109,7 +109,7 @@ pub struct Which {
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// A file that describes the lab (docs/lab.md)
-    #[arg(required_unless_present = "hosts", conflicts_with_all = ["hosts", "etcd", "ipv6", "encap", "mtu"])]
+    #[arg(conflicts_with_all = ["hosts", "etcd", "ipv6", "encap", "mtu"])]
     pub file: Option<PathBuf>,
     /// Instead of a file: this many hosts, the overlay network ov, a container on each
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(plan::MAX_HOSTS)))]
@@ -263,7 +263,7 @@ fn up(paths: &Paths, args: UpArgs) -> Result<ExitCode> {
             mtu: args.mtu,
             encap: args.encap,
         })?,
-        (None, None) => bail!("a file or --hosts N is missing"),
+        (None, None) => bail!("lab up needs the file of a lab (docs/lab.md), or --hosts N"),
     };
     let interrupted = interruption()?;
     let still = || match interrupted.load(Ordering::Relaxed) {

@@ -14,8 +14,10 @@ use super::live::{self, Container};
 use super::walk::{Place, walk};
 use super::{parallel, ping};
 
-/// How long to wait for an answer to an echo request.
-const PING: Manner = Manner { count: 2, timeout: Duration::from_secs(1) };
+/// How often to ask for an echo, and how long to wait for each. What is expected to answer is asked again anyway.
+const PING: Manner = Manner { count: 2, timeout: Duration::from_millis(500) };
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(1);
 
 /// What came of one expectation.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,12 +52,11 @@ pub fn check(lab: &Lab, patience: Duration) -> Result<Vec<Verdict>> {
             failures,
         }]);
     }
-    let mut verdicts = Vec::new();
-    for expectation in &lab.plan.expect {
+    let verdicts = parallel::map(&lab.plan.expect, |expectation| {
         let failures = again(&|attempts| attempts.expectation(expectation))?;
-        verdicts.push(Verdict { what: expectation.to_string(), failures });
-    }
-    Ok(verdicts)
+        Ok(Verdict { what: expectation.to_string(), failures })
+    });
+    verdicts.into_iter().collect()
 }
 
 struct Attempts<'l> {
@@ -272,7 +273,7 @@ fn ping_once(netns: &Netns, ip: IpAddr) -> Result<(), Refused> {
 
 fn tcp(netns: &Netns, ip: IpAddr, port: u16) -> Result<(), Refused> {
     let at = std::net::SocketAddr::new(ip, port);
-    let connected = netns.run(|| std::net::TcpStream::connect_timeout(&at, PING.timeout));
+    let connected = netns.run(|| std::net::TcpStream::connect_timeout(&at, CONNECT));
     let refused = |error: std::io::Error| Refused {
         reached: error.kind() == std::io::ErrorKind::ConnectionRefused,
         why: format!("port {port}: {}", plain(&error)),

@@ -61,7 +61,7 @@ impl Cell {
 }
 
 fn milliseconds(time: Duration) -> String {
-    format!("{:.2}", time.as_secs_f64() * 1000.0)
+    format!("{:.3}", time.as_secs_f64() * 1000.0)
 }
 
 /// Who reaches whom.
