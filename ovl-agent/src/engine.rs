@@ -229,12 +229,10 @@ impl Engine {
         let late =
             || not_ready(format!("network {}: this host's kernel did not take it in time", ask.network));
         let finished = tokio::time::timeout(FINISH, finish).await.unwrap_or_else(|_| Err(late()));
-        if finished.is_err() {
-            let Attach { network, container, ifname, .. } = ask.clone();
-            let undone = started.node.detach(&Detach { network, container, ifname }).await;
-            if let Err(problem) = undone {
-                tracing::error!("an attachment that failed is not undone: {problem}");
-            }
+        if finished.is_err()
+            && let Err(problem) = started.node.undo(&grant).await
+        {
+            tracing::error!("an attachment that failed is not undone: {problem}");
         }
         finished
     }

@@ -39,9 +39,39 @@ enum Step {
 /// What an attachment asks for, checked.
 struct Wanted<'a> {
     ask: &'a Attach,
+    ticket: u64,
     mac: Option<String>,
     /// An address that must be given, by family.
     fixed: HashMap<bool, IpAddr>,
+}
+
+/// An attachment under way. A DEL that comes before it has its address ends it, and nobody will ask for that again.
+struct Attaching<'a> {
+    inner: &'a Inner,
+    of: (String, String, String),
+    ticket: u64,
+}
+
+impl Attaching<'_> {
+    fn begin<'a>(inner: &'a Inner, ask: &Attach) -> Attaching<'a> {
+        let of = (ask.network.clone(), ask.container.clone(), ask.ifname.clone());
+        let ticket = inner.update(|state| {
+            state.tickets += 1;
+            state.attaching.insert(of.clone(), state.tickets);
+            state.tickets
+        });
+        Attaching { inner, of, ticket }
+    }
+}
+
+impl Drop for Attaching<'_> {
+    fn drop(&mut self) {
+        self.inner.update(|state| {
+            if state.attaching.get(&self.of) == Some(&self.ticket) {
+                state.attaching.remove(&self.of);
+            }
+        });
+    }
 }
 
 impl Inner {
@@ -50,9 +80,14 @@ impl Inner {
         validate::attachment(&ask.container, &ask.ifname)?;
         validate::veth(&ask.veth)?;
         let mac = ask.mac.as_deref().map(validate::mac).transpose()?;
+        // A note that is there is of an earlier attachment; read later, it would end this one.
+        if let Err(problem) = self.read_notes() {
+            tracing::warn!("{problem}");
+        }
+        let attaching = Attaching::begin(self, ask);
         let network = self.find_network(&ask.network).await?;
         let fixed = requested(&network, &ask.ips)?;
-        let mut wanted = Wanted { ask, mac, fixed };
+        let mut wanted = Wanted { ask, ticket: attaching.ticket, mac, fixed };
         let mut asking = Vec::new();
         for _ in 0..CLAIMS {
             match self.update(|state| self.give(state, &network.id, &wanted))? {
@@ -130,6 +165,11 @@ impl Inner {
             return Err(Problem::new(ProblemKind::NotReady, why.clone()));
         }
         check_new(state, &network, ask)?;
+        let of = (ask.network.clone(), ask.container.clone(), ask.ifname.clone());
+        if state.attaching.get(&of) != Some(&wanted.ticket) {
+            let message = format!("container {} ({}) was detached meanwhile", ask.container, ask.ifname);
+            return Err(Problem::new(ProblemKind::NotReady, message));
+        }
         let mut sets = Vec::new();
         let mut reserved = Vec::new();
         for subnet in &network.subnets {
@@ -170,7 +210,8 @@ impl Inner {
             addresses: addresses.clone(),
         };
         let boot = self.conf.boot_id.clone();
-        let local = Local { endpoint, name: network.name.clone(), boot, netns: ask.netns.clone() };
+        let (name, netns, ticket) = (network.name.clone(), ask.netns.clone(), wanted.ticket);
+        let local = Local { endpoint, name, boot, netns, ticket };
         if let Err(problem) = self.files.save_endpoint(&local) {
             // The lease has no endpoint; should this fail too, the next start ends it.
             let _ = self.leases.release(id, &attachment);
@@ -182,12 +223,13 @@ impl Inner {
         state.locals.insert(ask.veth.clone(), local);
         state.recheck(&ask.veth);
         let nets = given.iter().filter_map(|given| IpNetwork::new(given.address, given.prefix).ok());
-        Ok(Step::Given(Box::new(Grant { addresses: nets.collect(), network, mac, claimed })))
+        Ok(Step::Given(Box::new(Grant { addresses: nets.collect(), network, mac, claimed, ticket })))
     }
 
     /// [`crate::Node::detach`].
     pub(crate) fn detach(&self, ask: &Detach) -> Result<bool, Problem> {
         self.update(|state| {
+            state.attaching.remove(&(ask.network.clone(), ask.container.clone(), ask.ifname.clone()));
             let is_it = |local: &&Local| {
                 local.name == ask.network
                     && local.endpoint.container == ask.container
@@ -195,6 +237,14 @@ impl Inner {
             };
             let Some(local) = state.locals.values().find(is_it).cloned() else { return Ok(false) };
             self.end(state, &local).map(|()| true)
+        })
+    }
+
+    /// [`crate::Node::undo`].
+    pub(crate) fn undo(&self, grant: &Grant) -> Result<(), Problem> {
+        self.update(|state| {
+            let local = state.locals.values().find(|local| local.ticket == grant.ticket).cloned();
+            local.map_or(Ok(()), |local| self.end(state, &local))
         })
     }
 

@@ -59,6 +59,9 @@ pub(crate) struct Local {
     pub(crate) boot: String,
     #[serde(default)]
     pub(crate) netns: Option<String>,
+    /// Which attachment of this node's life it is; 0: of an earlier one.
+    #[serde(skip)]
+    pub(crate) ticket: u64,
 }
 
 /// Where the files are.

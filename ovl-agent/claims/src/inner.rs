@@ -37,6 +37,8 @@ pub(crate) struct Inner {
     pub(crate) wake: Wake,
     pub(crate) claiming: Mutex<HashMap<(String, bool), Queue>>,
     pub(crate) settling: Settling,
+    /// Held by who reads the release notes.
+    pub(crate) noting: Mutex<()>,
     pub(crate) lease: tokio::sync::Mutex<Option<LeaseId>>,
     pub(crate) accepted: std::sync::atomic::AtomicBool,
 }
@@ -99,6 +101,7 @@ impl Inner {
             wake: Wake::default(),
             claiming: Mutex::default(),
             settling: Settling::default(),
+            noting: Mutex::default(),
             lease: tokio::sync::Mutex::default(),
             accepted: std::sync::atomic::AtomicBool::new(false),
             conf,

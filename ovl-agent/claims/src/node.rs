@@ -30,6 +30,8 @@ pub struct Grant {
     /// The revision at which an address's block was claimed, when the other hosts may not know of it yet: then
     /// [`Node::settle`] waits for them.
     pub claimed: Option<Revision>,
+    /// Which attachment of this node's life it is, for [`Node::undo`].
+    pub(crate) ticket: u64,
 }
 
 /// How the node is with the store.
@@ -115,12 +117,20 @@ impl Node {
         self.inner.settle(grant).await;
     }
 
-    /// Ends an attachment; none is no error. Needs no store.
+    /// Ends an attachment, also one that is only being made; none is no error. Needs no store.
     ///
     /// # Errors
     /// Only what befalls this host's files.
     pub async fn detach(&self, ask: &Detach) -> Result<(), Problem> {
         self.inner.detach(ask).map(drop)
+    }
+
+    /// Ends the attachment that got this, when it is still there: not one of the same name that came after it.
+    ///
+    /// # Errors
+    /// Only what befalls this host's files.
+    pub async fn undo(&self, grant: &Grant) -> Result<(), Problem> {
+        self.inner.undo(grant)
     }
 
     /// Ends the attachments of a network that are not valid. Needs no store.

@@ -1,7 +1,7 @@
 //! Release notes, which DELs leave that found no agent; and the view's file.
 
 use crate::files::{self, ViewFile};
-use crate::inner::Inner;
+use crate::inner::{Inner, lock};
 use ovl_api::wire::{Detach, Problem};
 use std::fs;
 use std::io::ErrorKind;
@@ -23,8 +23,10 @@ impl Inner {
         }
     }
 
-    /// Ends the attachments that notes tell of; a note for one that is not there is dropped.
+    /// Ends the attachments that notes tell of; a note for one that is not there is dropped. Afterwards no note is known that
+    /// was there before, whoever read it.
     pub(crate) fn read_notes(&self) -> Result<(), Problem> {
+        let _alone = lock(&self.noting);
         let dir = self.files.notes();
         let entries = match fs::read_dir(&dir) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -37,7 +39,15 @@ impl Inner {
             if entry.file_name().as_encoded_bytes().starts_with(b".") {
                 continue;
             }
-            let text = fs::read(&path).map_err(|e| files::trouble("read", &path, &e))?;
+            let text = match fs::read(&path) {
+                Ok(text) => text,
+                // Its DEL took it back.
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => {
+                    tracing::warn!("{}", files::trouble("read", &path, &e));
+                    continue;
+                }
+            };
             match serde_json::from_slice::<Detach>(&text) {
                 Ok(note) => {
                     let ended = self.detach(&note)?;

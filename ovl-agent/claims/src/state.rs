@@ -85,6 +85,10 @@ pub(crate) struct State {
     pub(crate) returning: HashSet<(String, IpNetwork)>,
     /// Singles that an attachment is about to use.
     pub(crate) asking: HashMap<(String, IpAddr), usize>,
+    /// Attachments under way, by network name, container and interface: the number of the last one.
+    pub(crate) attaching: HashMap<(String, String, String), u64>,
+    /// The last number.
+    pub(crate) tickets: u64,
     pub(crate) dirty: Dirty,
     /// What this host owns changed, or what it lent: `own.json` is to be written.
     pub(crate) own_changed: bool,

@@ -12,7 +12,6 @@ use ovl_store::Kv;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -117,9 +116,10 @@ async fn underlay(engine: &Engine, settings: &Settings) -> Found {
 /// # Errors
 /// It cannot be written.
 pub fn leave_note(agent_root: &Path, detach: &Detach) -> Result<(), Problem> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
     let dir = ovl_api::names::release_notes(agent_root);
-    let name = format!("agent-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    // By the attachment, so that none takes another's place.
+    let Detach { network, container, ifname } = detach;
+    let name = net::Owner::new(&**network, &**container, &**ifname).host_veth();
     let write = || -> Result<()> {
         lock::private_dir(&dir)?;
         // Whole or not at all: readers take names without a dot in front only.
