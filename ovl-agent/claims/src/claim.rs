@@ -153,6 +153,7 @@ impl Inner {
             }
             state.learn(key, Some(value), at, changed);
         });
+        self.wake.settler.notify_one();
     }
 
     /// The key of a network's record, and the condition that it is as the view has it: nothing is claimed in a network

@@ -11,6 +11,7 @@ use ovl_api::wire::{Problem, ProblemKind};
 use ovl_store::{Compare, Done, KeyValue, LeaseId, Op, Revision, Txn};
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -39,8 +40,10 @@ pub(crate) struct Inner {
     pub(crate) settling: Settling,
     /// Held by who reads the release notes.
     pub(crate) noting: Mutex<()>,
+    /// This host's record was written since the start.
+    pub(crate) renewed: AtomicBool,
     pub(crate) lease: tokio::sync::Mutex<Option<LeaseId>>,
-    pub(crate) accepted: std::sync::atomic::AtomicBool,
+    pub(crate) accepted: AtomicBool,
 }
 
 /// Those who wait for a claim on a block of one network and family; inside, how the last one failed.
@@ -55,6 +58,7 @@ pub(crate) struct Wake {
     pub(crate) consent: Notify,
     pub(crate) saver: Notify,
     pub(crate) live: Notify,
+    pub(crate) settler: Notify,
 }
 
 /// What became of a transaction that only this host, unfenced, may do.
@@ -102,8 +106,9 @@ impl Inner {
             claiming: Mutex::default(),
             settling: Settling::default(),
             noting: Mutex::default(),
+            renewed: AtomicBool::new(false),
             lease: tokio::sync::Mutex::default(),
-            accepted: std::sync::atomic::AtomicBool::new(false),
+            accepted: AtomicBool::new(false),
             conf,
         }
     }
@@ -125,6 +130,10 @@ impl Inner {
         }
         if std::mem::take(&mut state.marked) {
             self.wake.keeper.notify_one();
+        }
+        if !state.following {
+            // All that the store holds is compared when it is followed again: until then this would only grow.
+            state.publish.clear();
         }
         if !state.publish.is_empty() {
             self.wake.publisher.notify_one();
@@ -148,8 +157,9 @@ impl Inner {
 
     /// Writes what this host owns, less what it is giving back, and what it lent.
     fn save_own(&self, state: &State) {
-        if let Err(problem) = self.files.save_own(self.own_file(state)) {
-            // Blocks that a restart does not know of are read from the store.
+        let saved = self.files.save_own(self.own_file(state));
+        // Blocks that a restart does not know of are read from the store; but what the file still says is not so any more.
+        if let Err(problem) = saved.or_else(|problem| self.files.save_own(None).and(Err(problem))) {
             tracing::warn!("{problem}");
         }
     }

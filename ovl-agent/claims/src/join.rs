@@ -8,6 +8,7 @@ use ovl_api::model::{Host, Network};
 use ovl_api::wire::{Problem, ProblemKind};
 use ovl_store::{Compare, Op, Snapshot, Txn};
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::Ordering;
 
 /// Why a host could not register.
 pub(crate) enum Trouble {
@@ -31,7 +32,9 @@ impl Inner {
     /// Makes sure that this host is registered, with a record that is this installation's and not fenced.
     ///
     /// A record that is missing is made under a new epoch: what was claimed under an earlier one was freed by whoever
-    /// removed it. One that is fenced is of a removal that was broken off, which is brought to its end first.
+    /// removed it. One that is fenced is of a removal that was broken off, which is brought to its end first. The first time
+    /// it is written anew in any case: what the process before this one sent last, and the store does only now, was on the
+    /// condition of the record as it was.
     pub(crate) async fn join(&self) -> Result<(), Trouble> {
         let key = keys::host(&self.conf.name);
         loop {
@@ -57,7 +60,7 @@ impl Inner {
                 }
                 Some((host, changed)) => {
                     let mine = self.record(host.epoch);
-                    if host == mine {
+                    if host == mine && self.renewed.load(Ordering::Relaxed) {
                         self.keep_epoch(host.epoch)?;
                         self.set_me(Some(Me { host, changed }));
                         return Ok(());
@@ -67,7 +70,9 @@ impl Inner {
                         then: vec![Op::Put(key.clone(), keys::json(&mine), None)],
                         otherwise: Vec::new(),
                     };
-                    self.commit(txn).await?;
+                    if self.commit(txn).await?.held {
+                        self.renewed.store(true, Ordering::Relaxed);
+                    }
                 }
             }
         }
@@ -84,6 +89,7 @@ impl Inner {
             otherwise: Vec::new(),
         };
         if self.commit(txn).await?.held {
+            self.renewed.store(true, Ordering::Relaxed);
             tracing::info!("registered as {} (epoch {})", host.name, host.epoch);
         }
         Ok(())
@@ -129,8 +135,9 @@ impl Inner {
             }
             if changed {
                 state.returning.clear();
-                state.own_changed = true;
             }
+            // The file has the record's revision, too.
+            state.own_changed |= state.me != me;
             state.me = me;
         });
     }

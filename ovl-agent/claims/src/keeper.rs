@@ -3,7 +3,7 @@
 
 use crate::claim::unused;
 use crate::files::Local;
-use crate::inner::{Fenced, Inner};
+use crate::inner::{Fenced, Inner, lock};
 use crate::keys;
 use crate::own::{own_blocks, room};
 use crate::pool;
@@ -134,9 +134,10 @@ impl Inner {
     }
 
     /// Forgets the leases of networks that are gone; endpoints that are still there keep theirs.
-    fn forget_gone(&self) {
+    pub(crate) fn forget_gone(&self) {
         let gone = self.update(|state| {
             let gone = std::mem::take(&mut state.gone);
+            lock(&self.claiming).retain(|(id, _), _| !gone.contains(id));
             gone.into_iter().filter(|id| !state.used.contains_key(id)).collect::<Vec<_>>()
         });
         for id in gone {

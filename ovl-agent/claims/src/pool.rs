@@ -113,9 +113,7 @@ pub(crate) fn free_blocks(
         .owners
         .range((network.to_owned(), lowest(start.1))..)
         .take_while(|((of, _), _)| of == network)
-        .filter(|((_, block), _)| {
-            block.prefix() == subnet.block && block.is_ipv4() == subnet.subnet.is_ipv4()
-        })
+        .filter(|((_, block), _)| block.prefix() == subnet.block && subnet.subnet.contains(block.network()))
         .map(|((_, block), _)| (number(block.network()) - base) / step)
         .peekable();
     while found.len() < want && index < total {

@@ -29,7 +29,7 @@ impl Inner {
         }
     }
 
-    async fn publish_some(&self) -> Result<(), Problem> {
+    pub(crate) async fn publish_some(&self) -> Result<(), Problem> {
         let me = self.me()?;
         let some = self.update(|state| {
             let some = std::iter::from_fn(|| state.publish.pop_first());

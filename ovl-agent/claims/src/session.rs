@@ -29,6 +29,7 @@ impl Inner {
             self.publish(),
             self.consent(),
             self.acknowledge(),
+            self.settle_ahead(),
             self.save(),
             self.notes(),
         );

@@ -32,9 +32,25 @@ impl Inner {
     /// [`crate::Node::settle`].
     pub(crate) async fn settle(&self, grant: &Grant) {
         let Some(claimed) = grant.claimed else { return };
-        let key = (grant.network.id.clone(), claimed);
+        self.settled(&grant.network.id, &grant.network.name, claimed).await;
+    }
+
+    /// Settles every new block, so that the first container in one that was claimed ahead of need does not wait, whatever
+    /// the store does by then.
+    pub(crate) async fn settle_ahead(&self) {
+        loop {
+            self.wake.settler.notified().await;
+            while let Some((id, name, claimed)) = self.look(newest) {
+                self.settled(&id, &name, claimed).await;
+            }
+        }
+    }
+
+    /// Waits for the others, together with whoever waits for the same claim.
+    async fn settled(&self, id: &str, name: &str, claimed: Revision) {
+        let key = (id.to_owned(), claimed);
         let cell = Arc::clone(lock(&self.settling.cells).entry(key.clone()).or_default());
-        cell.get_or_init(|| self.settle_once(&grant.network.id, &grant.network.name, claimed)).await;
+        cell.get_or_init(|| self.settle_once(id, name, claimed)).await;
         lock(&self.settling.cells).remove(&key);
     }
 
@@ -108,6 +124,14 @@ impl Inner {
             }
         }
     }
+}
+
+/// The last claim on a block of some network of which the others may not know: the network's ID and name, the revision.
+fn newest(state: &State) -> Option<(String, String, Revision)> {
+    state.own.iter().find_map(|(id, own)| {
+        let claimed = own.values().filter(|own| own.fresh).map(|own| own.changed).max()?;
+        Some((id.clone(), state.view.networks.get(id)?.name.clone(), claimed))
+    })
 }
 
 /// The hosts that a claim in a network waits for.

@@ -257,6 +257,9 @@ impl State {
         } else if let Some(of) = self.own.get_mut(network)
             && of.remove(&block).is_some()
         {
+            if of.is_empty() {
+                self.own.remove(network);
+            }
             self.returning.remove(&(network.to_owned(), block));
         } else {
             return;

@@ -408,3 +408,91 @@ async fn undoing_an_attachment_does_not_end_the_next_one_of_its_name() {
     one.undo(&second).unwrap();
     assert_eq!(one.look(|state| state.locals.len()), 0);
 }
+
+#[tokio::test]
+async fn what_the_process_before_sent_last_is_not_done_after_a_restart() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    let web = network(&one).await;
+    attach(&one, "c1", None).await.unwrap();
+    detach(&one, "c1");
+    let (me, block, changed) = one.look(|state| {
+        let (block, own) = state.own[&web.id].first_key_value().unwrap();
+        (state.me.clone().unwrap(), *block, own.changed)
+    });
+    drop(one);
+    let one = frozen(dir.path(), "one", &kv).await;
+    attach(&one, "c2", None).await.unwrap();
+    // The giving back of before reaches the store only now.
+    let key = keys::block(&web.id, block);
+    let late = Txn {
+        when: vec![
+            ovl_store::Compare::Unchanged(key.clone(), changed),
+            ovl_store::Compare::Unchanged(keys::host("one"), me.changed),
+        ],
+        then: vec![Op::Delete(key)],
+        otherwise: Vec::new(),
+    };
+    assert!(!kv.commit(late).await.unwrap().held);
+    assert_eq!(keys_below(&kv, "c/blocks/").await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_owned_is_not_read_from_a_file_that_could_not_be_written() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    let web = network(&one).await;
+    attach(&one, "c1", None).await.unwrap();
+    detach(&one, "c1");
+    let block = one.look(|state| *state.own[&web.id].keys().next().unwrap());
+    // Such as a full disk.
+    std::fs::create_dir(dir.path().join("one/own.new")).unwrap();
+    one.give_back(&web.id, block).await.unwrap();
+    drop(one);
+    let one = open(dir.path(), "one", &kv);
+    assert!(one.look(|state| state.own.is_empty()), "it would give addresses of {block}, which is anybody's");
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_nothing_is_gathered_for_it_and_all_is_told_afterwards() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    network(&one).await;
+    attach(&one, "c1", None).await.unwrap();
+    one.publish_some().await.unwrap();
+    one.update(|state| state.following = false);
+    for number in 0..3 {
+        attach(&one, &format!("d{number}"), None).await.unwrap();
+    }
+    detach(&one, "c1");
+    detach(&one, "d2");
+    assert_eq!(one.look(|state| state.publish.len()), 0);
+    read(&one).await;
+    one.mend_published().await.unwrap();
+    while one.look(|state| !state.publish.is_empty()) {
+        one.publish_some().await.unwrap();
+    }
+    let told = keys_below(&kv, "e/").await;
+    let names: Vec<&str> = told.iter().map(|key| key.rsplit('/').nth(1).unwrap()).collect();
+    assert_eq!(names, ["d0", "d1"]);
+}
+
+#[tokio::test]
+async fn of_a_network_that_is_gone_nothing_is_kept() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    let web = network(&one).await;
+    attach(&one, "c1", None).await.unwrap();
+    detach(&one, "c1");
+    let block = one.look(|state| *state.own[&web.id].keys().next().unwrap());
+    one.give_back(&web.id, block).await.unwrap();
+    one.remove_network("web").await.unwrap();
+    one.forget_gone();
+    assert!(crate::inner::lock(&one.claiming).is_empty());
+    assert!(one.look(|state| {
+        state.own.is_empty()
+            && state.ids.is_empty()
+            && state.network_changed.is_empty()
+            && state.parts.is_empty()
+    }));
+}

@@ -95,3 +95,24 @@ async fn a_network_that_a_host_cannot_make_holds_up_claims_in_no_other() {
     two.node.applied(two.node.revision(), BTreeSet::new());
     tokio::time::timeout(crate::agent::EVENTUALLY, settled).await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_block_is_settled_before_somebody_waits_for_it() {
+    let dir = dir();
+    let kv = local_store(&dir).await;
+    let one = Agent::ready(conf(dir.path(), "one", &kv, patient())).await;
+    let two = Agent::ready(conf(dir.path(), "two", &kv, patient())).await;
+    one.create("web", &["10.42.0.0/16"]).await;
+    two.attach("web", "d1").await.unwrap();
+    // Nobody waits for this one.
+    let claimed = one.attach("web", "c1").await.unwrap().claimed.expect("a new block");
+    eventually("two has it in its view", || two.node.revision() >= claimed).await;
+    two.node.applied(two.node.revision(), BTreeSet::new());
+    let mut number = 1;
+    let since = std::time::Instant::now();
+    while one.attach("web", &format!("c{number}1")).await.unwrap().claimed.is_some() {
+        assert!(since.elapsed() < crate::agent::EVENTUALLY);
+        number += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
