@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, anyhow};
 
-/// How many things that work are done at the same time.
-const WORKING: usize = 16;
-/// How many that mostly wait.
+/// How many things that work are done at the same time on each processor.
+const WORKING: usize = 2;
+/// How many that mostly wait are done at the same time.
 const WAITING: usize = 64;
 
 /// Does something to each of several things; after the first error no further one is begun.
@@ -22,8 +22,10 @@ pub fn each<T: Sync>(things: &[T], act: impl Fn(&T) -> Result<()> + Sync) -> Res
         }
         Ok(())
     };
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..WORKING.min(things.len())).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> =
+            (0..(processors * WORKING).min(things.len())).map(|_| scope.spawn(work)).collect();
         let mut all = Ok(());
         for thread in threads {
             let one = thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")));

@@ -1,6 +1,8 @@
 //! The network between the hosts: a bridge in a namespace of its own, and a link from it to each machine. The machine that
 //! the lab runs on gets no link, address or route.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result};
 use net::{Batch, Bridge, Family, LinkSet, Netlink, Netns, NewAddr, Route, Veth};
 
@@ -28,14 +30,44 @@ pub fn make(lab: &Lab) -> Result<()> {
         batch.addr_add(bridge.index, &NewAddr { nodad: true, ..NewAddr::new(net) });
     }
     netlink.run(batch)?;
+    let mut ends = Vec::new();
     for machine in lab.plan.machines() {
-        connect(lab, machine, &mut netlink, bridge.index)
-            .with_context(|| format!("cannot connect {}", machine.name))?;
+        let end = connect(lab, machine, &mut netlink, bridge.index);
+        ends.push((machine, end.with_context(|| format!("cannot connect {}", machine.name))?));
+    }
+    introduce(&mut ends)
+}
+
+/// A machine's end of its link: a socket in its namespace, the index and the hardware address.
+struct End {
+    netlink: Netlink,
+    index: u32,
+    mac: [u8; 6],
+}
+
+/// Tells all machines each other's hardware addresses. Those that they would find out by themselves have to fit into the
+/// kernel's one table for all namespaces, which takes 1,024 (net.ipv4.neigh.default.gc_thresh3): a lab of 32 hosts fills it.
+fn introduce(ends: &mut [(&Machine, End)]) -> Result<()> {
+    let all: Vec<(IpAddr, [u8; 6])> = ends
+        .iter()
+        .flat_map(|(machine, end)| machine.addresses.iter().map(|net| (net.ip(), end.mac)))
+        .collect();
+    for (machine, end) in ends {
+        let others = all.iter().filter(|(ip, _)| !machine.addresses.iter().any(|net| net.ip() == *ip));
+        // In parts, so that the kernel's answers fit into the socket's buffer.
+        for part in others.collect::<Vec<_>>().chunks(100) {
+            let mut batch = Batch::new();
+            batch.call(end.index, UPLINK);
+            for (ip, mac) in part {
+                batch.neigh_replace(end.index, *ip, *mac);
+            }
+            end.netlink.run(batch)?;
+        }
     }
     Ok(())
 }
 
-fn connect(lab: &Lab, machine: &Machine, underlay: &mut Netlink, bridge: u32) -> Result<()> {
+fn connect(lab: &Lab, machine: &Machine, underlay: &mut Netlink, bridge: u32) -> Result<End> {
     let mtu = lab.plan.underlay.mtu;
     let netns = Netns::create(lab.netns(&machine.name))?;
     let mut netlink = Netlink::open_in(&netns)?;
@@ -53,7 +85,8 @@ fn connect(lab: &Lab, machine: &Machine, underlay: &mut Netlink, bridge: u32) ->
         batch.route_add(&Route::via(family.default_net(), gateway.ip(), uplink.index));
     }
     netlink.run(batch)?;
-    Ok(())
+    let mac = uplink.mac.with_context(|| format!("{UPLINK} has no hardware address"))?;
+    Ok(End { netlink, index: uplink.index, mac })
 }
 
 /// Takes a machine's link down, or up again, at the side of the bridge: the machine sees that it has no carrier.

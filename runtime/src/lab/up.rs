@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use net::Netns;
+use nix::sys::statvfs::statvfs;
 
 use super::daemons;
 use super::dirs::{self, Lab};
@@ -27,6 +28,7 @@ pub fn up(
     daemons::agent()?;
     if !plan.etcd.is_empty() {
         daemons::etcd()?;
+        check_space(&paths.run, plan.etcd.len() as u64)?;
     }
     plan.created = crate::state::now();
     let (lab, lock) = Lab::make(paths, plan)?;
@@ -40,6 +42,22 @@ pub fn up(
         };
     }
     Ok(lab)
+}
+
+/// Whether members of etcd find room below a directory that may not be there yet: each allocates 128 MiB of log when it starts,
+/// and often the run directory is a small file system in memory.
+fn check_space(dir: &Path, members: u64) -> Result<()> {
+    let there = dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let space = statvfs(there).with_context(|| format!("cannot look at {}", there.display()))?;
+    let mebibytes = (space.blocks_available() as u64).saturating_mul(space.fragment_size() as u64) >> 20;
+    let needed = 160 * members;
+    if mebibytes < needed {
+        bail!(
+            "{} has {mebibytes} MiB free, and {members} of etcd need {needed} MiB: choose another directory by --run",
+            there.display()
+        );
+    }
+    Ok(())
 }
 
 fn make(lab: &Lab, tell: &mut dyn FnMut(&str), still: &(dyn Fn() -> Result<()> + Sync)) -> Result<()> {
@@ -214,4 +232,24 @@ pub fn run_container(lab: &Lab, container: &Container) -> Result<()> {
     command.args(container.words());
     let ran = run_on(lab, &container.host, command);
     ran.map(|_| ()).with_context(|| format!("cannot run container {}", container.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_room_for_etcd_is_said_before_anything_is_made() {
+        net::testns::private_mounts(|| {
+            let dir = tempfile::tempdir().unwrap();
+            check_space(&dir.path().join("not/yet/there"), 1).unwrap();
+            let none = None::<&str>;
+            let small = Some("size=32m");
+            nix::mount::mount(none, dir.path(), Some("tmpfs"), nix::mount::MsFlags::empty(), small).unwrap();
+            let error = check_space(&dir.path().join("not/yet/there"), 3).unwrap_err().to_string();
+            assert!(error.contains("32 MiB free") && error.contains("480 MiB"), "{error}");
+            assert!(!dir.path().join("not").exists());
+            nix::mount::umount(dir.path()).unwrap();
+        });
+    }
 }
