@@ -40,7 +40,8 @@ impl Frame {
         Frame {
             chains: vec![
                 chain("input", hooked(INPUT), input(rules.port)),
-                chain("forward", hooked(FORWARD), forward(rules.underlay)),
+                chain("forward", hooked(FORWARD), forward(rules.port, rules.underlay)),
+                chain("vxlan", None, vxlan()),
                 chain("inward", None, inward()),
             ],
         }
@@ -95,19 +96,37 @@ fn fnv(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
-/// VXLAN packets of our networks from hosts that we do not know.
+/// VXLAN packets of our networks from hosts that we do not know, and from this host's containers, whatever address they
+/// have as their source.
 fn input(port: u16) -> Vec<Rule> {
     let ours = || Rule::new().udp_port(port).vni_in(Map::Vnis);
     let foreign = |v6, set| ours().address_not_in(Side::Source, v6, set).then(Verdict::Drop);
     vec![
+        ours().group_in(Way::In, Map::Groups).then(Verdict::Drop).commented("from a container"),
         foreign(false, Map::Vteps4).commented("from a host that is none of ours"),
         foreign(true, Map::Vteps6).commented("from a host that is none of ours, IPv6"),
     ]
 }
 
-fn forward(underlay: u32) -> Vec<Rule> {
+/// VXLAN packets that are forwarded to a host. Hosts make their own; masqueraded, a container's would seem to be its host's.
+fn vxlan() -> Vec<Rule> {
+    let to = |rule: Rule, v6, set| rule.address_in(Side::Destination, v6, set).then(Verdict::Drop);
+    let from_container = || Rule::new().group_in(Way::In, Map::Groups);
+    let foreign = |v6, set| Rule::new().address_not_in(Side::Source, v6, set);
+    vec![
+        to(from_container(), false, Map::Vteps4).commented("from a container to a host"),
+        to(from_container(), true, Map::Vteps6).commented("from a container to a host, IPv6"),
+        to(foreign(false, Map::Vteps4), false, Map::Vteps4).commented("from none of ours to a host"),
+        to(foreign(true, Map::Vteps6), true, Map::Vteps6).commented("from none of ours to a host, IPv6"),
+    ]
+}
+
+fn forward(port: u16, underlay: u32) -> Vec<Rule> {
     use Verdict::{Accept, Drop, Jump};
-    let mut rules = vec![Rule::new().groups_in(Map::GroupPairs).then(Accept).commented("within a network")];
+    let mut rules = vec![
+        Rule::new().udp_port(port).then(Jump("vxlan")).commented("VXLAN"),
+        Rule::new().groups_in(Map::GroupPairs).then(Accept).commented("within a network"),
+    ];
     if underlay != 0 {
         for (v6, set) in [(false, Map::Direct4), (true, Map::Direct6)] {
             let by = |way| Rule::new().by_link(way, underlay);

@@ -1,9 +1,10 @@
 //! What may pass between overlay networks and hosts: the table `inet weft-overlay`, declared whole by the overlay agent.
 //!
-//! VXLAN packets of Weft's networks are taken from known hosts only. Packets are forwarded within a network; into a network
-//! from elsewhere only as answers or to published ports; out of a network unless it is internal, and those have no way in
-//! either. Links belong to networks by their device groups. A network's own packets from other hosts may also come without
-//! encapsulation, by the underlay's link and from the network's subnet.
+//! VXLAN packets of Weft's networks are taken from known hosts only, and none is forwarded to a host: masqueraded, a
+//! container's would seem to be its host's. Other packets are forwarded within a network; into a network from elsewhere only
+//! as answers or to published ports; out of a network unless it is internal, and those have no way in either. Links belong
+//! to networks by their device groups. A network's own packets from other hosts may also come without encapsulation, by the
+//! underlay's link and from the network's subnet.
 //!
 //! The frame ([`frame`]) is replaced as a whole when it differs from the wanted one; what is in its sets is compared and
 //! changed by element. Each change is one transaction, so no packet ever meets half a table.

@@ -118,6 +118,61 @@ fn vxlan_is_taken_from_known_hosts_only_and_others_vnis_are_left_alone() {
     }
 }
 
+/// Sends a word from an address of a namespace to port 4789 of another, and says whether it got there.
+fn gets_to(from: &Netns, source: &str, other: &Netns, to: &str) -> bool {
+    let to = SocketAddr::new(to.parse().unwrap(), PORT);
+    let heard = other.run(|| UdpSocket::bind(to)).unwrap().unwrap();
+    heard.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    from.run(|| UdpSocket::bind((source, 0)).unwrap().send_to(b"forged", to).unwrap()).unwrap();
+    heard.recv(&mut [0; 10]).is_ok()
+}
+
+#[test]
+fn containers_send_no_vxlan_to_hosts() {
+    testns::in_fresh(|| {
+        for sysctl in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{sysctl}"), "1").unwrap();
+        }
+        let other = join(
+            "out",
+            "eth0",
+            &["192.0.2.2/24".into(), "2001:db8::2/64".into()],
+            ["192.0.2.1", "2001:db8::1"],
+        );
+        other.run(|| run("ip addr add 192.0.2.66/24 dev eth0")).unwrap();
+        run("ip addr add 192.0.2.1/24 dev out");
+        run("ip addr add 2001:db8::1/64 dev out nodad");
+        // One of an overlay network, one of another, and one of it that has a host's address, too.
+        let (one, foreign) = (container(1, 1, WEB), container(2, 1, 0));
+        one.run(|| run("ip addr add 192.0.2.9/32 dev eth0")).unwrap();
+        run("ip route add 192.0.2.9 dev c1-1");
+        let all = [
+            (&one, "10.1.1.2", "192.0.2.2"),
+            (&one, "fd00:1:1::2", "2001:db8::2"),
+            (&one, "192.0.2.9", "192.0.2.2"),
+            (&foreign, "10.2.1.2", "192.0.2.2"),
+            (&foreign, "fd00:2:1::2", "2001:db8::2"),
+        ];
+        for (from, source, to) in &all {
+            // The kernel tells IPv6 of a link's carrier up to a second late.
+            assert!((0..10).any(|_| gets_to(from, source, &other, to)), "{source}: without us");
+        }
+        let mut table = OverlayTable::open().unwrap();
+        let hosts = ["192.0.2.2", "192.0.2.9", "2001:db8::2"].map(|ip| ip.parse().unwrap());
+        table.apply(&Rules { vteps: set(hosts), ..rules() }).unwrap();
+        for (from, source, to) in &all {
+            assert!(!gets_to(from, source, &other, to), "{source}");
+            assert!(
+                source.contains(':') || gets_to(from, source, &other, "192.0.2.66"),
+                "{source}: to no host"
+            );
+        }
+        // A host behind this one.
+        run("ip link set c1-1 group 0");
+        assert!(gets_to(&one, "192.0.2.9", &other, "192.0.2.2"));
+    });
+}
+
 /// A container behind a veth of a device group, 10.NET.N.2 and fd00:NET:N::2, which serves port 80.
 fn container(net: u8, n: u8, group: u32) -> Netns {
     let (v4, v6) = (format!("10.{net}.{n}"), format!("fd00:{net}:{n}:"));
@@ -311,12 +366,14 @@ const FULL: &str = r#"table inet weft-overlay {
 
 	chain input {
 		type filter hook input priority filter - 10; policy accept;
+		udp dport 4789 @th,96,24 @vnis iifgroup @groups drop comment "from a container"
 		udp dport 4789 @th,96,24 @vnis ip saddr != @vteps4 drop comment "from a host that is none of ours"
 		udp dport 4789 @th,96,24 @vnis ip6 saddr != @vteps6 drop comment "from a host that is none of ours, IPv6"
 	}
 
 	chain forward {
 		type filter hook forward priority filter - 10; policy accept;
+		udp dport 4789 jump vxlan comment "VXLAN"
 		iifgroup . oifgroup @group_pairs accept comment "within a network"
 		iif "lo" ip saddr . oifgroup @direct4 accept comment "from another host, as it is"
 		oif "lo" ip daddr . iifgroup @direct4 accept comment "to another host, as it is"
@@ -325,6 +382,13 @@ const FULL: &str = r#"table inet weft-overlay {
 		iifgroup @internal drop comment "no way out"
 		oifgroup @internal drop comment "no way in"
 		oifgroup @groups jump inward comment "from outside"
+	}
+
+	chain vxlan {
+		iifgroup @groups ip daddr @vteps4 drop comment "from a container to a host"
+		iifgroup @groups ip6 daddr @vteps6 drop comment "from a container to a host, IPv6"
+		ip saddr != @vteps4 ip daddr @vteps4 drop comment "from none of ours to a host"
+		ip6 saddr != @vteps6 ip6 daddr @vteps6 drop comment "from none of ours to a host, IPv6"
 	}
 
 	chain inward {
