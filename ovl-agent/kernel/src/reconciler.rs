@@ -11,7 +11,7 @@ use ovl_api::names;
 use crate::apply::{Refused, apply};
 use crate::dump::dump;
 use crate::error::Result;
-use crate::model::Model;
+use crate::model::{HostName, Model, Touched};
 use crate::objects::{Dev, Objects, RouteKey, Target};
 use crate::plan::{Dumped, Op, Plan, Shown, Step, plan};
 use crate::rules::{Rules, Table};
@@ -210,9 +210,10 @@ impl Reconciler {
         let mut changes = Changes::default();
         let old = self.scene(&model).pieces(&touched);
         let remembered = self.remembered(&old.objects, &model);
+        let had_part = have_part(&touched, &model);
         model.update(view, delta, &touched);
         let new = self.scene(&model).pieces(&touched);
-        if !delta.hosts.is_empty() || !touched.whole.is_empty() {
+        if !delta.hosts.is_empty() || !touched.whole.is_empty() || have_part(&touched, &model) != had_part {
             let rules = self.scene(&model).rules();
             self.filter(rules, false, &mut changes);
         }
@@ -309,6 +310,14 @@ impl Reconciler {
             _ => true,
         });
     }
+}
+
+/// Of each network and host that a delta touches, whether the host has a part in it.
+fn have_part(touched: &Touched, model: &Model) -> Vec<bool> {
+    let has = |(id, host): &(String, HostName)| {
+        model.parts.get(id).is_some_and(|part| part.hosts.contains_key(host))
+    };
+    touched.remote.iter().map(has).collect()
 }
 
 /// True when a step takes nothing away. A device of a network with containers here may be made anew or changed: what that

@@ -88,14 +88,16 @@ impl Scene<'_> {
     pub fn rules(self) -> Rules {
         let networks = || self.model.parts.values().map(|part| &part.network);
         let group = |vni| names::group(vni);
-        let known = self.model.hosts.values().filter(|host| !host.removed);
+        // Not those that have a part elsewhere only: what their containers send is not looked at by these rules there.
+        let has_part = |name: &HostName| self.model.parts.values().any(|part| part.hosts.contains_key(name));
+        let known = self.model.hosts.iter().filter(|(name, host)| !host.removed && has_part(name));
         let direct = networks().filter(|network| network.encap == Encap::Direct).flat_map(|network| {
             network.subnets.iter().map(move |subnet| (subnet.subnet, group(network.vni)))
         });
         Rules {
             port: self.model.me.port,
             vnis: networks().map(|network| network.vni).collect(),
-            vteps: known.map(|host| host.vtep).collect(),
+            vteps: known.map(|(_, host)| host.vtep).collect(),
             groups: networks().map(|network| group(network.vni)).collect(),
             internal: networks()
                 .filter(|network| network.internal)
