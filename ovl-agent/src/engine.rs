@@ -4,6 +4,7 @@
 //! hosts do. One thread alone changes the kernel ([`worker`]); attachments that come together share its passes.
 
 mod foreign;
+mod link;
 mod shown;
 mod start;
 #[cfg(test)]

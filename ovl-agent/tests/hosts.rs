@@ -126,6 +126,35 @@ fn a_host_that_gets_another_address_tells_the_others() {
     assert!(agents[1].said().contains("192.0.2.2 is gone, it is 192.0.2.77 now"), "{}", agents[1].said());
 }
 
+/// The kernel takes the routes by a link away when that goes down.
+#[test]
+fn direct_routes_come_back_with_the_underlays_link() {
+    let mut lan = Lan::new(2);
+    lan.start_etcd();
+    let [h1, h2] = &lan.hosts[..] else { panic!() };
+    let agents = [h1.ready(&FLAGS), h2.ready(&FLAGS)];
+    let create = NetworkCreate {
+        name: "ov".into(),
+        subnets: vec!["10.42.0.0/16".parse().unwrap()],
+        encap: ovl_api::model::Encap::Direct,
+        ..NetworkCreate::default()
+    };
+    h1.client().create_network(&create).unwrap();
+    h2.sync();
+    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
+    assert!(one.reaches(&two));
+    let route = || h1.routes().contains("via 192.0.2.2 dev eth0");
+    assert!(route(), "{}", h1.routes());
+    let passes = || agents[0].said().matches("was missing").count();
+    let before = passes();
+    h1.space.ok("ip link set eth0 down");
+    assert!(!route());
+    h1.space.ok("ip link set eth0 up");
+    eventually("the route is back", route);
+    eventually("they reach each other", || one.reaches(&two));
+    assert!(passes() > before, "{}", agents[0].said());
+}
+
 #[test]
 fn the_vtep_can_be_ipv6_and_the_mtu_follows() {
     let mut lan = Lan::new(2);

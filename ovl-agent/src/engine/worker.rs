@@ -3,6 +3,7 @@
 //!
 //! Until the store has been read, the view is the one last seen: the kernel is mended by it, and nothing is deleted.
 
+use super::link::Watcher;
 use super::shown::Shown;
 use super::start::Settings;
 use crate::metrics::{Metrics, Pass};
@@ -40,6 +41,7 @@ pub struct Parts {
 pub struct Worker {
     parts: Parts,
     reconciler: Reconciler,
+    watcher: Watcher,
     times: Times,
 }
 
@@ -69,7 +71,7 @@ enum Wake {
 impl Worker {
     /// To be made and run by one thread.
     pub fn new(parts: Parts, reconciler: Reconciler) -> Worker {
-        Worker { parts, reconciler, times: Times::default() }
+        Worker { parts, reconciler, watcher: Watcher::new(), times: Times::default() }
     }
 
     /// Works until it is told to stop. Leaves the kernel as it is.
@@ -90,11 +92,13 @@ impl Worker {
         let unsynced = if self.times.synced { Duration::MAX } else { UNSYNCED };
         let alive = notify::alive_every().unwrap_or(Duration::MAX);
         let pause = full.min(unsynced).min(alive);
+        let (link, gone) = (self.reconciler.underlay().link, self.times.underlay.is_some());
         tokio::select! {
             biased;
             // The sender is gone only when the agent ends.
             _ = self.parts.stop.wait_for(|stop| *stop) => Wake::Stop,
             () = self.parts.poke.notified() => Wake::Full,
+            () = self.watcher.changed(link, gone) => Wake::Full,
             changed = self.parts.changed.changed() => if changed.is_ok() { Wake::Work } else { Wake::Stop },
             () = tokio::time::sleep(pause) => Wake::Work,
         }
