@@ -193,7 +193,11 @@ fn etcd_fails_by_member_or_whole_and_comes_back() {
     let create =
         |name: &str| on_lab(&format!("exec host2 -- runtime network create --driver overlay {name}"));
     lab(&host, "fail etcd 2 --name ipv6-underlay").ok();
-    create("two-of-three").ok();
+    // The one that fails may be the leader: the others need a moment to choose another.
+    let began = Instant::now();
+    let made = (1..).map(|number| format!("two-of-three-{number}")).find(|name| create(name).code == 0);
+    assert!(began.elapsed() < Duration::from_secs(30), "two of three go on: {:?}", began.elapsed());
+    let made = made.unwrap_or_default();
     lab(&host, "fail etcd --name ipv6-underlay").ok();
     let began = Instant::now();
     let refused = create("none-of-three");
@@ -203,8 +207,8 @@ fn etcd_fails_by_member_or_whole_and_comes_back() {
     lab(&host, "heal etcd --name ipv6-underlay").ok();
     create("all-again").ok();
     let networks = on_lab("exec host3 -- runtime network ls --format '{{.Name}}'").ok().stdout;
-    for name in ["two-of-three", "all-again"] {
-        assert!(networks.contains(name), "{networks}");
+    for name in [&made, "all-again"] {
+        assert!(networks.lines().any(|line| line == name), "{name}: {networks}");
     }
     on_lab("check -W 30").ok();
     down(&host, "ipv6-underlay");
