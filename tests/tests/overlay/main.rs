@@ -1,3 +1,4 @@
 //! The overlay as a user meets it, driven by the real executables.
 
+mod lab;
 mod single;
