@@ -58,7 +58,8 @@ impl Monitor {
             GROUPS.iter().try_for_each(|group| socket.add_membership(*group))?;
             Ok(socket)
         };
-        let socket = open().map_err(|error: io::Error| Error::io("listen to the kernel by netlink", error))?;
+        let socket =
+            open().map_err(|error: io::Error| Error::io("listen to the kernel by netlink", error))?;
         Ok(Monitor { socket, buffer: Vec::with_capacity(RECEIVE) })
     }
 
@@ -119,7 +120,7 @@ fn read(kind: u16, body: &[u8]) -> Option<Told> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Batch, LinkSet, NewAddr, Netlink, Veth, testns};
+    use crate::{Batch, LinkSet, Netlink, NewAddr, Veth, testns};
 
     #[test]
     fn links_and_addresses_are_told() {

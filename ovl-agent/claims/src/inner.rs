@@ -138,7 +138,7 @@ impl Inner {
         if !state.publish.is_empty() {
             self.wake.publisher.notify_one();
         }
-        if !state.asked.is_empty() {
+        if !state.asked.is_empty() && state.can_answer() {
             self.wake.consent.notify_one();
         }
         if state.view_changed {

@@ -249,10 +249,8 @@ impl Inner {
         loop {
             self.wake.consent.notified().await;
             loop {
-                let next = self.update(|state| {
-                    let ready = state.following && state.suspended.is_none();
-                    if ready { state.asked.pop_first() } else { None }
-                });
+                let next =
+                    self.update(|state| if state.can_answer() { state.asked.pop_first() } else { None });
                 let Some((id, address)) = next else { break };
                 if let Err(problem) = self.answer(&id, address).await {
                     // The asker gives up by itself, and asks again.

@@ -115,6 +115,11 @@ impl State {
         })
     }
 
+    /// Whether those can be answered who ask for single addresses.
+    pub(crate) fn can_answer(&self) -> bool {
+        self.following && self.suspended.is_none()
+    }
+
     /// The network of a name.
     pub(crate) fn network(&self, name: &str) -> Option<&Network> {
         self.view.networks.get(self.ids.get(name)?)

@@ -496,3 +496,18 @@ async fn of_a_network_that_is_gone_nothing_is_kept() {
             && state.parts.is_empty()
     }));
 }
+
+#[tokio::test]
+async fn while_the_store_is_away_nobody_is_woken_to_answer_for_single_addresses() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    let web = network(&one).await;
+    let woken = || tokio::time::timeout(Duration::from_millis(20), one.wake.consent.notified());
+    one.update(|state| {
+        state.following = false;
+        state.asked.insert((web.id.clone(), "10.42.0.20".parse().unwrap()));
+    });
+    assert!(woken().await.is_err(), "who answers looks whether it can, and would wake itself without end");
+    one.update(|state| state.following = true);
+    assert!(woken().await.is_ok());
+}

@@ -90,7 +90,9 @@ mod tests {
         assert!(!concerns(link(7, false), false), "a container's");
         assert!(concerns(link(7, true), true), "it may be the underlay's new one");
         assert!(concerns(Told::Address { index: 2 }, false) && concerns(Told::LinkGone { index: 2 }, false));
-        assert!(!concerns(Told::Address { index: 7 }, false) && !concerns(Told::LinkGone { index: 7 }, false));
+        assert!(
+            !concerns(Told::Address { index: 7 }, false) && !concerns(Told::LinkGone { index: 7 }, false)
+        );
         assert!(concerns(Told::Missed, false));
     }
 }

@@ -126,8 +126,8 @@ impl Worker {
         }
         self.parts.metrics.counted(counts, shown.failed.len());
         // A network that this host cannot make holds up who claims in that one alone.
-        let applied = (shown.synced && shown.shows_all_but_networks())
-            .then(|| shown.failed.keys().cloned().collect());
+        let applied =
+            (shown.synced && shown.shows_all_but_networks()).then(|| shown.failed.keys().cloned().collect());
         self.parts.shown.send_replace(shown);
         if let Some(failed) = applied {
             self.parts.node.applied(revision, failed);
