@@ -1,4 +1,10 @@
 //! The overlay as a user meets it, driven by the real executables.
 
+mod apart;
+mod cluster;
+mod echo;
+mod forge;
 mod lab;
+mod reach;
 mod single;
+mod ways;
