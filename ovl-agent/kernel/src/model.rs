@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use ovl_api::model::{Delta, Endpoint, Host, Network, View};
+use ovl_api::model::{Delta, Endpoint, Host, Network, View, is_single};
 use ovl_api::names;
 
 /// A host's name.
@@ -190,11 +190,6 @@ impl Part {
     pub fn blocks_of(&self, host: &str) -> impl Iterator<Item = IpNetwork> {
         self.hosts.get(host).into_iter().flatten().copied()
     }
-}
-
-/// True for a block that is one address.
-pub fn is_single(block: IpNetwork) -> bool {
-    block.prefix() == if block.is_ipv4() { 32 } else { 128 }
 }
 
 /// The address that a host with these blocks has for itself in a network: of its lowest block of the family.

@@ -3,6 +3,7 @@
 use ipnetwork::IpNetwork;
 use net::route::RouteFilter;
 use net::{Link, Netlink};
+use ovl_api::model::overlap;
 use ovl_api::names::{DEVICE_ALIAS, ROUTE_PROTOCOL};
 
 use crate::error::Result;
@@ -57,8 +58,4 @@ fn is_ours(link: &Link) -> bool {
 /// The default route, in whole or in halves (0.0.0.0/1 and 128.0.0.0/1), or IPv6's global unicast space (2000::/3).
 fn is_default(dst: IpNetwork) -> bool {
     dst.prefix() <= if dst.is_ipv4() { 1 } else { 3 }
-}
-
-fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
-    a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))
 }

@@ -31,6 +31,10 @@ pub struct Changes {
     /// What changed, a line each: `route 10.42.3.0/26 via 10.42.3.1 on vx-… added`; a repair says what `was missing` or
     /// `was changed`. A pass that changes much names some and counts the rest.
     pub lines: Vec<String>,
+    /// How many objects were added, changed or removed.
+    pub changed: usize,
+    /// How many of these somebody else had changed.
+    pub mended: usize,
     /// What cannot be made to work with the state as it is, and was not told by an earlier pass.
     pub warnings: Vec<String>,
     /// Networks, by ID, whose state the kernel does not wholly show, with the first reason. The pass has done all else, and
@@ -49,6 +53,16 @@ impl Changes {
     /// The kernel shows everything.
     pub fn is_complete(&self) -> bool {
         self.failed.is_empty() && self.failed_elsewhere.is_empty()
+    }
+
+    /// Counts steps that were done and says them in words; true with one that mends what somebody changed.
+    fn note<'a>(&mut self, done: impl Iterator<Item = (&'a Step, bool)>) {
+        let (changed, mended) = (&mut self.changed, &mut self.mended);
+        let counted = done.inspect(|(_, drift)| {
+            *changed += 1;
+            *mended += usize::from(*drift);
+        });
+        self.lines.extend(words::lines(counted));
     }
 }
 
@@ -165,7 +179,7 @@ impl Reconciler {
             let dumped = dump(&mut self.netlink, &all, &wanted, &self.underlay.name)?;
             self.links = all.into_iter().map(|link| (link.name.into(), link.index)).collect();
             let mut steps = plan(&wanted, &dumped);
-            self.spare_newcomers(&mut steps, &wanted, &dumped);
+            self.spare_newcomers(&mut steps, &wanted, expected.as_ref(), &dumped);
             if !believed {
                 steps.retain(only_adds);
             }
@@ -175,7 +189,7 @@ impl Reconciler {
             let done = steps.iter().enumerate().filter(|(number, _)| !failed.contains(number));
             let drift =
                 |step: &Step| expected.as_ref().is_some_and(|expected| !asked(step, expected, &wanted));
-            changes.lines.extend(words::lines(done.map(|(_, step)| (step, drift(step)))));
+            changes.note(done.map(|(_, step)| (step, drift(step))));
             if refused.is_empty() || tries == TRIES {
                 tell(&mut changes, &steps, refused, &model);
                 break;
@@ -221,13 +235,14 @@ impl Reconciler {
         let refused = apply(&mut self.netlink, &mut self.links, &steps)?;
         let failed: BTreeSet<usize> = refused.iter().map(|(number, _)| *number).collect();
         let done = steps.iter().enumerate().filter(|(number, _)| !failed.contains(number));
-        changes.lines.extend(words::lines(done.map(|(_, step)| (step, false))));
+        changes.note(done.map(|(_, step)| (step, false)));
         self.model = Some(model);
         if !refused.is_empty() || !changes.is_complete() {
             // Something is not as it was left: look.
             let mended = self.whole(view, self.believed)?;
             changes.lines.extend(mended.lines);
-            return Ok(Changes { lines: changes.lines, ..mended });
+            let changed = changes.changed + mended.changed;
+            return Ok(Changes { lines: changes.lines, changed, ..mended });
         }
         changes.warnings = words::new_ones(&new.warnings, &self.warnings);
         self.warnings.retain(|warning| !old.warnings.contains(warning));
@@ -263,12 +278,13 @@ impl Reconciler {
             }
         };
         match outcome {
-            Ok(true) if mending && rules == self.rules => {
-                changes
-                    .lines
-                    .push("packet filter (nftables table inet weft-overlay) was changed: restored".into());
+            Ok(true) => {
+                let drift = mending && rules == self.rules;
+                let what = if drift { "was changed: restored" } else { "changed" };
+                changes.lines.push(format!("packet filter (nftables table inet weft-overlay) {what}"));
+                changes.changed += 1;
+                changes.mended += usize::from(drift);
             }
-            Ok(true) => changes.lines.push("packet filter (nftables table inet weft-overlay) changed".into()),
             Ok(false) => {}
             Err(error) => changes.failed_elsewhere.push(error.to_string()),
         }
@@ -293,11 +309,19 @@ impl Reconciler {
         }
     }
 
-    /// Takes deletions of containers' routes out of the steps that may be too early.
-    fn spare_newcomers(&mut self, steps: &mut Plan, wanted: &Objects, dumped: &Dumped) {
+    /// Takes deletions of containers' routes out of the steps that may be too early. A container that was known, and is not
+    /// any more, is no newcomer: its address may be another host's now.
+    fn spare_newcomers(
+        &mut self,
+        steps: &mut Plan,
+        wanted: &Objects,
+        expected: Option<&Objects>,
+        dumped: &Dumped,
+    ) {
         let known = |dev: &Dev| {
             let device = dumped.links.get(dev).is_some_and(|shown| shown.vxlan.is_some());
-            device || wanted.links.contains_key(dev) || **dev == *self.underlay.name
+            let before = expected.is_some_and(|expected| expected.links.contains_key(dev));
+            device || before || wanted.links.contains_key(dev) || **dev == *self.underlay.name
         };
         let now = Instant::now();
         let suspects = std::mem::take(&mut self.suspects);

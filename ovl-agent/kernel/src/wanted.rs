@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use ovl_api::model::{Encap, Endpoint, Host, View};
+use ovl_api::model::{Encap, Endpoint, Host, View, is_single};
 use ovl_api::names;
 
-use crate::model::{HostName, Model, Part, Touched, is_single, own_address};
+use crate::model::{HostName, Model, Part, Touched, own_address};
 use crate::objects::{
     BLOCK_METRIC, Dev, Device, Forward, MIN_MTU_V6, Objects, RouteKey, Target, UNREACHABLE_METRIC,
     container_metric,

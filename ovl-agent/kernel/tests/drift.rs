@@ -299,6 +299,22 @@ fn a_route_to_an_unknown_container_is_spared_at_first() {
     });
 }
 
+/// A container whose address was given to another host is cut off at once, though its link is there.
+#[test]
+fn the_route_of_a_container_that_was_cut_off_goes_at_once() {
+    scene(&network(), |mut scene| {
+        let mut view = scene.view.clone();
+        let container = net::testns::another();
+        let two = endpoint("two", &["10.42.0.6"]);
+        scene.host.veth(&network(), &two, &container);
+        view.endpoints.insert("vethtwo".into(), two);
+        scene.host.full(&view);
+        assert!(scene.host.sh("ip route").contains("10.42.0.6 dev vethtwo"));
+        scene.host.full(&scene.view);
+        assert!(!scene.host.sh("ip route").contains("10.42.0.6 dev vethtwo"));
+    });
+}
+
 /// Another agent process over the same kernel: it changes nothing.
 #[test]
 fn a_restart_changes_nothing() {
