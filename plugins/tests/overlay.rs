@@ -6,7 +6,7 @@
 mod common;
 
 use common::agent::{Agent, GROUP};
-use common::{Host, with};
+use common::{CLIENT, Host, SERVER, with};
 use serde_json::{Value, json};
 use std::process::Child;
 
@@ -460,26 +460,6 @@ fn gc_ends_what_is_stale_and_spares_the_rest() {
     host.sh("rm -r /var/lib/weft/ovl-agent");
     assert_eq!(host.picture(), before);
 }
-
-/// A server that answers each connection on a TCP port with the client's address.
-const SERVER: &str = "import socket,sys
-six = \":\" in sys.argv[1]
-s = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
-if six: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-s.bind((sys.argv[1], int(sys.argv[2])))
-s.listen()
-while True:
-    c, a = s.accept()
-    c.sendall(a[0].encode())
-    c.close()
-";
-
-/// Connects and prints what the server said.
-const CLIENT: &str = "import socket,sys
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)
-print(s.recv(100).decode())
-";
 
 /// A server in a namespace, until it is dropped.
 struct Server(Child);

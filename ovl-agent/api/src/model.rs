@@ -118,6 +118,16 @@ pub struct View {
     pub endpoints: BTreeMap<String, Endpoint>,
 }
 
+/// Whether two networks share addresses.
+pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))
+}
+
+/// Whether a block is a single address.
+pub fn is_single(block: IpNetwork) -> bool {
+    block.prefix() == if block.is_ipv4() { 32 } else { 128 }
+}
+
 impl Network {
     /// Its subnet of that family, if it has one.
     pub fn subnet(&self, v6: bool) -> Option<&Subnet> {

@@ -11,7 +11,7 @@ use crate::pool;
 use crate::random;
 use crate::state::{Me, State};
 use ipnetwork::IpNetwork;
-use ovl_api::model::{Network, Subnet};
+use ovl_api::model::{Network, Subnet, is_single};
 use ovl_api::wire::{Problem, ProblemKind};
 use ovl_store::{Compare, KeyValue, Op, Revision, Txn};
 use std::collections::HashSet;
@@ -178,7 +178,7 @@ impl Inner {
     /// next call.
     pub(crate) async fn give_back(&self, id: &str, block: IpNetwork) -> Result<(), Problem> {
         let me = self.me()?;
-        let single = block == pool::alone(block.ip());
+        let single = is_single(block);
         let key = if single { keys::single(id, block.ip()) } else { keys::block(id, block) };
         let changed = self.update(|state| {
             let changed = if single {

@@ -8,7 +8,7 @@ use crate::keys;
 use crate::state::Me;
 use crate::validate;
 use ipnetwork::IpNetwork;
-use ovl_api::model::{Network, Subnet};
+use ovl_api::model::{Network, Subnet, overlap};
 use ovl_api::names::MAX_VNI;
 use ovl_api::wire::{NetworkCreate, Problem, ProblemKind};
 use ovl_store::{Compare, Error, KeyValue, Op, Txn, range_end};
@@ -128,7 +128,7 @@ impl Inner {
         let others = self.read_networks().await.map_err(|error| store_problem(&error))?;
         let overlaps = |other: &Network| {
             let pairs = other.subnets.iter().flat_map(|a| network.subnets.iter().map(move |b| (a, b)));
-            pairs.into_iter().any(|(a, b)| crate::pool::overlap(a.subnet, b.subnet))
+            pairs.into_iter().any(|(a, b)| overlap(a.subnet, b.subnet))
         };
         if others.networks.iter().any(overlaps) {
             return Ok(false);
@@ -175,8 +175,9 @@ fn insertion(network: &Network, guard: Option<i64>) -> Txn {
 
 fn check_taken(subnets: &[Subnet], taken: &[(IpNetwork, String)]) -> Result<(), Problem> {
     for subnet in subnets {
-        if let Some((net, what)) = taken.iter().find(|(net, _)| crate::pool::overlap(*net, subnet.subnet)) {
-            return Err(overlaps(subnet.subnet, &format!("{net}, {what}")));
+        // The words name the subnet, address or route.
+        if let Some((_, what)) = taken.iter().find(|(net, _)| overlap(*net, subnet.subnet)) {
+            return Err(overlaps(subnet.subnet, what));
         }
     }
     Ok(())
@@ -201,13 +202,13 @@ fn choose(
     let theirs =
         || others.networks.iter().flat_map(|other| other.subnets.iter().map(move |s| (other, s.subnet)));
     for subnet in &network.subnets {
-        if let Some((other, net)) = theirs().find(|(_, net)| crate::pool::overlap(*net, subnet.subnet)) {
+        if let Some((other, net)) = theirs().find(|(_, net)| overlap(*net, subnet.subnet)) {
             return Err(overlaps(subnet.subnet, &format!("{net} of the network {}", other.name)));
         }
     }
     let is_free = |net: IpNetwork| {
-        !theirs().any(|(_, other)| crate::pool::overlap(other, net))
-            && !taken.iter().any(|(other, _)| crate::pool::overlap(*other, net))
+        !theirs().any(|(_, other)| overlap(other, net))
+            && !taken.iter().any(|(other, _)| overlap(*other, net))
     };
     if ask.subnets.is_empty() {
         let chosen = choices().find(|net| is_free(*net)).ok_or_else(|| {

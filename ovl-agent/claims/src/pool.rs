@@ -29,11 +29,6 @@ pub(crate) fn alone(address: IpAddr) -> IpNetwork {
     IpNetwork::from(address)
 }
 
-/// Whether two networks share addresses.
-pub(crate) fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
-    a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))
-}
-
 /// The block that an address lies in.
 pub(crate) fn block_of(subnet: &Subnet, address: IpAddr) -> IpNetwork {
     let block = IpNetwork::new(address, subnet.block).map(|net| IpNetwork::new(net.network(), subnet.block));

@@ -1,10 +1,9 @@
 //! Whole snapshots of the store, and the guard against many hosts vanishing at once.
 
 use crate::keys::{self, Key};
-use crate::pool;
 use crate::state::State;
 use ipnetwork::IpNetwork;
-use ovl_api::model::Host;
+use ovl_api::model::{Host, is_single};
 use ovl_store::{Change, KeyValue, Revision, Snapshot};
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -141,10 +140,6 @@ impl State {
             self.take(&key, None, revision);
         }
     }
-}
-
-fn is_single(block: IpNetwork) -> bool {
-    block == pool::alone(block.ip())
 }
 
 /// The keys of a snapshot.

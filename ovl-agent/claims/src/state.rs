@@ -9,7 +9,7 @@ use crate::files::Local;
 use crate::keys::{self, Claim, Key, SingleClaim, SingleState};
 use crate::pool;
 use ipnetwork::IpNetwork;
-use ovl_api::model::{Delta, Host, Network, Subnet, View};
+use ovl_api::model::{Delta, Host, Network, Subnet, View, is_single};
 use ovl_store::{Change, Revision};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -341,8 +341,7 @@ impl State {
         if before.as_deref() == owner {
             return;
         }
-        let single = block.prefix() == if block.is_ipv4() { 32 } else { 128 };
-        if !single && before.is_some() != owner.is_some() {
+        if !is_single(block) && before.is_some() != owner.is_some() {
             let count = self.counts.entry((network.to_owned(), block.is_ipv6())).or_default();
             *count = if owner.is_some() { *count + 1 } else { count.saturating_sub(1) };
         }

@@ -1,7 +1,7 @@
 //! What a network may be: every rule that needs no store, with errors that name the field as the user writes it.
 
 use ipnetwork::IpNetwork;
-use ovl_api::model::Subnet;
+use ovl_api::model::{Subnet, overlap};
 use ovl_api::names::MAX_VNI;
 use ovl_api::wire::{NetworkCreate, Problem};
 use std::net::IpAddr;
@@ -161,7 +161,7 @@ pub(crate) fn complete(
     let subnet = IpNetwork::new(given.network(), given.prefix()).map_err(|e| wrong(e.to_string()))?;
     for (reserved, what) in RESERVED {
         let reserved: IpNetwork = reserved.parse().map_err(|_| wrong(reserved.to_owned()))?;
-        if crate::pool::overlap(subnet, reserved) {
+        if overlap(subnet, reserved) {
             return Err(wrong(format!("it overlaps {reserved}, which is {what}")));
         }
     }

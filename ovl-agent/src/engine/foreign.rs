@@ -2,6 +2,7 @@
 
 use super::internal;
 use ipnetwork::IpNetwork;
+use ovl_api::model::overlap;
 use ovl_api::wire::{Problem, ProblemKind};
 
 /// All of them, each with words for people.
@@ -31,8 +32,4 @@ pub async fn refuse(name: &str, subnets: &[IpNetwork]) -> Result<(), Problem> {
         "network {name}: its subnet {subnet} overlaps {words} of this host; nothing is attached to it here"
     );
     Err(Problem { kind: ProblemKind::Taken, field: Some("network".to_owned()), message })
-}
-
-fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
-    a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))
 }

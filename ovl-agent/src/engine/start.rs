@@ -3,7 +3,6 @@
 use super::shown::Shown;
 use super::worker::{Parts, Worker};
 use super::{Engine, Started, internal};
-use crate::lock;
 use anyhow::{Context, Result, anyhow};
 use ovl_api::wire::{Detach, Problem};
 use ovl_claims::{Node, NodeConf, Timing};
@@ -116,17 +115,32 @@ async fn underlay(engine: &Engine, settings: &Settings) -> Found {
 /// # Errors
 /// It cannot be written.
 pub fn leave_note(agent_root: &Path, detach: &Detach) -> Result<(), Problem> {
-    let dir = ovl_api::names::release_notes(agent_root);
-    // By the attachment, so that none takes another's place.
+    // By the attachment, so that none takes another's place; and not by the name of the plugin's notes, for the plugin takes
+    // its own away when the agent was told.
     let Detach { network, container, ifname } = detach;
-    let name = net::Owner::new(&**network, &**container, &**ifname).host_veth();
-    let write = || -> Result<()> {
-        lock::private_dir(&dir)?;
-        // Whole or not at all: readers take names without a dot in front only.
-        let draft = dir.join(format!(".{name}"));
-        std::fs::write(&draft, serde_json::to_vec(detach)?)?;
-        std::fs::rename(&draft, dir.join(format!("{name}.json")))?;
-        Ok(())
-    };
-    write().map_err(|error| internal(format!("a release note in {}: {error:#}", dir.display())))
+    let name = format!("agent-{}.json", net::Owner::new(&**network, &**container, &**ifname).host_veth());
+    ovl_api::notes::leave(agent_root, &name, detach)
+        .map_err(|error| internal(format!("a release note in {}: {error}", agent_root.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn notes_have_names_of_their_own_each_attachment_another_and_none_the_plugins() {
+        let root = tempfile::tempdir().unwrap();
+        let note = |container: &str| {
+            let (network, ifname) = ("ov".to_owned(), "eth0".to_owned());
+            leave_note(root.path(), &Detach { network, container: container.to_owned(), ifname }).unwrap();
+        };
+        ["one", "two", "one"].into_iter().for_each(note);
+        let entries = std::fs::read_dir(ovl_api::names::release_notes(root.path())).unwrap();
+        let names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        let veth = |container| net::Owner::new("ov", container, "eth0").host_veth();
+        assert!(names.iter().all(|name| !name.starts_with(&veth("one")) && !name.starts_with(&veth("two"))));
+    }
 }

@@ -349,28 +349,6 @@ async fn values_of_any_bytes_come_back(kv: &Kv) {
     assert_eq!(kv.snapshot("c/").await.unwrap().entries[0].value, b"");
 }
 
-fn key() -> impl Strategy<Value = String> {
-    prop::sample::select(vec!["a", "c", "c/", "c/a", "c/ab", "c/b", "c/~", "d/x"]).prop_map(String::from)
-}
-
-fn compare() -> impl Strategy<Value = Compare> {
-    prop_oneof![
-        key().prop_map(Compare::Absent),
-        key().prop_map(Compare::Present),
-        (key(), 0..40_i64).prop_map(|(key, revision)| Compare::Unchanged(key, revision)),
-        (key(), key()).prop_map(|(from, to)| Compare::Empty(from, to)),
-    ]
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        4 => (key(), "[0-9]{0,3}").prop_map(|(key, value)| Op::Put(key, value.into(), None)),
-        2 => key().prop_map(Op::Delete),
-        1 => (key(), key()).prop_map(|(from, to)| Op::DeleteRange(from, to)),
-        3 => (key(), key()).prop_map(|(from, to)| Op::Get(from, to)),
-    ]
-}
-
 fn txn() -> impl Strategy<Value = Txn> {
     let ops = || prop::collection::vec(op(), 0..4);
     (prop::collection::vec(compare(), 0..2), ops(), ops()).prop_map(|(when, then, otherwise)| Txn {

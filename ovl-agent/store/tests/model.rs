@@ -1,9 +1,12 @@
 //! The embedded store against a model: maps in memory that are easy to see right.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap here is the failure report")]
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use common::{compare, key, op};
 use ovl_store::local::{Local, Watch};
 use ovl_store::{Change, Compare, Done, Event, KeyValue, LeaseId, Op, Txn};
 use proptest::prelude::*;
@@ -189,28 +192,6 @@ impl Pair {
             assert_eq!(self.store.as_ref().unwrap().holds(*lease), self.model.leases.contains(lease));
         }
     }
-}
-
-fn key() -> impl Strategy<Value = String> {
-    prop::sample::select(vec!["a", "c", "c/", "c/a", "c/ab", "c/b", "c/~", "d/x"]).prop_map(String::from)
-}
-
-fn compare() -> impl Strategy<Value = Compare> {
-    prop_oneof![
-        key().prop_map(Compare::Absent),
-        key().prop_map(Compare::Present),
-        (key(), 0..20_i64).prop_map(|(key, revision)| Compare::Unchanged(key, revision)),
-        (key(), key()).prop_map(|(from, to)| Compare::Empty(from, to)),
-    ]
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        4 => (key(), "[0-9]{0,3}").prop_map(|(key, value)| Op::Put(key, value.into(), None)),
-        2 => key().prop_map(Op::Delete),
-        1 => (key(), key()).prop_map(|(from, to)| Op::DeleteRange(from, to)),
-        2 => (key(), key()).prop_map(|(from, to)| Op::Get(from, to)),
-    ]
 }
 
 fn step() -> impl Strategy<Value = Step> {

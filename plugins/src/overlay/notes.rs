@@ -6,10 +6,9 @@ use cni::Error;
 use net::Owner;
 use ovl_api::names;
 use ovl_api::wire::Detach;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A file that is older and still not whole was left by a DEL that was killed.
@@ -26,19 +25,12 @@ fn name(detach: &Detach) -> String {
 
 /// Leaves a note, which is there as a whole or not at all.
 pub fn leave(conf: &Conf, detach: &Detach) -> Result<(), Error> {
-    let (directory, name) = (directory(conf), name(detach));
-    write(&directory, &name, detach).map_err(|error| {
-        Error::io(format!("cannot leave a note for the overlay agent in {}", directory.display()), error)
+    ovl_api::notes::leave(&names::agent_root(&conf.root), &name(detach), detach).map_err(|error| {
+        Error::io(
+            format!("cannot leave a note for the overlay agent in {}", directory(conf).display()),
+            error,
+        )
     })
-}
-
-fn write(directory: &Path, name: &str, detach: &Detach) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let unfinished = directory.join(format!(".{name}.{}", std::process::id()));
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-    file.write_all(&serde_json::to_vec(detach)?)?;
-    fs::rename(&unfinished, directory.join(name))
 }
 
 /// Takes an attachment's note away, which is out of date: the agent was told, or it has granted the attachment anew.

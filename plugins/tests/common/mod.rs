@@ -13,6 +13,26 @@ use tempfile::TempDir;
 /// The executable under test.
 pub const WEFT_CNI: &str = env!("CARGO_BIN_EXE_weft-cni");
 
+/// A server that answers each connection on a TCP port with the client's address.
+pub const SERVER: &str = "import socket,sys
+six = \":\" in sys.argv[1]
+s = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
+if six: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind((sys.argv[1], int(sys.argv[2])))
+s.listen()
+while True:
+    c, a = s.accept()
+    c.sendall(a[0].encode())
+    c.close()
+";
+
+/// Connects and prints what the server said.
+pub const CLIENT: &str = "import socket,sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)
+print(s.recv(100).decode())
+";
+
 /// One machine.
 pub struct Host {
     holder: Child,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ovl_store::target::{EtcdConf, Target};
 use ovl_store::{Compare, Done, Event, Kv, Op, Result, Txn, Watch};
+use proptest::prelude::*;
 
 /// Bound of everything that happens eventually.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -219,4 +220,29 @@ pub async fn eventually<T, F: Future<Output = Result<T>>>(f: impl Fn() -> F) -> 
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Few keys, some of them prefixes of others.
+pub fn key() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["a", "c", "c/", "c/a", "c/ab", "c/b", "c/~", "d/x"]).prop_map(String::from)
+}
+
+/// Any condition.
+pub fn compare() -> impl Strategy<Value = Compare> {
+    prop_oneof![
+        key().prop_map(Compare::Absent),
+        key().prop_map(Compare::Present),
+        (key(), 0..40_i64).prop_map(|(key, revision)| Compare::Unchanged(key, revision)),
+        (key(), key()).prop_map(|(from, to)| Compare::Empty(from, to)),
+    ]
+}
+
+/// Any step.
+pub fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (key(), "[0-9]{0,3}").prop_map(|(key, value)| Op::Put(key, value.into(), None)),
+        2 => key().prop_map(Op::Delete),
+        1 => (key(), key()).prop_map(|(from, to)| Op::DeleteRange(from, to)),
+        3 => (key(), key()).prop_map(|(from, to)| Op::Get(from, to)),
+    ]
 }
