@@ -149,17 +149,15 @@ impl Metrics {
         self.detach_seconds.observe(seconds);
     }
 
-    /// A pass over the kernel: what it took and changed, whether that was drift, and whether it did all.
-    pub fn passed(&self, kind: Pass, seconds: f64, changes: usize, drift: bool, complete: bool) {
+    /// A pass over the kernel: what it took, how many objects it changed, how many of these were drift, whether it did all.
+    pub fn passed(&self, kind: Pass, seconds: f64, changed: usize, mended: usize, complete: bool) {
         let kind = match kind {
             Pass::Full => "full",
             Pass::Delta => "delta",
         };
         self.passes.get_or_create(&Kind { kind }).observe(seconds);
-        self.changes.inc_by(changes as u64);
-        if drift {
-            self.mended.inc_by(changes as u64);
-        }
+        self.changes.inc_by(changed as u64);
+        self.mended.inc_by(mended as u64);
         if !complete {
             self.pass_errors.inc();
         }
@@ -205,8 +203,8 @@ mod tests {
         let metrics = Metrics::new();
         metrics.attached(true, 0.0007);
         metrics.attached(false, 3.0);
-        metrics.passed(Pass::Full, 0.01, 3, true, true);
-        metrics.passed(Pass::Delta, 0.001, 2, false, false);
+        metrics.passed(Pass::Full, 0.01, 3, 3, true);
+        metrics.passed(Pass::Delta, 0.001, 2, 0, false);
         metrics.counted(Counts { hosts: 5, networks: 1, blocks: 9, endpoints: 4 }, 1);
         let status = ovl_api::wire::Status {
             host: "h1".into(),

@@ -117,7 +117,7 @@ impl Worker {
         let mut shown = self.parts.shown.borrow().clone();
         let (passes, counts) = self.parts.node.clone().with_view(|view, delta| {
             let counts = shown.look(view);
-            (self.passes(view, &delta, full, synced), counts)
+            (self.pass(view, &delta, full, synced), counts)
         });
         self.settle(&mut shown, passes, full, synced);
         shown.generation = generation;
@@ -134,49 +134,33 @@ impl Worker {
         }
     }
 
-    /// Brings the kernel to the view; None when there is nothing to do. A full pass after the first one is preceded by one
-    /// of what is known to have changed: what it finds besides is drift.
-    fn passes(
+    /// Brings the kernel to the view; None when there is nothing to do. A full pass takes the delta in: what differs beyond it
+    /// is drift.
+    fn pass(
         &mut self,
         view: &View,
         delta: &Delta,
         full: bool,
         synced: bool,
     ) -> Option<Result<Changes, String>> {
-        let mut all = None;
-        if self.times.begun && !delta.all && !delta.is_empty() {
-            all = Some(self.pass(Pass::Delta, false, |reconciler| reconciler.delta(view, delta)));
+        if !full && delta.is_empty() {
+            return None;
         }
-        if full || delta.all {
-            let drift = self.times.begun && self.times.synced && !delta.all;
-            let last = self.pass(Pass::Full, drift, |reconciler| {
-                if synced { reconciler.full(view) } else { reconciler.mend(view) }
-            });
-            self.times.begun = true;
-            all = Some(last);
-        }
-        all
-    }
-
-    fn pass(
-        &mut self,
-        kind: Pass,
-        drift: bool,
-        work: impl FnOnce(&mut Reconciler) -> ovl_kernel::Result<Changes>,
-    ) -> Result<Changes, String> {
         let begun = Instant::now();
-        let result = work(&mut self.reconciler).map_err(|error| error.to_string());
-        let seconds = begun.elapsed().as_secs_f64();
-        let (count, complete) = match &result {
-            Ok(changes) => (changes.lines.len(), changes.is_complete()),
-            Err(_) => (0, false),
+        let (kind, result) = match (full || delta.all, synced) {
+            (true, true) => (Pass::Full, self.reconciler.full(view)),
+            (true, false) => (Pass::Full, self.reconciler.mend(view)),
+            (false, _) => (Pass::Delta, self.reconciler.delta(view, delta)),
         };
-        self.parts.metrics.passed(kind, seconds, count, drift, complete);
+        let seconds = begun.elapsed().as_secs_f64();
+        let (changed, mended) = result.as_ref().map_or((0, 0), |changes| (changes.changed, changes.mended));
+        let complete = result.as_ref().is_ok_and(Changes::is_complete);
+        self.parts.metrics.passed(kind, seconds, changed, mended, complete);
         if let Ok(changes) = &result {
             changes.lines.iter().for_each(|line| tracing::info!("{line}"));
             changes.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         }
-        result
+        Some(result.map_err(|error| error.to_string()))
     }
 
     /// Notes what the passes could not do, logs what is new of it, and says when the next full pass is due.

@@ -116,9 +116,11 @@ impl Host {
         Client::new(self.socket())
     }
 
-    /// `ovl-agent` with these words, in this host, with its directories and none of the machine's configuration.
+    /// `ovl-agent` with these words, in this host, with its directories and none of the machine's configuration. OVL_AGENT
+    /// names another build of it to try.
     pub fn ovl_agent(&self, words: &[&str]) -> Command {
-        let mut command = self.space.command(env!("CARGO_BIN_EXE_ovl-agent"));
+        let program = std::env::var_os("OVL_AGENT").unwrap_or_else(|| env!("CARGO_BIN_EXE_ovl-agent").into());
+        let mut command = self.space.command(program);
         command.args(words).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("WEFT_ROOT", self.root()).env("WEFT_RUN", self.run_dir());
         command.env("WEFT_AGENT_CONFIG", "/dev/null").env("WEFT_NODE_NAME", &self.name);
