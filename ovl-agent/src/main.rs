@@ -22,13 +22,39 @@ use config::{Config, ConfigError, Layers};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match dispatch(&Cli::parse()) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ovl-agent: {error:#}");
-            ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
+            ExitCode::from(if is_setting(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Prints a usage error, or what `--help` and `--version` ask for.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    eprint!(
+        "{}",
+        text.strip_prefix("error: ").map_or_else(|| text.clone(), |text| format!("ovl-agent: {text}"))
+    );
+    ExitCode::from(2)
+}
+
+/// Whether a flag, a variable or the file is wrong. What the store's settings name is looked at when it is opened.
+fn is_setting(error: &anyhow::Error) -> bool {
+    let of_store = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(ovl_store::Error::Setting { .. }))
+    };
+    error.is::<ConfigError>() || error.chain().any(of_store)
 }
 
 fn dispatch(cli: &Cli) -> Result<()> {
