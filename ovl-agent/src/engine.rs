@@ -7,8 +7,6 @@ mod foreign;
 mod link;
 mod shown;
 mod start;
-#[cfg(test)]
-mod tests;
 mod worker;
 
 pub use start::{Settings, start};

@@ -197,3 +197,38 @@ fn many_attachments_at_once_are_all_in_the_kernel_and_distinct() {
     given.dedup();
     assert_eq!(given.len(), 160);
 }
+
+#[test]
+fn an_attachment_that_the_kernel_does_not_take_is_refused_and_undone() {
+    let host = Host::alone("h1");
+    let agent = host.ready(&[]);
+    let network = host.create("ov", &["10.42.0.0/16"]);
+    // The VNI is another product's on this host.
+    let vni = network.vni;
+    host.space.ok(&format!(
+        "ip link add foreign type vxlan id {vni} local 192.0.2.1 dstport 4789 && ip link set foreign up"
+    ));
+    let ask = Attach {
+        network: "ov".into(),
+        container: "c".into(),
+        ifname: "eth0".into(),
+        veth: "vc".into(),
+        ..Attach::default()
+    };
+    let error = host.client().attach(&ask).unwrap_err();
+    let problem = error.problem().unwrap();
+    assert_eq!(problem.kind, ProblemKind::NotReady, "{problem}");
+    assert!(problem.message.contains("network ov") && problem.message.contains("kernel"), "{problem}");
+    assert_eq!(host.client().network_detail("ov").unwrap().endpoints, vec![]);
+    assert!(
+        host.space.ok("ip -d link show foreign").contains(&format!("vxlan id {vni}")),
+        "it is left alone"
+    );
+    // Another network is not held up by it, and this one works when the other product is gone.
+    host.create("other", &["10.43.0.0/16"]);
+    let other = Container::new(&host, "other", "o");
+    host.space.ok("ip link del foreign");
+    let attached = support::within(|| host.client().attach(&ask).is_ok());
+    assert!(attached, "{}", agent.said());
+    drop(other);
+}

@@ -1,1 +1,0 @@
-//! The engine with a local store, in a network namespace of its own.
