@@ -2,9 +2,10 @@
 
 use crate::config::Config;
 use crate::engine::{self, Engine, Settings};
-use crate::{api, lock, logging, notify};
+use crate::lock::{self, Lock};
+use crate::{api, logging, notify};
 use anyhow::{Context, Result};
-use ovl_store::Kv;
+use ovl_store::{Kv, Target};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +25,6 @@ const TELL: Duration = Duration::from_millis(250);
 /// Another agent has this root or socket; files, sockets or the configured store cannot be used at all.
 pub fn run(config: Config) -> Result<()> {
     logging::start(config.logging);
-    let _lock = lock::take(&config.agent_root)?;
     // Two workers: one answers while the other writes to a local store. Their threads are in this network namespace.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -32,16 +32,30 @@ pub fn run(config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(serve(config));
+    // Held until nothing of it runs any more.
+    let mut lock = None;
+    let result = runtime.block_on(serve(config, &mut lock));
     // What still waits for a store that is away is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
-    let kv = Kv::open(&config.store).await.context("the store")?;
+    let open = || async { Kv::open(&config.store).await.context("the store") };
+    // Files of etcd's settings are read before anything is made. A local store is in the root, which one agent alone uses.
+    let kv = match &config.store {
+        Target::Etcd(_) => {
+            let kv = open().await?;
+            *lock = Some(lock::take(&config.agent_root)?);
+            kv
+        }
+        Target::Local(_) => {
+            *lock = Some(lock::take(&config.agent_root)?);
+            open().await?
+        }
+    };
     let store = kv.describe();
     tracing::info!("ovl-agent {} for host {}, {store}", env!("CARGO_PKG_VERSION"), config.node_name);
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
