@@ -100,7 +100,7 @@ async fn what_is_taken_is_refused_by_name_and_changes_nothing() {
     let refused = |ask: NetworkCreate| {
         let two = &two;
         async move {
-            let taken = [("10.77.0.0/16".parse().unwrap(), "a route of eth9".to_owned())];
+            let taken = [("10.77.0.0/16".parse().unwrap(), "route 10.77.0.0/16 on eth9".to_owned())];
             let problem = two.node.create_network(&ask, String::new(), &taken).await.unwrap_err();
             (problem.kind, problem.field.unwrap(), problem.message)
         }
@@ -112,7 +112,7 @@ async fn what_is_taken_is_refused_by_name_and_changes_nothing() {
     let (_, field, message) =
         refused(NetworkCreate { subnets: vec!["10.77.4.0/24".parse().unwrap()], ..other.clone() }).await;
     assert_eq!(field, "--subnet");
-    assert!(message.contains("10.77.0.0/16, a route of eth9"), "{message}");
+    assert!(message.ends_with("overlaps route 10.77.0.0/16 on eth9"), "{message}");
     let elsewhere = vec!["10.43.0.0/16".parse().unwrap()];
     let (_, field, message) =
         refused(NetworkCreate { subnets: elsewhere.clone(), vni: Some(77), ..other }).await;
