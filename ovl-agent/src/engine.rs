@@ -148,9 +148,7 @@ impl Engine {
         let node = &self.started()?.node;
         let created = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let created = created.format(&Rfc3339).map_err(internal)?;
-        let network = node.create_network(create, created, &foreign::all().await?).await?;
-        tracing::info!("network {}: created, VNI {}", network.name, network.vni);
-        Ok(network)
+        node.create_network(create, created, &foreign::all().await?).await
     }
 
     /// A network with its blocks and endpoints.
@@ -166,9 +164,7 @@ impl Engine {
     /// # Errors
     /// It has containers, or the store refuses.
     pub async fn remove_network(&self, name: &str) -> Result<(), Problem> {
-        self.started()?.node.remove_network(name).await?;
-        tracing::info!("network {name}: removed");
-        Ok(())
+        self.started()?.node.remove_network(name).await
     }
 
     /// All hosts.
@@ -184,9 +180,7 @@ impl Engine {
     /// # Errors
     /// It is alive, or the store refuses.
     pub async fn remove_node(&self, name: &str, force: bool) -> Result<(), Problem> {
-        self.started()?.node.remove_node(name, force).await?;
-        tracing::info!("host {name}: declared gone");
-        Ok(())
+        self.started()?.node.remove_node(name, force).await
     }
 
     /// Gets addresses for a container's interface.
