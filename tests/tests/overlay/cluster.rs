@@ -167,6 +167,52 @@ impl Cluster {
         shown
     }
 
+    /// What can be seen of the lab without asking an agent: etcd's keys, and of each host the kernel's state and the files.
+    #[track_caller]
+    pub fn state(&self, hosts: &[&str]) -> Vec<String> {
+        let mut all = self.keys();
+        for host in hosts {
+            // Without what changes by itself: how long something is valid yet, the kernel's own link-local addresses, and
+            // what an agent writes down a while later of what it has seen.
+            let shown = self.sh(
+                host,
+                "ip -o link; ip -o addr show scope global; ip route show table all; ip -6 route show table all
+                 ip neigh show nud permanent; ip -6 neigh show nud permanent; bridge fdb; nft -s list ruleset",
+            );
+            let files = self.host.run(&format!("cd /run/weft/labs/lab/hosts/{host}; find root run etc"));
+            let lines = shown.ok().stdout + &files.ok().stdout;
+            let by_itself = ["local fe80:", "anycast fe80:", "view.json"];
+            let lines = lines.lines().filter(|line| !by_itself.iter().any(|part| line.contains(part)));
+            all.extend(lines.map(|line| {
+                format!("{host}: {}", line.split(" expires ").next().unwrap_or_default().trim_end())
+            }));
+        }
+        all.sort();
+        all
+    }
+
+    /// Fails when the state is not as it was, once things have settled.
+    #[track_caller]
+    pub fn assert_still(&self, hosts: &[&str], before: &[String], what: &str) {
+        let start = Instant::now();
+        loop {
+            let now = self.state(hosts);
+            if now == before {
+                return;
+            }
+            let only = |one: &[String], other: &[String]| {
+                one.iter().filter(|line| !other.contains(line)).cloned().collect::<Vec<_>>().join("\n  ")
+            };
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "{what} changed something\nnew:\n  {}\ngone:\n  {}",
+                only(&now, before),
+                only(before, &now)
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Waits until something is so.
     ///
     /// # Panics

@@ -6,5 +6,6 @@ mod echo;
 mod forge;
 mod lab;
 mod reach;
+mod refused;
 mod single;
 mod ways;
