@@ -57,6 +57,12 @@ impl Store {
         self.inner.noticing(self.inner.lmdb.write(f))
     }
 
+    /// Leaves the store open to the end of this process, which comes soon: the kernel takes the maps apart then anyhow.
+    /// Until then it stays locked against repair and removal, and opening it again gives the same environment.
+    pub fn keep_open(self) {
+        std::mem::forget(self.inner);
+    }
+
     /// The directory it was opened in.
     pub fn dir(&self) -> &Path {
         &self.inner.dir

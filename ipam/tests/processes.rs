@@ -206,6 +206,18 @@ fn processes_of_two_c_libraries_use_the_store_in_turns() {
 }
 
 #[test]
+fn a_store_that_is_kept_open_is_opened_again_and_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), "boot").unwrap().store;
+    give(&store, "web", "a");
+    store.keep_open();
+    let store = Store::open(dir.path(), "boot").unwrap().store;
+    assert_eq!(store.release("web", &Attachment::new("a", "eth0")).unwrap().len(), 1);
+    drop(store);
+    assert!(!Store::remove_if_empty(dir.path()).unwrap());
+}
+
+#[test]
 fn threads_of_one_process_share_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let given = std::sync::Mutex::new(BTreeSet::new());

@@ -38,6 +38,7 @@ pub fn add(request: &Request, conf: &Conf) -> Result<AddResult, Error> {
         netns: netns.as_deref(),
     };
     let given = store.allocate(&ask, &leases::may_live).coded()?;
+    store.keep_open();
     let mut result = AddResult { routes: conf.routes.clone(), dns: conf.dns.clone(), ..AddResult::default() };
     for each in given {
         let address = IpNetwork::new(each.address, each.prefix)
