@@ -209,6 +209,7 @@ impl Inner {
     /// Notes whether the store answers.
     pub(crate) fn note(&self, error: Option<&ovl_store::Error>) {
         let mut state = lock(&self.state);
+        state.unanswered = error.map(|_| Instant::now());
         match error {
             Some(error) => state.error = Some(error.to_string()),
             None if state.following && state.error.is_some() => state.error = None,

@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(250);
 /// How long the store may still show a container that ended on another host: agents tell it a little later.
 const LAG: Duration = Duration::from_millis(300);
+/// How long the store is asked for news while the view follows it, and while not. The runtime waits half a second when it
+/// can do without an answer.
+const NEWS: (Duration, Duration) = (Duration::from_millis(400), Duration::from_secs(1));
 
 impl Inner {
     /// [`crate::Node::remove_network`].
@@ -172,25 +175,50 @@ impl Inner {
             then: vec![Op::Get(keys::NETWORKS.to_owned(), range_end(keys::NETWORKS))],
             ..Txn::default()
         };
-        match self.commit(txn).await {
+        let seen = |state: &State| {
+            let mut networks: Vec<Network> = state.view.networks.values().cloned().collect();
+            networks.sort_by(|a, b| a.name.cmp(&b.name));
+            networks
+        };
+        let Some(patience) = self.patience_for_news() else { return Ok(self.look(seen)) };
+        let asked = tokio::time::timeout(patience, self.commit(txn)).await;
+        match asked.unwrap_or_else(|_| Err(self.unheard())) {
             Ok(done) => {
                 let read = |entry: &KeyValue| serde_json::from_slice(&entry.value).ok();
                 Ok(done.got.iter().flatten().filter_map(read).collect())
             }
-            Err(error) => self.look(|state| {
-                if !state.synced && state.view.hosts.is_empty() {
-                    return Err(store_problem(&error));
-                }
-                let mut networks: Vec<Network> = state.view.networks.values().cloned().collect();
-                networks.sort_by(|a, b| a.name.cmp(&b.name));
-                Ok(networks)
-            }),
+            Err(error) if !self.look(knows_something) => Err(store_problem(&error)),
+            Err(_) => Ok(self.look(seen)),
         }
+    }
+
+    /// How long the store is asked for what the view shows too, as last seen. None: not at all, for it did not answer just
+    /// now. Who wants more of a store that is silent, an attachment say, waits long enough for that.
+    fn patience_for_news(&self) -> Option<Duration> {
+        self.look(|state| match state.unanswered {
+            _ if !knows_something(state) => Some(ovl_store::PATIENCE),
+            Some(at) if at.elapsed() < ovl_store::PATIENCE => None,
+            // The watch has told all there is, as far as one can tell.
+            _ if state.following => Some(NEWS.0),
+            _ => Some(NEWS.1),
+        })
+    }
+
+    /// The store did not answer within [`Inner::patience_for_news`].
+    fn unheard(&self) -> ovl_store::Error {
+        let why = "no answer in time".to_owned();
+        let error = ovl_store::Error::Unreachable { endpoints: self.conf.kv.describe(), why };
+        self.update(|state| state.unanswered = Some(Instant::now()));
+        error
     }
 
     /// [`crate::Node::detail`].
     pub(crate) async fn detail(&self, name: &str) -> Result<NetworkDetail, Problem> {
-        let network = match self.read_network(name).await {
+        let read = match self.patience_for_news() {
+            Some(patience) => tokio::time::timeout(patience, self.read_network(name)).await.ok(),
+            None => None,
+        };
+        let network = match read.unwrap_or_else(|| Err(store_problem(&self.unheard()))) {
             Ok((network, _)) => network,
             Err(problem) if problem.kind == ProblemKind::Store => {
                 let known = self.look(|state| state.network(name).cloned());
@@ -260,6 +288,11 @@ fn removal(network: &Network, mark: i64) -> Txn {
             Op::Get(singles.clone(), range_end(&singles)),
         ],
     }
+}
+
+/// Whether the store was read, now or before the agent's start.
+fn knows_something(state: &State) -> bool {
+    state.synced || !state.view.hosts.is_empty()
 }
 
 fn blocks(state: &State, id: &str) -> Vec<BlockDetail> {

@@ -63,6 +63,8 @@ pub(crate) struct State {
     /// The store's session is on: the view follows it.
     pub(crate) following: bool,
     pub(crate) error: Option<String>,
+    /// When the store last did not answer, with no answer since.
+    pub(crate) unanswered: Option<Instant>,
     pub(crate) held_back: Option<String>,
     /// None: not registered, or fenced; nothing is own then.
     pub(crate) me: Option<Me>,

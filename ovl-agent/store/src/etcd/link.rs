@@ -12,7 +12,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::tls::{self, Files};
-use super::trouble::{Kind, Trouble};
+use super::trouble::{CLOSED, Kind, Trouble};
 use crate::target::{EtcdConf, FLAG_CA, FLAG_CERT, FLAG_KEY};
 use crate::{Error, PATIENCE};
 
@@ -209,7 +209,11 @@ impl Links {
         };
         let (client, status) = match probe.await.map_err(|e: etcd_client::Error| Trouble::from(e)) {
             Ok(both) => both,
-            Err(trouble) if matches!(trouble.kind, Kind::Lost { .. }) => {
+            Err(mut trouble) if matches!(trouble.kind, Kind::Lost { .. }) => {
+                // Of a connection that worked before, this would mislead.
+                if trouble.why == CLOSED && !endpoint.starts_with("https:") {
+                    trouble.why += "; is it https?";
+                }
                 return Err(tls::diagnose(&self.conf, endpoint).await.unwrap_or(trouble));
             }
             Err(trouble) => return Err(trouble),

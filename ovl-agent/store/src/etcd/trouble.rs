@@ -75,15 +75,15 @@ pub(super) fn deepest(e: &(dyn StdError + 'static)) -> String {
     plain(&chain(e).last().map_or_else(String::new, ToString::to_string))
 }
 
+/// What comes of HTTP/2 sent to TLS, and of a connection that ends without a word.
+pub(super) const CLOSED: &str = "it closed the connection";
+
 /// Without the number that the standard library adds, and with a hint where one helps.
 fn plain(text: &str) -> String {
     let text = text.split(" (os error").next().unwrap_or(text);
     match text {
         "tls handshake eof" => "it closed the connection in the TLS handshake; is it http?".to_owned(),
-        // What comes of HTTP/2 sent to TLS.
-        "stream closed because of a broken pipe" | "frame with invalid size" => {
-            "it closed the connection; is it https?".to_owned()
-        }
+        "stream closed because of a broken pipe" | "frame with invalid size" => CLOSED.to_owned(),
         _ => text.to_owned(),
     }
 }

@@ -208,7 +208,10 @@ impl Watch {
     fn over(&self, mut trouble: Trouble) -> Result<Event> {
         if trouble.kind != Kind::Compacted {
             self.etcd.inner.links.lost(&self.link);
-            trouble.why = format!("{}: {}", self.link.endpoint, trouble.why);
+            // One endpoint is named in the message already.
+            if self.etcd.inner.links.conf().endpoints.len() > 1 {
+                trouble.why = format!("{}: {}", self.link.endpoint, trouble.why);
+            }
         }
         Err(self.etcd.error(trouble, self.next))
     }
