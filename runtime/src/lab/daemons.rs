@@ -146,12 +146,27 @@ pub fn wait_for_agent(lab: &Lab, host: &Machine, still: &dyn Fn() -> Result<()>)
     wait(&format!("the agent of {}", host.name), &agent_of(lab, host), still, || client.healthz().is_ok())
 }
 
+/// As [`wait_for_agent`], but no longer than until something else is so.
+///
+/// # Errors
+/// As [`wait_for_agent`].
+pub fn wait_for_agent_unless(lab: &Lab, host: &Machine, enough: &mut dyn FnMut() -> bool) -> Result<()> {
+    let client = client(lab, &host.name).with_timeout(Duration::from_secs(2));
+    let what = format!("the agent of {}", host.name);
+    wait(&what, &agent_of(lab, host), &|| Ok(()), || client.healthz().is_ok() || enough())
+}
+
 /// A client of a host's agent.
 pub fn client(lab: &Lab, host: &str) -> Client {
     Client::new(ovl_api::names::socket(&lab.host(host).run))
 }
 
-fn wait(what: &str, daemon: &Daemon, still: &dyn Fn() -> Result<()>, done: impl Fn() -> bool) -> Result<()> {
+fn wait(
+    what: &str,
+    daemon: &Daemon,
+    still: &dyn Fn() -> Result<()>,
+    mut done: impl FnMut() -> bool,
+) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while !done() {
         still()?;

@@ -1,10 +1,15 @@
 //! `lab fail` and `lab heal`: a part of the lab breaks as parts do, without notice, and is mended.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, bail};
 
 use super::dirs::{self, Lab};
 use super::plan::Machine;
 use super::{daemons, live, procs, underlay, up};
+
+/// An agent that could not reach its store for so long is not waited for.
+const STORELESS: Duration = Duration::from_secs(3);
 
 /// What breaks, or is mended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,8 +89,8 @@ pub fn heal(lab: &Lab, part: &Part) -> Result<String> {
             Ok(format!("{} running, with the data of before", names.join(", ")))
         }
         Part::Agent(host) => {
-            start_agent(lab, lab.plan.host(host)?)?;
-            Ok(format!("the agent of {host} is running"))
+            let waits = start_agent(lab, lab.plan.host(host)?)?;
+            Ok(format!("the agent of {host} is running{waits}"))
         }
         Part::Link(host) => {
             underlay::set_link(lab, &lab.plan.host(host)?.name, true)?;
@@ -94,9 +99,10 @@ pub fn heal(lab: &Lab, part: &Part) -> Result<String> {
         Part::Host(host) => {
             let host = lab.plan.host(host)?;
             underlay::set_link(lab, &host.name, true)?;
-            start_agent(lab, host)?;
+            let waits = start_agent(lab, host)?;
             let started = start_containers(lab, host)?;
-            Ok(format!("{} is on: its link is up, its agent and {started} containers are running", host.name))
+            let name = &host.name;
+            Ok(format!("{name} is on: its link is up, its agent and {started} containers are running{waits}"))
         }
     }
 }
@@ -115,11 +121,23 @@ fn members(lab: &Lab, number: Option<u32>) -> Result<Vec<&Machine>> {
     })
 }
 
-fn start_agent(lab: &Lab, host: &Machine) -> Result<()> {
+/// Starts an agent, and waits until it is ready, or has waited for its store for some time: etcd may be down. Then what it
+/// waits for, in words.
+fn start_agent(lab: &Lab, host: &Machine) -> Result<String> {
     if daemons::agent_of(lab, host).pid().is_none() {
         daemons::start_agent(lab, host)?;
     }
-    daemons::wait_for_agent(lab, host, &|| Ok(()))
+    let client = daemons::client(lab, &host.name).with_timeout(Duration::from_secs(2));
+    let enough = Instant::now() + STORELESS;
+    let mut waits = String::new();
+    let mut storeless = || {
+        let status = client.status(None).ok().filter(|status| !status.ready && !status.connected);
+        waits = status.and_then(|status| status.store_error).unwrap_or_default();
+        Instant::now() > enough && !waits.is_empty()
+    };
+    daemons::wait_for_agent_unless(lab, host, &mut storeless)?;
+    let ready = waits.is_empty() || client.healthz().is_ok();
+    Ok(if ready { String::new() } else { format!("; it waits for its store: {waits}") })
 }
 
 /// Starts what the lab's plan has on a host and does not run; one that was removed is made again.
