@@ -37,21 +37,23 @@ impl Inner {
 
     async fn sessions(&self) {
         let mut failures = 0;
+        let mut told = String::new();
         loop {
             let started = Instant::now();
             match self.session().await {
-                Ok(End::Relist | End::Fenced) => failures = 0,
+                Ok(End::Relist | End::Fenced) => (failures, told) = (0, String::new()),
                 Ok(End::Held) => self.pause(self.conf.timing.held).await,
                 Err(trouble) => {
                     self.update(|state| {
-                        state.following = false;
-                        if state.error.as_deref() != Some(trouble.message.as_str()) {
-                            tracing::warn!("{}", trouble.message);
-                            state.error = Some(trouble.message.clone());
-                        }
+                        (state.following, state.error) = (false, Some(trouble.message.clone()));
                     });
                     // A session that held for a while failed for another reason than the one before it.
-                    failures = if started.elapsed() > self.conf.timing.backoff.1 { 0 } else { failures + 1 };
+                    let held = started.elapsed() > self.conf.timing.backoff.1;
+                    failures = if held { 0 } else { failures + 1 };
+                    if held || told != trouble.message {
+                        tracing::warn!("{}", trouble.message);
+                        told = trouble.message;
+                    }
                     self.pause(self.backoff(failures)).await;
                 }
             }
