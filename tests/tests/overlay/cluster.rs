@@ -171,21 +171,34 @@ impl Cluster {
     #[track_caller]
     pub fn state(&self, hosts: &[&str]) -> Vec<String> {
         let mut all = self.keys();
+        all.extend(self.kernel_of(hosts));
         for host in hosts {
-            // Without what changes by itself: how long something is valid yet, the kernel's own link-local addresses, and
-            // what an agent writes down a while later of what it has seen.
+            let files = self.host.run(&format!("cd /run/weft/labs/lab/hosts/{host}; find root run etc")).ok();
+            // What an agent has seen it writes down a while later.
+            let lines = files.stdout.lines().filter(|line| !line.contains("view.json"));
+            all.extend(lines.map(|line| format!("{host}: {line}")));
+        }
+        all.sort();
+        all
+    }
+
+    /// What the kernels of hosts show: links, addresses, routes, permanent neighbours, forwarding, nftables.
+    #[track_caller]
+    pub fn kernel_of(&self, hosts: &[&str]) -> Vec<String> {
+        let mut all = Vec::new();
+        for host in hosts {
             let shown = self.sh(
                 host,
                 "ip -o link; ip -o addr show scope global; ip route show table all; ip -6 route show table all
                  ip neigh show nud permanent; ip -6 neigh show nud permanent; bridge fdb; nft -s list ruleset",
             );
-            let files = self.host.run(&format!("cd /run/weft/labs/lab/hosts/{host}; find root run etc"));
-            let lines = shown.ok().stdout + &files.ok().stdout;
-            let by_itself = ["local fe80:", "anycast fe80:", "view.json"];
-            let lines = lines.lines().filter(|line| !by_itself.iter().any(|part| line.contains(part)));
-            all.extend(lines.map(|line| {
-                format!("{host}: {}", line.split(" expires ").next().unwrap_or_default().trim_end())
-            }));
+            // The kernel makes link-local addresses and what belongs to them by itself, some time after the link.
+            let by_itself = ["local fe80:", "anycast fe80:", "fe80::/64", "ff00::/8"];
+            let shown = shown.ok().stdout;
+            let lines = shown.lines().filter(|line| !by_itself.iter().any(|part| line.contains(part)));
+            // Without how long something is valid yet.
+            let words = |line: &str| line.split(" expires ").next().unwrap_or_default().trim_end().to_owned();
+            all.extend(lines.map(|line| format!("{host}: {}", words(line))));
         }
         all.sort();
         all

@@ -5,6 +5,7 @@ mod cluster;
 mod echo;
 mod forge;
 mod lab;
+mod many;
 mod reach;
 mod refused;
 mod single;

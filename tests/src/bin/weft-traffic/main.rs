@@ -5,6 +5,7 @@
 //! knows nothing of Weft; what it reports is what the kernel did with the packets.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod hold;
 mod tcp;
 mod udp;
@@ -17,12 +18,14 @@ usage: weft-traffic tcp-serve ADDR:PORT NAME      answer each connection with `N
        weft-traffic udp-serve ADDR:PORT NAME      answer each datagram with `NAME CLIENT-ADDRESS`
        weft-traffic udp ADDR:PORT [MILLISECONDS [SOURCE-PORT]]
        weft-traffic udp-tick ADDR:PORT SOURCE-PORT   one datagram each 50 ms from one socket, every answer printed
+       weft-traffic attach                        CNI commands on hosts of a lab, from a plan on standard input
        weft-traffic hold                          a machine of its own until standard input ends";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args.as_slice() {
+        ["attach"] => attach::run(),
         ["hold"] => hold::outer(),
         ["hold-init"] => hold::init(),
         ["tcp-serve", addr, name] => tcp::serve(addr, name),
