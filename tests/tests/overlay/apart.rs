@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// So long may an answer take that has to come, and one that must not.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// A machine on the underlay that is no host, with an address of each family.

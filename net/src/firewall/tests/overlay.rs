@@ -167,8 +167,17 @@ fn containers_send_no_vxlan_to_hosts() {
                 "{source}: to no host"
             );
         }
+        // Nor to the one that it is on.
+        run(&format!(
+            "ip link add vx address 02:00:00:00:00:01 type vxlan id 42 dstport {PORT} local 192.0.2.1 nolearning"
+        ));
+        run("ip link set vx up");
+        for source in ["10.1.1.2", "192.0.2.9"] {
+            assert!(!forge(&one, source, "192.0.2.1", 42), "{source}");
+        }
         // A host behind this one.
         run("ip link set c1-1 group 0");
+        assert!(forge(&one, "192.0.2.9", "192.0.2.1", 42));
         assert!(gets_to(&one, "192.0.2.9", &other, "192.0.2.2"));
     });
 }
