@@ -37,11 +37,11 @@ impl Inner {
 
     async fn sessions(&self) {
         let mut failures = 0;
-        let mut told = String::new();
+        let mut told = None;
         loop {
             let started = Instant::now();
             match self.session().await {
-                Ok(End::Relist | End::Fenced) => (failures, told) = (0, String::new()),
+                Ok(End::Relist | End::Fenced) => (failures, told) = (0, None),
                 Ok(End::Held) => self.pause(self.conf.timing.held).await,
                 Err(trouble) => {
                     self.update(|state| {
@@ -50,9 +50,10 @@ impl Inner {
                     // A session that held for a while failed for another reason than the one before it.
                     let held = started.elapsed() > self.conf.timing.backoff.1;
                     failures = if held { 0 } else { failures + 1 };
-                    if held || told != trouble.message {
+                    // A line an outage: the words of one change from try to try.
+                    if held || told != Some(trouble.kind) {
                         tracing::warn!("{}", trouble.message);
-                        told = trouble.message;
+                        told = Some(trouble.kind);
                     }
                     self.pause(self.backoff(failures)).await;
                 }
