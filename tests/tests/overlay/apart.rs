@@ -1,10 +1,9 @@
 //! What does not get into a network: other networks, forged routes, forged packets, the outside.
 
-use crate::cluster::{Cluster, Member, inside, udp};
+use crate::cluster::{Cluster, Member, answers, udp};
 use crate::echo::Pinger;
 use crate::forge::Forged;
-use std::io::Read;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -35,17 +34,6 @@ fn stranger(lab: &Cluster) {
 #[track_caller]
 fn stranger_leaves(lab: &Cluster) {
     lab.host.netns_del("stranger");
-}
-
-/// Whether a server says its name to somebody in a network namespace.
-fn answers(netns: &Path, ip: IpAddr, patience: Duration) -> Option<String> {
-    inside(netns, || {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, 7000), patience).ok()?;
-        stream.set_read_timeout(Some(patience)).ok()?;
-        let mut said = String::new();
-        stream.read_to_string(&mut said).ok()?;
-        Some(said)
-    })
 }
 
 /// Neither a ping nor a connection gets from somewhere to these addresses.

@@ -3,8 +3,9 @@
 
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
-use std::net::{IpAddr, UdpSocket};
-use std::path::PathBuf;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tests::{Host, Output};
 
@@ -242,7 +243,7 @@ impl Cluster {
 
 /// Does something on a thread in a network namespace; what it opens there stays there.
 #[track_caller]
-pub fn inside<T: Send>(netns: &std::path::Path, act: impl FnOnce() -> T + Send) -> T {
+pub fn inside<T: Send>(netns: &Path, act: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let enter = || {
             let file = File::open(netns).unwrap_or_else(|e| panic!("{}: {e}", netns.display()));
@@ -254,9 +255,20 @@ pub fn inside<T: Send>(netns: &std::path::Path, act: impl FnOnce() -> T + Send) 
     })
 }
 
+/// Whether a server of [`Cluster::server`] says its name to somebody in a network namespace.
+pub fn answers(netns: &Path, ip: IpAddr, patience: Duration) -> Option<String> {
+    inside(netns, || {
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, 7000), patience).ok()?;
+        stream.set_read_timeout(Some(patience)).ok()?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said).ok()?;
+        Some(said)
+    })
+}
+
 /// A UDP socket in a network namespace.
 #[track_caller]
-pub fn udp(netns: &std::path::Path, bound: &str) -> UdpSocket {
+pub fn udp(netns: &Path, bound: &str) -> UdpSocket {
     let socket = inside(netns, || UdpSocket::bind(bound)).unwrap_or_else(|e| panic!("{bound}: {e}"));
     socket.set_read_timeout(Some(Duration::from_millis(400))).unwrap_or_else(|e| panic!("{bound}: {e}"));
     socket

@@ -1,12 +1,18 @@
 //! The overlay as a user meets it, driven by the real executables.
 
+mod agent_down;
 mod apart;
 mod cluster;
 mod echo;
+mod etcd_down;
+mod fencing;
+mod flow;
 mod forge;
+mod killed;
 mod lab;
 mod many;
 mod reach;
 mod refused;
 mod single;
+mod tls;
 mod ways;
