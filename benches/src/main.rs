@@ -8,6 +8,7 @@
 mod chain;
 mod footprint;
 mod latency;
+mod overlay;
 mod report;
 mod run;
 mod scale;
@@ -22,7 +23,7 @@ const USAGE: &str = "\
 usage: bench [--quick] [--json] [--only WORD]
   --quick      fewer rounds: the figures are rough
   --json       one JSON document instead of the table
-  --only WORD  only the measurements whose name has WORD: latency, parallel, scale, footprint, run
+  --only WORD  only the measurements whose name has WORD: latency, parallel, scale, footprint, run, overlay
 The executables under test are those in $WEFT_DIST (default: dist/ of the workspace); runs as root.";
 
 /// What is measured, and how often.
@@ -80,6 +81,9 @@ fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
     }
     if plan.wants("run") {
         run::to_running(plan, report)?;
+    }
+    if plan.wants("overlay") {
+        overlay::between_hosts(plan, report)?;
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ pub enum Unit {
     PerSecond,
     /// MiB.
     MiB,
+    /// 10⁹ bits per second.
+    GBitPerSecond,
     /// A number of things.
     Count,
 }
@@ -69,6 +71,7 @@ fn shown(value: f64, unit: Unit) -> String {
         Unit::Ms => format!("{value:.2} ms"),
         Unit::PerSecond => format!("{value:.0} /s"),
         Unit::MiB => format!("{value:.1} MiB"),
+        Unit::GBitPerSecond => format!("{value:.1} Gbit/s"),
         Unit::Count => format!("{value:.0}"),
     }
 }
@@ -150,6 +153,7 @@ fn as_json(row: &Row) -> Value {
         Unit::Ms => "ms",
         Unit::PerSecond => "per second",
         Unit::MiB => "MiB",
+        Unit::GBitPerSecond => "Gbit/s",
         Unit::Count => "count",
     };
     json!({"what": row.what, "peer": row.other, "weft": row.weft, "unit": unit, "ratio": row.ratio(),
@@ -159,6 +163,13 @@ fn as_json(row: &Row) -> Value {
 /// The median, in milliseconds.
 pub fn median(times: &[Duration]) -> f64 {
     quantile(times, 0.5)
+}
+
+/// The median of plain figures.
+pub fn median_of(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The value below which this share of the times lies, in milliseconds.
@@ -178,6 +189,7 @@ mod tests {
         let times: Vec<_> = [5, 1, 9].map(Duration::from_millis).to_vec();
         assert!((median(&times) - 5.0).abs() < 1e-9);
         assert!((quantile(&times, 1.0) - 9.0).abs() < 1e-9);
+        assert!((median_of(&[5.0, 1.0, 9.0]) - 5.0).abs() < 1e-9);
     }
 
     #[test]

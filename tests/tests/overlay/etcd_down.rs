@@ -76,7 +76,7 @@ fn all_is_well(lab: &Cluster, all: &[&Member]) {
                     endpoint["Host"] == *member.on && endpoint.to_string().contains(&member.v4.to_string())
                 })
             };
-            known.len() == all.len() && all.iter().all(|member| names(member))
+            known.len() == all.len() && all.iter().all(names)
         });
     }
     lab.soon("there can be networks", || {

@@ -194,6 +194,13 @@ impl Rule {
         self
     }
 
+    /// `iifgroup != @set` or `oifgroup != @set`
+    pub fn group_not_in(mut self, way: Way, map: Map) -> Self {
+        self.meta_to(way.group(), REG1);
+        self.lookup_not(map);
+        self
+    }
+
     /// `iifgroup . oifgroup @set`
     pub fn groups_in(mut self, map: Map) -> Self {
         self.meta_to(Meta::Iifgroup, REG1);

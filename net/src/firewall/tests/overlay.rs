@@ -311,6 +311,8 @@ fn with_direct_routing_a_networks_own_packets_come_by_the_underlay() {
         assert_eq!(reaches(&lab.out, at(4, 1)), YES, "in");
         assert_eq!(reaches(&lab.direct, at(9, 1)), YES, "out, although it is internal");
         assert_eq!(reaches(&lab.out, at(1, 1)), NO, "into a network of another subnet");
+        assert_eq!(reaches(&lab.web, at(9, 1)), YES, "out of another network, and the answers in");
+        assert_eq!(reaches(&lab.shut, at(9, 1)), NO, "out of an internal network of another subnet");
         table.apply(&Rules { direct: set([("10.9.2.0/24".parse().unwrap(), DIRECT)]), ..direct }).unwrap();
         assert_eq!(reaches(&lab.out, at(4, 1)), NO, "not from this subnet");
     });
@@ -383,6 +385,8 @@ const FULL: &str = r#"table inet weft-overlay {
 	chain forward {
 		type filter hook forward priority filter - 10; policy accept;
 		udp dport 4789 jump vxlan comment "VXLAN"
+		oif "lo" iifgroup != @internal accept comment "out"
+		iif "lo" ct state established,related oifgroup != @internal accept comment "of a connection that has got in"
 		iifgroup . oifgroup @group_pairs accept comment "within a network"
 		iif "lo" ip saddr . oifgroup @direct4 accept comment "from another host, as it is"
 		oif "lo" ip daddr . iifgroup @direct4 accept comment "to another host, as it is"
