@@ -1,21 +1,44 @@
-//! What the kernel tells by itself: links that go up or down, addresses that come or go. For whoever keeps something on a
-//! link that the kernel takes away with it, as the routes by a link that goes down.
+//! What the kernel tells by itself: links that go up, down or away, addresses that come or go, routes and entries that
+//! somebody takes away or replaces, tables of nftables that are deleted. For whoever keeps something in the kernel that others
+//! can take away.
+//!
+//! A busy host tells of thousands of neighbours and routes a second. Those that cannot matter are dropped by a filter in the
+//! kernel ([`filter`]), before this process wakes; what is let through is looked at again, for the filter may be missing.
+
+mod filter;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 
+use netlink_packet_core::NLM_F_REPLACE;
 use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::error::{Error, Result};
-use crate::socket::messages;
+use crate::neigh::{Fdb, Neigh};
+use crate::route::{MAIN_TABLE, Route};
+use crate::socket::{Message, messages};
 use crate::wire;
 
-/// The groups RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR and RTNLGRP_IPV6_IFADDR of linux/rtnetlink.h.
-const GROUPS: [u32; 3] = [1, 5, 9];
+/// The groups RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR and RTNLGRP_IPV6_ROUTE
+/// of linux/rtnetlink.h.
+const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h.
+const TABLES: [u32; 1] = [7];
+/// NFT_MSG_DELTABLE of NFNL_SUBSYS_NFTABLES, and its attribute NFTA_TABLE_NAME.
+const TABLE_GONE: u16 = 10 << 8 | 2;
+const TABLE_NAME: u16 = 1;
 /// Room for one datagram.
 const RECEIVE: usize = 32 * 1024;
+/// Room for what is not yet read, in bytes. The kernel counts about a kilobyte a message, and takes memory only as it is used.
+const ROOM: usize = 4 << 20;
+/// So many datagrams are taken at once, so that who is told never has to wait for an end.
+const AT_ONCE: usize = 1024;
 
 /// Something that happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     /// A link is new, or some setting of it changed.
     Link {
@@ -23,6 +46,8 @@ pub enum Told {
         index: u32,
         /// It is (administratively) up.
         up: bool,
+        /// It was not, or was: it is this that changed.
+        turned: bool,
     },
     /// A link is gone.
     LinkGone {
@@ -35,6 +60,36 @@ pub enum Told {
         /// The link's index.
         index: u32,
     },
+    /// A route of the protocol is gone from the main table. That a route of IPv4 goes with its link, or with the address that
+    /// is its source, the kernel does not tell.
+    RouteGone(Box<Route>),
+    /// A route of the protocol is new in the main table, or one of any protocol has taken another's place there.
+    Route {
+        /// The route.
+        route: Box<Route>,
+        /// It took another's place.
+        replaced: bool,
+    },
+    /// A neighbour is gone that was entered for good, or was deleted by hand: of those the kernel does not tell what they were.
+    NeighGone {
+        /// The index of its link.
+        index: u32,
+        /// Its address.
+        ip: IpAddr,
+    },
+    /// A neighbour was entered for good.
+    Neigh(Neigh),
+    /// An entry is gone from a device's own forwarding database that was there for good.
+    FdbGone(Fdb),
+    /// An entry was made for good in a device's own forwarding database, or changed.
+    Fdb(Fdb),
+    /// A table of nftables is gone.
+    TableGone {
+        /// Its family (NFPROTO_*: 1 is inet).
+        family: u8,
+        /// Its name.
+        name: String,
+    },
     /// More happened than the socket holds: anything may have.
     Missed,
 }
@@ -44,53 +99,86 @@ pub enum Told {
 pub struct Monitor {
     socket: Socket,
     buffer: Vec<u8>,
+    protocol: u8,
 }
 
 impl Monitor {
-    /// Listens from now on.
+    /// Listens from now on to links, addresses, neighbours and the main table's routes; `protocol` (RTPROT_*) are those routes
+    /// of which it is told when they go.
     ///
     /// # Errors
     /// No netlink socket can be opened.
-    pub fn open() -> Result<Monitor> {
+    pub fn open(protocol: u8) -> Result<Monitor> {
+        Monitor::listen(libc::NETLINK_ROUTE, &GROUPS, &filter::routes(protocol), protocol, ROOM)
+    }
+
+    /// Listens from now on to tables of nftables that are deleted.
+    ///
+    /// # Errors
+    /// No netlink socket can be opened; the kernel has no nftables.
+    pub fn tables() -> Result<Monitor> {
+        Monitor::listen(libc::NETLINK_NETFILTER, &TABLES, &filter::tables(), 0, ROOM)
+    }
+
+    fn listen(
+        family: i32,
+        groups: &[u32],
+        filter: &[filter::Step],
+        protocol: u8,
+        room: usize,
+    ) -> Result<Monitor> {
         let open = || {
-            let mut socket = Socket::new(libc::NETLINK_ROUTE as isize)?;
+            let mut socket = Socket::new(family as isize)?;
             socket.bind(&SocketAddr::new(0, 0))?;
-            GROUPS.iter().try_for_each(|group| socket.add_membership(*group))?;
+            // Without the room more is missed; without the filter more is read. Both work.
+            let _ = setsockopt(&socket, sockopt::RcvBufForce, &room);
+            let _ = filter::attach(&socket, filter);
+            groups.iter().try_for_each(|group| socket.add_membership(*group))?;
             Ok(socket)
         };
         let socket =
             open().map_err(|error: io::Error| Error::io("listen to the kernel by netlink", error))?;
-        Ok(Monitor { socket, buffer: Vec::with_capacity(RECEIVE) })
+        Ok(Monitor { socket, buffer: Vec::with_capacity(RECEIVE), protocol })
     }
 
-    /// Takes all that was told since the last call; does not wait.
+    /// Takes what was told since the last call; does not wait. It may leave some for the next call.
     ///
     /// # Errors
     /// The socket cannot be read.
     pub fn read(&mut self) -> Result<Vec<Told>> {
         let mut told = Vec::new();
-        while self.receive(&mut told, libc::MSG_DONTWAIT)? {}
+        self.rest(&mut told)?;
         Ok(told)
     }
 
-    /// Waits until something happens, and takes all that has.
+    /// Waits until something happens, and takes what has. That may be nothing that is worth telling.
     ///
     /// # Errors
     /// The socket cannot be read.
     pub fn wait(&mut self) -> Result<Vec<Told>> {
         let mut told = Vec::new();
         self.receive(&mut told, 0)?;
-        while self.receive(&mut told, libc::MSG_DONTWAIT)? {}
+        self.rest(&mut told)?;
         Ok(told)
+    }
+
+    fn rest(&mut self, told: &mut Vec<Told>) -> Result<()> {
+        for _ in 0..AT_ONCE {
+            if !self.receive(told, libc::MSG_DONTWAIT)? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Takes one datagram; false: there is none.
     fn receive(&mut self, told: &mut Vec<Told>, flags: i32) -> Result<bool> {
         self.buffer.clear();
+        let protocol = self.protocol;
         match self.socket.recv_from(&mut self.buffer, flags) {
             // Other processes may send to this socket as well; the kernel is port 0.
             Ok((_, from)) if from.port_number() != 0 => {}
-            Ok(_) => told.extend(messages(&self.buffer).filter_map(|m| read(m.kind, m.body))),
+            Ok(_) => told.extend(messages(&self.buffer).filter_map(|message| read(&message, protocol))),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told.push(Told::Missed),
@@ -100,15 +188,31 @@ impl Monitor {
     }
 }
 
-/// A notification: struct ifinfomsg (family, type, index, flags) or ifaddrmsg (family, …, index).
-fn read(kind: u16, body: &[u8]) -> Option<Told> {
+/// A notification; None when it is of no interest.
+fn read(message: &Message<'_>, protocol: u8) -> Option<Told> {
+    let body = message.body;
+    let family = *body.first()?;
+    match message.kind {
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => route(message, protocol),
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => neighbour(message),
+        TABLE_GONE => {
+            let name = wire::find(body.get(4..)?, TABLE_NAME).map(wire::str_of)?;
+            Some(Told::TableGone { family, name })
+        }
+        kind => link(kind, i32::from(family), body),
+    }
+}
+
+/// struct ifinfomsg (family, type, index, flags, change) or ifaddrmsg (family, …, index).
+fn link(kind: u16, family: i32, body: &[u8]) -> Option<Told> {
     let index = wire::u32_of(body.get(4..)?)?;
-    let family = i32::from(*body.first()?);
     match kind {
         // A bridge tells of its ports under its own family, with other flags.
         libc::RTM_NEWLINK if family == libc::AF_UNSPEC => {
-            let flags = wire::u32_of(body.get(8..)?)?;
-            Some(Told::Link { index, up: flags & libc::IFF_UP as u32 != 0 })
+            let up = libc::IFF_UP as u32;
+            let (flags, change) = (wire::u32_of(body.get(8..)?)?, wire::u32_of(body.get(12..)?)?);
+            // Of a new link all bits are said to have changed.
+            Some(Told::Link { index, up: flags & up != 0, turned: change & up != 0 && change != u32::MAX })
         }
         libc::RTM_DELLINK if family == libc::AF_UNSPEC => Some(Told::LinkGone { index }),
         libc::RTM_NEWADDR if family == libc::AF_INET => Some(Told::Address { index }),
@@ -117,55 +221,35 @@ fn read(kind: u16, body: &[u8]) -> Option<Told> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Batch, LinkSet, Netlink, NewAddr, Veth, testns};
-
-    #[test]
-    fn links_and_addresses_are_told() {
-        testns::in_fresh(|| {
-            let mut monitor = Monitor::open().unwrap();
-            assert_eq!(monitor.read().unwrap(), []);
-            let mut netlink = Netlink::open().unwrap();
-            let peer = testns::another();
-            let index = netlink.create_veth(&Veth::new("veth0", "eth0", &peer)).unwrap().index;
-            monitor.read().unwrap();
-            for up in [false, true] {
-                netlink.set(index, &LinkSet { up: Some(up), ..LinkSet::default() }).unwrap();
-                let told = monitor.read().unwrap();
-                assert!(told.contains(&Told::Link { index, up }), "{told:?}");
-                assert!(!told.contains(&Told::Link { index, up: !up }), "{told:?}");
-            }
-            for (address, new) in [("192.0.2.1/24", true), ("2001:db8::1/64", false)] {
-                let net = address.parse().unwrap();
-                let mut batch = Batch::new();
-                batch.addr_add(index, &NewAddr { nodad: true, ..NewAddr::new(net) });
-                netlink.run(batch).unwrap();
-                assert_eq!(monitor.read().unwrap().contains(&Told::Address { index }), new, "{address}");
-                let mut batch = Batch::new();
-                batch.addr_del(index, net);
-                netlink.run(batch).unwrap();
-                assert!(monitor.read().unwrap().contains(&Told::Address { index }), "{address}");
-            }
-            let mut batch = Batch::new();
-            batch.link_del("veth0");
-            netlink.run(batch).unwrap();
-            assert!(monitor.read().unwrap().contains(&Told::LinkGone { index }));
-        });
+/// struct rtmsg (family, lengths, …, table, protocol, scope, type, flags).
+fn route(message: &Message<'_>, protocol: u8) -> Option<Told> {
+    let (table, of) = (*message.body.get(4)?, *message.body.get(5)?);
+    let gone = message.kind == libc::RTM_DELROUTE;
+    let replaced = !gone && message.flags & NLM_F_REPLACE != 0;
+    if u32::from(table) != MAIN_TABLE || (of != protocol && !replaced) {
+        return None;
     }
+    let route = Box::new(Route::parse(message.body)?);
+    Some(if gone { Told::RouteGone(route) } else { Told::Route { route, replaced } })
+}
 
-    #[test]
-    fn what_was_missed_is_said() {
-        testns::in_fresh(|| {
-            let mut monitor = Monitor::open().unwrap();
-            let mut netlink = Netlink::open().unwrap();
-            for round in 0..400 {
-                let up = round % 2 == 0;
-                netlink.set("lo", &LinkSet { up: Some(up), ..LinkSet::default() }).unwrap();
-            }
-            assert!(monitor.read().unwrap().contains(&Told::Missed));
-            assert_eq!(monitor.read().unwrap(), []);
-        });
+/// struct ndmsg (family, …, index, state, flags, type).
+fn neighbour(message: &Message<'_>) -> Option<Told> {
+    let body = message.body;
+    let (state, flags) = (wire::u16_of(body.get(8..)?)?, *body.get(10)?);
+    let gone = message.kind == libc::RTM_DELNEIGH;
+    if state & if gone { filter::GONE } else { filter::PERMANENT } == 0 {
+        return None;
+    }
+    match (i32::from(*body.first()?), gone) {
+        // A bridge's own database has other flags.
+        (libc::AF_BRIDGE, _) if flags & libc::NTF_SELF == 0 => None,
+        (libc::AF_BRIDGE, true) => Fdb::parse(body).map(Told::FdbGone),
+        (libc::AF_BRIDGE, false) => Fdb::parse(body).map(Told::Fdb),
+        (libc::AF_INET | libc::AF_INET6, true) => {
+            Neigh::parse(body).map(|Neigh { index, ip, .. }| Told::NeighGone { index, ip })
+        }
+        (libc::AF_INET | libc::AF_INET6, false) => Neigh::parse(body).map(Told::Neigh),
+        _ => None,
     }
 }

@@ -53,6 +53,47 @@ pub struct Fdb {
     pub permanent: bool,
 }
 
+impl Neigh {
+    /// Reads the body of a message; None when it is of another kind.
+    pub(crate) fn parse(body: &[u8]) -> Option<Neigh> {
+        let header = NeighbourHeader::parse(body).ok()?;
+        Neigh::of(&header, body.get(header.buffer_len()..)?)
+    }
+
+    fn of(header: &NeighbourHeader, attributes: &[u8]) -> Option<Neigh> {
+        let ip = wire::find(attributes, NDA_DST).and_then(ip_of)?;
+        let mac = wire::find(attributes, NDA_LLADDR).and_then(|mac| mac.try_into().ok());
+        let permanent = is_permanent(header);
+        Some(Neigh { index: header.ifindex, ip, mac, permanent })
+    }
+}
+
+impl Fdb {
+    /// Reads the body of a message; None when it is of another kind.
+    pub(crate) fn parse(body: &[u8]) -> Option<Fdb> {
+        let header = NeighbourHeader::parse(body).ok()?;
+        Fdb::of(&header, body.get(header.buffer_len()..)?)
+    }
+
+    fn of(header: &NeighbourHeader, attributes: &[u8]) -> Option<Fdb> {
+        let mac = wire::find(attributes, NDA_LLADDR).and_then(|mac| mac.try_into().ok())?;
+        let port = wire::find(attributes, NDA_PORT).and_then(|port| port.try_into().ok());
+        Some(Fdb {
+            index: header.ifindex,
+            mac,
+            dst: wire::find(attributes, NDA_DST).and_then(ip_of),
+            port: port.map(u16::from_be_bytes),
+            vlan: wire::find(attributes, NDA_VLAN).and_then(wire::u16_of),
+            permanent: is_permanent(header),
+        })
+    }
+}
+
+/// NUD_PERMANENT is set, alone or, as `bridge` does it, with NUD_NOARP.
+fn is_permanent(header: &NeighbourHeader) -> bool {
+    u16::from(header.state) & libc::NUD_PERMANENT != 0
+}
+
 fn neighbour(family: AddressFamily, index: u32, mac: Option<[u8; 6]>) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family;
@@ -122,31 +163,13 @@ fn forwarding(index: u32, mac: [u8; 6], dst: Option<IpAddr>, port: Option<u16>) 
 impl Netlink {
     /// The neighbours on the link with that index, or on all; the kernel picks them.
     pub fn neighs(&mut self, index: Option<u32>) -> Result<Vec<Neigh>> {
-        self.entries("list the neighbours", AddressFamily::Unspec, index, |header, attributes| {
-            let ip = wire::find(attributes, NDA_DST).and_then(ip_of)?;
-            let mac = wire::find(attributes, NDA_LLADDR).and_then(|mac| mac.try_into().ok());
-            let permanent = header.state == NeighbourState::Permanent;
-            Some(Neigh { index: header.ifindex, ip, mac, permanent })
-        })
+        self.entries("list the neighbours", AddressFamily::Unspec, index, Neigh::of)
     }
 
     /// The forwarding databases of all bridges and VXLAN devices, or the entries of the port or device with that index; the
     /// kernel picks them.
     pub fn fdb(&mut self, index: Option<u32>) -> Result<Vec<Fdb>> {
-        self.entries("list the forwarding database", AddressFamily::Bridge, index, |header, attributes| {
-            let mac = wire::find(attributes, NDA_LLADDR).and_then(|mac| mac.try_into().ok())?;
-            let entry = Fdb {
-                index: header.ifindex,
-                mac,
-                dst: wire::find(attributes, NDA_DST).and_then(ip_of),
-                port: wire::find(attributes, NDA_PORT)
-                    .and_then(|port| port.try_into().ok())
-                    .map(u16::from_be_bytes),
-                vlan: wire::find(attributes, NDA_VLAN).and_then(wire::u16_of),
-                permanent: header.state == NeighbourState::Permanent,
-            };
-            Some(entry)
-        })
+        self.entries("list the forwarding database", AddressFamily::Bridge, index, Fdb::of)
     }
 
     fn entries<T>(

@@ -129,7 +129,8 @@ impl Route {
         self.dst.prefix() == 0
     }
 
-    fn parse(body: &[u8]) -> Option<Route> {
+    /// Reads the body of a message; None when it is no route of IPv4 or IPv6.
+    pub(crate) fn parse(body: &[u8]) -> Option<Route> {
         let header = RouteHeader::parse(body).ok()?;
         let family = match header.address_family {
             AddressFamily::Inet => Family::V4,

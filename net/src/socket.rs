@@ -306,7 +306,7 @@ impl Channel {
 /// One received message.
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
-    flags: u16,
+    pub(crate) flags: u16,
     sequence: u32,
     pub(crate) body: &'a [u8],
 }

@@ -19,6 +19,8 @@ pub enum Pass {
     Full,
     /// What changed.
     Delta,
+    /// What somebody took away, as the kernel told.
+    Told,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -154,6 +156,7 @@ impl Metrics {
         let kind = match kind {
             Pass::Full => "full",
             Pass::Delta => "delta",
+            Pass::Told => "told",
         };
         self.passes.get_or_create(&Kind { kind }).observe(seconds);
         self.changes.inc_by(changed as u64);

@@ -68,7 +68,8 @@ pub fn dump(netlink: &mut Netlink, links: &[Link], wanted: &Objects, underlay: &
     Ok(dumped)
 }
 
-fn shown(link: &Link) -> Shown {
+/// A link as it is there.
+pub fn shown(link: &Link) -> Shown {
     let alias = link.alias.clone().unwrap_or_default();
     let ours = link.vxlan.is_some() && link.name.starts_with("vx-") && alias.starts_with(DEVICE_ALIAS);
     Shown {
@@ -83,7 +84,8 @@ fn shown(link: &Link) -> Shown {
     }
 }
 
-fn target(route: &Route, dev: Option<&Dev>) -> Target {
+/// Where a route leads that leaves by `dev`.
+pub fn target(route: &Route, dev: Option<&Dev>) -> Target {
     match (route.kind, dev) {
         (UNREACHABLE, _) => Target::Unreachable,
         (UNICAST, Some(dev)) => {

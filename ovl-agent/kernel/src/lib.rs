@@ -3,10 +3,12 @@
 //!
 //! The middle is pure: [`wanted`] says from a [`ovl_api::model::View`] what the kernel is to show, [`dump`] what it shows,
 //! [`plan`] what to do about the difference; none but [`dump`] and [`apply`] talks to a kernel. [`Reconciler`] ties them
-//! together, in whole ([`Reconciler::full`]) or for what changed ([`Reconciler::delta`]).
+//! together, in whole ([`Reconciler::full`]), for what changed in the view ([`Reconciler::delta`]), or for what somebody
+//! changed in the kernel ([`Reconciler::restore`], [`drift`]).
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod drift;
 pub mod dump;
 mod error;
 pub mod model;
@@ -21,5 +23,5 @@ mod words;
 
 pub use error::{Error, Result};
 pub use overlap::{foreign, overlapping};
-pub use reconciler::{Changes, Reconciler};
+pub use reconciler::{Changes, Reconciler, Restored};
 pub use underlay::{Found, Underlay, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, find_underlay, network_mtu};

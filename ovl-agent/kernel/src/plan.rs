@@ -311,6 +311,11 @@ fn same_device(wanted: &Device, shown: &Shown) -> bool {
     })
 }
 
+/// True when a device is the wanted one, with all its settings.
+pub fn is_as_wanted(wanted: &Device, shown: &Shown) -> bool {
+    same_device(wanted, shown) && DeviceChange::between(wanted, shown) == DeviceChange::default()
+}
+
 impl DeviceChange {
     fn between(wanted: &Device, shown: &Shown) -> DeviceChange {
         DeviceChange {

@@ -1,5 +1,9 @@
 //! What ties wanted state, dump, plan and application together.
 
+mod restore;
+
+pub use restore::Restored;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 

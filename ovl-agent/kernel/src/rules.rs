@@ -1,6 +1,6 @@
 //! The packet filter, behind a trait so that the rest is tested without it.
 
-pub use net::firewall::overlay::Rules;
+pub use net::firewall::overlay::{FAMILY, NAME, Rules};
 
 use net::Result;
 use net::firewall::overlay::OverlayTable;

@@ -56,12 +56,7 @@ impl Scene<'_> {
         for part in self.model.parts.values() {
             self.whole(part, &mut wanted);
         }
-        for (veth, endpoint) in &self.model.endpoints {
-            if let Some(part) = self.model.parts.get(&endpoint.network) {
-                let ipv6 = self.has_ipv6(part);
-                container(part, ipv6, veth, endpoint, &mut wanted.objects);
-            }
-        }
+        self.containers(self.model.endpoints.keys().map(String::as_str), &mut wanted.objects);
         wanted
     }
 
@@ -82,6 +77,15 @@ impl Scene<'_> {
             }
         }
         wanted
+    }
+
+    /// The host's half of these containers' links.
+    pub fn containers<'v>(self, veths: impl Iterator<Item = &'v str>, objects: &mut Objects) {
+        for (veth, endpoint) in veths.filter_map(|veth| self.model.endpoints.get_key_value(veth)) {
+            if let Some(part) = self.model.parts.get(&endpoint.network) {
+                container(part, self.has_ipv6(part), veth, endpoint, objects);
+            }
+        }
     }
 
     /// The packet filter's rules.

@@ -3,84 +3,9 @@
 
 mod common;
 
+use common::scene::{pretty_same, scene};
 use common::*;
-use ovl_api::model::{Delta, Encap, Network, View};
-
-/// Host a with a container, and two hosts that exist in the view only.
-struct Scene {
-    host: TestHost,
-    view: View,
-}
-
-const EVERYTHING: &str = "ip -d link show type vxlan | sed -e 's/^[0-9]*: //' -e 's/qlen.*//'; \
-    ip -o link show type veth | sed 's/^[0-9]*: //'; ip -o addr | sed -e 's/^[0-9]*: //' -e 's/valid_lft.*//' -e 's/tentative *//' | sort; \
-    ip route show table all proto 87 | sort; ip -6 route show table all proto 87 | sed 's/pref.*//' | sort; \
-    ip neigh show nud permanent | sort; ip -6 neigh show nud permanent | sort; bridge fdb show dev vx-0123456789ab | sort; \
-    nft list table inet weft-overlay || true";
-
-impl Scene {
-    fn new(network: &Network) -> Scene {
-        let segment = Some("192.0.2.0/24");
-        let hosts = [
-            host("a", "192.0.2.1", segment),
-            host("b", "192.0.2.2", segment),
-            host("c", "198.51.100.3", None),
-        ];
-        let blocks = [
-            ("10.42.0.0/26", "a"),
-            ("10.42.0.64/26", "b"),
-            ("10.42.0.128/26", "c"),
-            ("10.42.0.9/32", "c"),
-            ("fd42::/122", "a"),
-            ("fd42::40/122", "b"),
-            ("fd42::80/122", "c"),
-        ];
-        let one = endpoint("one", &["10.42.0.5", "fd42::5"]);
-        let networks = std::slice::from_ref(network);
-        let view = view("a", &hosts, networks, &blocks, std::slice::from_ref(&one));
-        let mut scene = Scene { host: TestHost::new("a", &["192.0.2.1/24"]), view };
-        assert!(scene.host.full(&scene.view).is_complete());
-        scene.host.attach(network, &one);
-        assert!(scene.host.full(&scene.view).is_empty());
-        scene
-    }
-
-    fn all(&self) -> String {
-        self.host.sh(EVERYTHING)
-    }
-
-    /// Does harm, has it mended, and compares with what was before. Every text of `told` must be in a line of the log, and there
-    /// must not be more lines than `most`.
-    fn mends(&mut self, harm: &str, told: &[&str], most: usize) {
-        let before = self.all();
-        self.host.sh(harm);
-        assert_ne!(self.all(), before, "{harm}: did nothing");
-        let changes = self.host.full(&self.view);
-        assert!(changes.is_complete(), "{harm}: {changes:#?}");
-        pretty_same(&before, &self.all(), harm);
-        for text in told {
-            let told = changes.lines.iter().any(|line| line.contains(text));
-            assert!(told, "{harm}: no line has {text:?}: {:#?}", changes.lines);
-        }
-        assert!(changes.lines.len() <= most, "{harm}: {:#?}", changes.lines);
-        let again = self.host.full(&self.view);
-        assert!(again.is_empty(), "{harm}: a second pass found something to do: {again:#?}");
-    }
-}
-
-fn pretty_same(before: &str, after: &str, harm: &str) {
-    let without = |a: &str, b: &str| -> Vec<String> {
-        a.lines().filter(|line| !b.lines().any(|other| other == *line)).map(str::to_owned).collect()
-    };
-    let (lost, extra) = (without(before, after), without(after, before));
-    assert!(lost.is_empty() && extra.is_empty(), "{harm}: lost {lost:#?}, extra {extra:#?}");
-}
-
-fn scene(network: &Network, test: impl FnOnce(Scene) + Send) {
-    if kernel_has_vxlan() {
-        net::testns::in_fresh(|| test(Scene::new(network)));
-    }
-}
+use ovl_api::model::{Delta, Encap, Network};
 
 #[test]
 fn the_device() {

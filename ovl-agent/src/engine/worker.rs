@@ -1,8 +1,9 @@
-//! The one thread that changes the kernel: it waits for the view to change, for a request, or for the time of a full pass,
-//! and brings the kernel to what the view wants.
+//! The one thread that changes the kernel: it waits for the view to change, for a request, for word that somebody took
+//! something away, or for the time of a full pass, and brings the kernel to what the view wants.
 //!
 //! Until the store has been read, the view is the one last seen: the kernel is mended by it, and nothing is deleted.
 
+use super::drift::What;
 use super::link::Watcher;
 use super::shown::Shown;
 use super::start::Settings;
@@ -10,14 +11,14 @@ use crate::metrics::{Metrics, Pass};
 use crate::notify;
 use ovl_api::model::{Delta, View};
 use ovl_claims::Node;
-use ovl_kernel::{Changes, Reconciler, find_underlay};
+use ovl_kernel::{Changes, Reconciler, Restored, find_underlay};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
-/// From the end of one full pass to the next: what somebody deletes is back within a minute.
+/// From the end of one full pass to the next: what somebody changes without being noticed is mended within a minute.
 const FULL_EVERY: Duration = Duration::from_secs(50);
 /// By how much that varies, so that hosts that start together do not work together.
 const JITTER: Duration = Duration::from_secs(6);
@@ -65,6 +66,8 @@ struct Times {
 enum Wake {
     Work,
     Full,
+    /// Something that was told of is due, now or later.
+    Told,
     Stop,
 }
 
@@ -78,28 +81,40 @@ impl Worker {
     pub fn run(mut self, handle: &Handle) {
         loop {
             self.turn();
-            notify::alive();
-            match handle.block_on(self.wait()) {
-                Wake::Work => {}
-                Wake::Full => self.times.full = None,
-                Wake::Stop => return,
+            loop {
+                self.restore();
+                notify::alive();
+                match handle.block_on(self.wait()) {
+                    Wake::Work => break,
+                    Wake::Full => {
+                        self.times.full = None;
+                        break;
+                    }
+                    Wake::Told if self.is_full_due() => break,
+                    Wake::Told => {}
+                    Wake::Stop => return,
+                }
             }
         }
     }
 
     async fn wait(&mut self) -> Wake {
-        let full = self.times.full.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let full = self.times.full.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         let unsynced = if self.times.synced { Duration::MAX } else { UNSYNCED };
         let alive = notify::alive_every().unwrap_or(Duration::MAX);
         let pause = full.min(unsynced).min(alive);
+        let told = self.watcher.drift(|drift| drift.next());
+        let told = told.map_or(Duration::MAX, |at| at.saturating_duration_since(now));
         let (link, gone) = (self.reconciler.underlay().link, self.times.underlay.is_some());
         tokio::select! {
             biased;
             // The sender is gone only when the agent ends.
             _ = self.parts.stop.wait_for(|stop| *stop) => Wake::Stop,
             () = self.parts.poke.notified() => Wake::Full,
-            () = self.watcher.changed(link, gone) => Wake::Full,
+            underlay = self.watcher.changed(link, gone) => if underlay { Wake::Full } else { Wake::Told },
             changed = self.parts.changed.changed() => if changed.is_ok() { Wake::Work } else { Wake::Stop },
+            () = tokio::time::sleep(told) => Wake::Told,
             () = tokio::time::sleep(pause) => Wake::Work,
         }
     }
@@ -111,6 +126,8 @@ impl Worker {
         let revision = self.parts.node.revision();
         let due = self.times.full.is_none_or(|at| at <= Instant::now());
         let full = due || !self.times.begun || (synced && !self.times.synced);
+        let told = self.watcher.drift(|drift| drift.take_all(Instant::now(), full));
+        let full = full || told;
         if full {
             self.look_at_underlay();
         }
@@ -120,6 +137,11 @@ impl Worker {
             (self.pass(view, &delta, full, synced), counts)
         });
         self.settle(&mut shown, passes, full, synced);
+        let watched = self.reconciler.watched();
+        self.watcher.drift(|drift| drift.watch(watched));
+        if told {
+            self.done([What::All]);
+        }
         shown.generation = generation;
         if shown.complete() {
             shown.revision = shown.revision.max(revision);
@@ -161,6 +183,49 @@ impl Worker {
             changes.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         }
         Some(result.map_err(|error| error.to_string()))
+    }
+
+    /// A full pass is due because of what was told.
+    fn is_full_due(&self) -> bool {
+        self.watcher.drift(|drift| drift.is_full_due(Instant::now()))
+    }
+
+    /// Puts back what was told to be gone, piece by piece, as far as it is due.
+    fn restore(&mut self) {
+        let begun = Instant::now();
+        let pieces = self.watcher.drift(|drift| drift.take(begun));
+        if pieces.is_empty() {
+            return;
+        }
+        let look = match self.reconciler.restore(&pieces) {
+            Ok(restored) => {
+                let Restored { changes, pieces, look } = restored;
+                if changes.changed > 0 {
+                    let seconds = begun.elapsed().as_secs_f64();
+                    self.parts.metrics.passed(Pass::Told, seconds, changes.changed, changes.mended, !look);
+                }
+                changes.lines.iter().for_each(|line| tracing::info!("{line}"));
+                self.done(pieces.into_iter().map(What::Piece));
+                look
+            }
+            Err(error) => {
+                tracing::warn!("what was taken away is not put back at once: {error}");
+                true
+            }
+        };
+        if look {
+            self.watcher.drift(|drift| drift.all(Instant::now()));
+        }
+    }
+
+    /// Notes what was put back, or looked at, because of what was told.
+    fn done(&self, what: impl IntoIterator<Item = What>) {
+        if self.watcher.drift(|drift| drift.done(what, Instant::now())) {
+            tracing::warn!(
+                "somebody changes again and again what the overlay has in this host's kernel; it is put back after pauses that \
+                 grow to 50 s"
+            );
+        }
     }
 
     /// Notes what the passes could not do, logs what is new of it, and says when the next full pass is due.

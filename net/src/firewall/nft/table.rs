@@ -23,7 +23,7 @@ impl Table {
     pub fn name(self) -> &'static str {
         match self {
             Table::Inet | Table::Bridge => "weft",
-            Table::Overlay => "weft-overlay",
+            Table::Overlay => crate::firewall::overlay::NAME,
         }
     }
 

@@ -22,6 +22,11 @@ use ipnetwork::IpNetwork;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+/// The table's name, and its family (NFPROTO_INET).
+pub const NAME: &str = "weft-overlay";
+/// See [`NAME`].
+pub const FAMILY: u8 = 1;
+
 /// So many elements that were not seen are asked for one by one.
 const UNSEEN: usize = 1024;
 

@@ -1,0 +1,186 @@
+//! Puts back single pieces that somebody took away, as the kernel told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::{Changes, Reconciler};
+use crate::apply::apply;
+use crate::drift::{Finder, Piece, Seen, Watched};
+use crate::dump;
+use crate::error::Result;
+use crate::model::Model;
+use crate::objects::{Dev, Objects, Target};
+use crate::plan::{Op, Step, is_as_wanted};
+use ovl_api::names::{self, ROUTE_PROTOCOL};
+
+/// What [`Reconciler::restore`] did.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// What changed.
+    pub changes: Changes,
+    /// The pieces that were put back.
+    pub pieces: Vec<Piece>,
+    /// That is not all: a full pass is needed.
+    pub look: bool,
+}
+
+impl Reconciler {
+    /// What may be a piece of what the last pass left.
+    pub fn watched(&self) -> Watched {
+        let Some(model) = &self.model else { return Watched::default() };
+        let devices = model.parts.keys().filter_map(|id| self.links.get(&*names::device(id)).copied());
+        let subnets = model.parts.values().flat_map(|part| &part.network.subnets);
+        Watched { devices: devices.collect(), subnets: subnets.map(|subnet| subnet.subnet).collect() }
+    }
+
+    /// Puts back the pieces that the last pass wanted and that are not as it left them. What is not wanted any more, or is as
+    /// wanted after all, costs nothing; a device that is not as it should be is left to a full pass, as is what was left by a
+    /// pass that was not to take anything away.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn restore(&mut self, pieces: &BTreeMap<Piece, Seen>) -> Result<Restored> {
+        let mut restored = Restored::default();
+        let Some(model) = self.model.take() else { return Ok(restored) };
+        let outcome = self.restore_by(&model, pieces, &mut restored);
+        self.model = Some(model);
+        outcome.map(|()| restored)
+    }
+
+    fn restore_by(
+        &mut self,
+        model: &Model,
+        pieces: &BTreeMap<Piece, Seen>,
+        restored: &mut Restored,
+    ) -> Result<()> {
+        let unknown = self.failed.clone();
+        let mut finder = Finder::new(model, &self.links, &unknown);
+        pieces.keys().for_each(|piece| finder.find(piece));
+        let scene = self.scene(model);
+        let mut wanted = scene.pieces(&finder.touched).objects;
+        scene.containers(finder.containers.iter().copied(), &mut wanted);
+
+        let mut steps = Vec::new();
+        for (piece, seen) in pieces {
+            let on = |index: &u32| match finder.device(*index) {
+                Some((_, dev)) => Ok(Some(dev)),
+                None => Err(*index),
+            };
+            let op = match piece {
+                Piece::Device(index) => {
+                    if let Ok(Some(dev)) = on(index)
+                        && !self.is_device_right(&dev, *index, &wanted)?
+                    {
+                        restored.look = true;
+                        return Ok(());
+                    }
+                    None
+                }
+                Piece::Filter => {
+                    self.restore_filter(model, restored);
+                    None
+                }
+                Piece::Neigh(index, ip) => {
+                    let dev = match on(index) {
+                        Ok(dev) => dev,
+                        Err(index) => self.container_with(index, *ip, &wanted)?,
+                    };
+                    let dev = dev.map(|dev| (dev, *ip));
+                    let found = dev.and_then(|key| wanted.neighs.get_key_value(&key));
+                    let found = found.filter(|(_, mac)| *seen != Seen::Neigh(Some(**mac)));
+                    found.map(|((dev, ip), mac)| Op::SetNeigh(dev.clone(), *ip, *mac))
+                }
+                Piece::Forward(index, mac) => {
+                    let key = on(index).ok().flatten().map(|dev| (dev, *mac));
+                    let found = key.and_then(|key| wanted.forwards.get_key_value(&key));
+                    let found = found.filter(|(_, forward)| *seen != Seen::Forward((*forward).clone()));
+                    found.map(|((dev, mac), forward)| Op::SetForward(dev.clone(), *mac, forward.clone()))
+                }
+                Piece::Route(key) => match wanted.routes.get(key) {
+                    Some(target) if self.is_usable(target, &wanted)? && !self.is_route(seen, target) => {
+                        Some(Op::SetRoute(*key, target.clone()))
+                    }
+                    _ => None,
+                },
+            };
+            steps.extend(op.map(|op| (*piece, Step { op, replaces: *seen != Seen::Gone })));
+        }
+        if !self.believed && !steps.is_empty() {
+            restored.look = true;
+            return Ok(());
+        }
+        let (pieces, steps): (Vec<Piece>, Vec<Step>) = steps.into_iter().unzip();
+        let refused = apply(&mut self.netlink, &mut self.links, &steps)?;
+        let failed: BTreeSet<usize> = refused.iter().map(|(number, _)| *number).collect();
+        let done = |number: &usize| !failed.contains(number);
+        restored
+            .changes
+            .note(steps.iter().enumerate().filter(|(number, _)| done(number)).map(|(_, step)| (step, true)));
+        let pieces = pieces.into_iter().enumerate().filter(|(number, _)| done(number));
+        restored.pieces.extend(pieces.map(|(_, piece)| piece));
+        restored.look |= !refused.is_empty();
+        Ok(())
+    }
+
+    /// The device is there, and is as it should be, with its addresses.
+    fn is_device_right(&mut self, dev: &Dev, index: u32, wanted: &Objects) -> Result<bool> {
+        let Some(device) = wanted.devices.get(dev) else { return Ok(true) };
+        let link = self.netlink.link(dev)?.filter(|link| link.index == index);
+        if !link.is_some_and(|link| is_as_wanted(device, &dump::shown(&link))) {
+            return Ok(false);
+        }
+        let addrs = self.netlink.addrs(Some(index))?;
+        let mut wanted = wanted.addrs.keys().filter(|(on, _)| on == dev);
+        Ok(wanted.all(|(_, net)| addrs.iter().any(|addr| addr.net == *net)))
+    }
+
+    fn restore_filter(&mut self, model: &Model, restored: &mut Restored) {
+        let rules = self.scene(model).rules();
+        if rules.vnis.is_empty() {
+            return;
+        }
+        if let Some(table) = &mut self.table {
+            table.forget();
+        }
+        let before = restored.changes.changed;
+        self.filter(rules, true, &mut restored.changes);
+        restored.pieces.extend((restored.changes.changed > before).then_some(Piece::Filter));
+        restored.look |= !restored.changes.is_complete();
+    }
+
+    /// The container's link with that index, if the neighbour is one of it.
+    fn container_with(&mut self, index: u32, ip: IpAddr, wanted: &Objects) -> Result<Option<Dev>> {
+        let Some((dev, _)) =
+            wanted.neighs.keys().find(|(dev, of)| *of == ip && wanted.links.contains_key(dev))
+        else {
+            return Ok(None);
+        };
+        Ok(self.usable_container(dev)?.filter(|found| *found == index).map(|_| dev.clone()))
+    }
+
+    /// A container's link may be on its way in or out: then its pieces are not wanted.
+    fn usable_container(&mut self, dev: &Dev) -> Result<Option<u32>> {
+        let link = self.netlink.link(dev)?.filter(|link| link.up && link.kind.as_deref() == Some("veth"));
+        let index = link.map(|link| link.index);
+        if let Some(index) = index {
+            self.links.insert(dev.clone(), index);
+        }
+        Ok(index)
+    }
+
+    fn is_usable(&mut self, target: &Target, wanted: &Objects) -> Result<bool> {
+        match target.dev().filter(|dev| wanted.links.contains_key(*dev)) {
+            Some(dev) => Ok(self.usable_container(dev)?.is_some()),
+            None => Ok(true),
+        }
+    }
+
+    /// The route that was told of is the one that is wanted.
+    fn is_route(&self, seen: &Seen, target: &Target) -> bool {
+        let Seen::Route(route) = seen else { return false };
+        let index = target.dev().and_then(|dev| self.links.get(dev)).copied();
+        route.protocol == ROUTE_PROTOCOL
+            && (index.is_none() || route.oif == index)
+            && dump::target(route, target.dev()) == *target
+    }
+}

@@ -1,0 +1,264 @@
+//! What somebody breaks by hand is put back by what the kernel tells of it, without reading all; what the agent itself takes
+//! away, and what is not wanted any more, is not.
+#![allow(clippy::unwrap_used)] // a failed unwrap in a test's helper is the failure report, too
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::scene::{Scene, pretty_same, scene};
+use common::*;
+use net::{Monitor, Told};
+use ovl_api::model::Delta;
+use ovl_api::names::ROUTE_PROTOCOL;
+use ovl_kernel::Restored;
+use ovl_kernel::drift::{Piece, Seen, piece};
+
+/// The kernel's word about host a.
+struct Ears {
+    monitors: [Monitor; 2],
+}
+
+impl Ears {
+    fn new(scene: &Scene) -> Ears {
+        let open = || [Monitor::open(ROUTE_PROTOCOL).unwrap(), Monitor::tables().unwrap()];
+        Ears { monitors: scene.host.netns.run(open).unwrap() }
+    }
+
+    fn told(&mut self) -> Vec<Told> {
+        self.monitors.iter_mut().flat_map(|monitor| monitor.read().unwrap()).collect()
+    }
+
+    /// What was told of what may be the overlay's.
+    fn pieces(&mut self, scene: &Scene) -> BTreeMap<Piece, Seen> {
+        let watched = scene.host.reconciler.watched();
+        let told = self.told().into_iter().filter_map(piece);
+        told.filter(|(piece, _)| watched.concerns(piece)).collect()
+    }
+}
+
+fn restore(scene: &mut Scene, pieces: &BTreeMap<Piece, Seen>) -> Restored {
+    let reconciler = &mut scene.host.reconciler;
+    scene.host.netns.run(|| reconciler.restore(pieces)).unwrap().unwrap()
+}
+
+/// Does harm, and has it mended by what is told of it. A line of the log has to begin with `line`, and there has to be no other.
+fn puts_back(scene: &mut Scene, ears: &mut Ears, harm: &str, line: &str) {
+    let before = scene.all();
+    ears.told();
+    scene.host.sh(harm);
+    assert_ne!(scene.all(), before, "{harm}: did nothing");
+    let pieces = ears.pieces(scene);
+    let restored = restore(scene, &pieces);
+    assert!(!restored.look, "{harm}: {restored:#?}");
+    pretty_same(&before, &scene.all(), harm);
+    let lines = &restored.changes.lines;
+    assert!(lines.len() == 1 && lines[0].starts_with(line), "{harm}: {lines:#?}");
+    assert_eq!((restored.changes.changed, restored.changes.mended, restored.pieces.len()), (1, 1, 1));
+    // What that told is as it should be.
+    let pieces = ears.pieces(scene);
+    let again = restore(scene, &pieces);
+    assert!(again.changes.is_empty() && !again.look, "{harm}: {again:#?}");
+    let full = scene.host.full(&scene.view);
+    assert!(full.is_empty(), "{harm}: a full pass found something to do: {full:#?}");
+}
+
+#[test]
+fn routes() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        let mut harm = |harm: &str, line: &str| puts_back(&mut scene, &mut ears, harm, line);
+        harm(
+            "ip route del 10.42.0.64/26",
+            "route 10.42.0.64/26 via 10.42.0.64 on vx-0123456789ab was missing",
+        );
+        harm("ip -6 route del fd42::80/122", "route fd42::80/122 via fe80::");
+        harm(
+            "ip route del 10.42.0.9/32",
+            "route 10.42.0.9/32 via 10.42.0.128 on vx-0123456789ab was missing",
+        );
+        harm("ip route del unreachable 10.42.0.0/16", "route 10.42.0.0/16 unreachable was missing");
+        harm("ip -6 route del unreachable fd42::/64", "route fd42::/64 unreachable was missing");
+        harm("ip route del 10.42.0.5", "route 10.42.0.5/32 on vethone was missing: restored");
+        harm("ip -6 route del fd42::5", "route fd42::5/128 on vethone was missing: restored");
+        // Another takes the place.
+        let other = "via 192.0.2.9 dev eth0 onlink metric 87";
+        for protocol in [87, 4] {
+            harm(
+                &format!("ip route replace 10.42.0.64/26 {other} proto {protocol}"),
+                "route 10.42.0.64/26 via 10.42.0.64 on vx-0123456789ab was changed: restored",
+            );
+            harm(
+                &format!("ip -6 route replace fd42::40/122 via fe80::9 dev eth0 metric 87 proto {protocol}"),
+                "route fd42::40/122 via fe80::",
+            );
+        }
+    });
+}
+
+#[test]
+fn neighbours_forwarding_and_the_packet_filter() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        let mut harm = |harm: String, line: &str| puts_back(&mut scene, &mut ears, &harm, line);
+        harm(format!("ip neigh del 10.42.0.64 dev {DEV}"), "neighbour 10.42.0.64 (");
+        let next = "$(ip -6 route show fd42::40/122 | awk '{print $3}')";
+        harm(format!("ip -6 neigh del {next} dev {DEV}"), "neighbour fe80::");
+        harm("ip neigh del 10.42.0.5 dev vethone".to_owned(), "neighbour 10.42.0.5 (");
+        harm("ip -6 neigh del fd42::5 dev vethone".to_owned(), "neighbour fd42::5 (");
+        let to_other =
+            format!("ip neigh replace 10.42.0.64 lladdr 02:00:00:00:00:09 dev {DEV} nud permanent");
+        harm(to_other, "neighbour 10.42.0.64 (");
+        let mac = format!("$(bridge fdb show dev {DEV} | awk '/198.51.100.3/ {{print $1}}')");
+        harm(format!("bridge fdb del {mac} dev {DEV}"), "forwarding of ");
+        harm(format!("bridge fdb replace {mac} dev {DEV} dst 192.0.2.77"), "forwarding of ");
+        for deed in ["delete table inet weft-overlay", "flush ruleset"] {
+            harm(
+                format!("nft {deed}"),
+                "packet filter (nftables table inet weft-overlay) was changed: restored",
+            );
+        }
+    });
+}
+
+/// A device that is not as it should be is a case for a full pass, which is asked for; one that is as it should be, whatever
+/// was told of it, is not.
+#[test]
+fn a_device_is_looked_at() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        for (deed, look) in [
+            (format!("ip link set {DEV} promisc on; ip link set {DEV} promisc off"), false),
+            (format!("ip addr add 203.0.113.7/32 dev {DEV}; ip addr del 203.0.113.7/32 dev {DEV}"), false),
+            (format!("ip link set {DEV} mtu 1400"), true),
+            (format!("ip addr del 10.42.0.1/32 dev {DEV}"), true),
+            (format!("ip link set {DEV} down"), true),
+            (format!("ip link del {DEV}"), true),
+        ] {
+            ears.told();
+            scene.host.sh(&deed);
+            let pieces = ears.pieces(&scene);
+            assert!(pieces.keys().any(|piece| matches!(piece, Piece::Device(_))), "{deed}: {pieces:?}");
+            let restored = restore(&mut scene, &pieces);
+            assert_eq!(restored.look, look, "{deed}: {restored:#?}");
+            assert!(restored.changes.is_empty(), "{deed}: {restored:#?}");
+            assert_ne!(scene.host.full(&scene.view).is_empty(), look, "{deed}");
+        }
+    });
+}
+
+/// What is gone with everything else that is told at once, in any order.
+#[test]
+fn many_at_once() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        let before = scene.all();
+        scene.host.sh(&format!(
+            "ip route flush proto 87; ip -6 route flush proto 87; ip neigh flush dev {DEV} nud permanent; \
+             for mac in $(bridge fdb show dev {DEV} | awk '{{print $1}}'); do bridge fdb del $mac dev {DEV}; done; \
+             ip neigh flush dev vethone nud permanent; nft flush ruleset"
+        ));
+        let pieces = ears.pieces(&scene);
+        let restored = restore(&mut scene, &pieces);
+        assert!(!restored.look, "{restored:#?}");
+        pretty_same(&before, &scene.all(), "all at once");
+        assert!(scene.host.full(&scene.view).is_empty());
+        scene.host.ping("10.42.0.5").unwrap();
+    });
+}
+
+/// The agent's own changes are told to it like all others.
+#[test]
+fn what_the_agent_itself_does_is_not_undone() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        let mut calm = |scene: &mut Scene, what: &str| {
+            let pieces = ears.pieces(scene);
+            let before = scene.all();
+            let restored = restore(scene, &pieces);
+            assert!(restored.changes.is_empty() && !restored.look, "{what}: {restored:#?}");
+            assert_eq!(before, scene.all(), "{what}");
+        };
+        let blocks = ["10.42.0.64/26", "fd42::40/122"].map(|block| (ID.to_owned(), prefix(block)));
+        let delta = Delta { blocks: blocks.clone().into(), ..Delta::default() };
+        let (whole, mut view) = (scene.view.clone(), scene.view.clone());
+        view.owners.retain(|key, _| !blocks.contains(key));
+        for view in [&view, &whole] {
+            assert_ne!(scene.host.delta(view, &delta).changed, 0);
+            calm(&mut scene, "a host loses its blocks, or gets them");
+        }
+        view = whole.clone();
+        view.hosts.get_mut("b").unwrap().vtep = ip("192.0.2.55");
+        let delta = Delta { hosts: ["b".to_owned()].into(), ..Delta::default() };
+        assert_ne!(scene.host.delta(&view, &delta).changed, 0);
+        calm(&mut scene, "a host has another address");
+        view.endpoints.clear();
+        let delta = Delta { networks: [ID.to_owned()].into(), ..Delta::default() };
+        assert_ne!(scene.host.delta(&view, &delta).changed, 0);
+        calm(&mut scene, "the network's part here ends");
+        assert_ne!(scene.host.full(&whole).changed, 0);
+        calm(&mut scene, "the network is made anew");
+    });
+}
+
+/// While a container is detached its link goes first, and then it is not wanted any more.
+#[test]
+fn a_container_that_goes_is_let_go() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        for (deed, told) in [("ip link set vethone down", true), ("ip link del vethone", false)] {
+            scene.host.sh(deed);
+            let pieces = ears.pieces(&scene);
+            assert_ne!(pieces.is_empty(), told, "{deed}: {pieces:#?}");
+            let restored = restore(&mut scene, &pieces);
+            assert!(restored.changes.is_empty() && !restored.look, "{deed}: {restored:#?}");
+        }
+        // It comes back, and is not wanted any more when the word of it is read.
+        let one = scene.view.endpoints["vethone"].clone();
+        scene.host.attach(&network(), &one);
+        scene.host.full(&scene.view);
+        scene.host.sh("ip route del 10.42.0.5; ip neigh del 10.42.0.5 dev vethone");
+        let pieces = ears.pieces(&scene);
+        let mut view = scene.view.clone();
+        view.endpoints.clear();
+        let delta = Delta { networks: [ID.to_owned()].into(), ..Delta::default() };
+        scene.host.delta(&view, &delta);
+        let restored = restore(&mut scene, &pieces);
+        assert!(restored.changes.is_empty() && !restored.look, "{restored:#?}");
+    });
+}
+
+/// What others do on the same host is of no concern.
+#[test]
+fn what_is_not_ours_is_left() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        scene.host.sh(
+            "ip route add 10.42.77.0/24 via 192.0.2.9 dev eth0 proto 87; ip route del 10.42.77.0/24; \
+             ip route add 10.42.0.64/26 via 192.0.2.9 dev eth0; ip route replace 10.42.0.64/26 via 192.0.2.8 dev eth0 metric 0; \
+             ip neigh add 10.42.200.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent; ip neigh del 10.42.200.9 dev eth0; \
+             ip neigh add 10.42.0.5 lladdr 02:00:00:00:00:09 dev eth0 nud permanent; ip neigh del 10.42.0.5 dev eth0",
+        );
+        scene.host.sh(&format!("bridge fdb add 02:00:00:00:00:09 dev {DEV} dst 192.0.2.78"));
+        let (pieces, before) = (ears.pieces(&scene), scene.all());
+        let routes = scene.host.sh("ip route");
+        assert!(pieces.len() > 4, "{pieces:#?}");
+        let restored = restore(&mut scene, &pieces);
+        assert!(restored.changes.is_empty() && !restored.look, "{restored:#?}");
+        assert_eq!((before, routes), (scene.all(), scene.host.sh("ip route")));
+    });
+}
+
+/// Before the store was read nothing is put in the place of another, so a pass has to look first.
+#[test]
+fn an_old_view_has_a_pass_look_first() {
+    scene(&network(), |mut scene| {
+        let reconciler = &mut scene.host.reconciler;
+        scene.host.netns.run(|| reconciler.mend(&scene.view)).unwrap().unwrap();
+        let mut ears = Ears::new(&scene);
+        scene.host.sh("ip route del 10.42.0.64/26");
+        let pieces = ears.pieces(&scene);
+        let restored = restore(&mut scene, &pieces);
+        assert!(restored.look && restored.changes.is_empty(), "{restored:#?}");
+    });
+}

@@ -1,0 +1,236 @@
+//! What somebody takes away of the overlay in a host's kernel is back at once, and what others do there costs nothing.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use ovl_api::names::device;
+use ovl_api::wire::Detach;
+use std::process::Child;
+use std::time::{Duration, Instant};
+use support::container::Container;
+use support::lan::{ETCD, Lan};
+use support::{Agent, Host, curl, within};
+
+/// The least time from one regular full pass to the next.
+const REGULAR: Duration = Duration::from_secs(44);
+
+/// Two hosts with a container each.
+struct Scene {
+    lan: Lan,
+    agents: Vec<Agent>,
+    device: String,
+    containers: Vec<Container>,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let mut lan = Lan::new(2);
+        lan.start_etcd();
+        let agents: Vec<Agent> = lan.hosts.iter().map(|host| host.ready(&["--etcd", ETCD])).collect();
+        let network = lan.hosts[0].create("ov", &["10.42.0.0/16", "fd42::/48"]);
+        lan.hosts[1].sync();
+        let pair = lan.hosts.iter().zip(["one", "two"]);
+        let containers: Vec<Container> = pair.map(|(host, name)| Container::new(host, "ov", name)).collect();
+        assert!(containers[0].reaches(&containers[1]) && containers[1].reaches(&containers[0]));
+        Scene { lan, agents, device: device(&network.id), containers }
+    }
+
+    fn host(&self) -> &Host {
+        &self.lan.hosts[0]
+    }
+
+    /// What the agent answers for in the kernel, without the links' numbers.
+    fn state(&self) -> String {
+        let Scene { device, .. } = self;
+        self.host().space.ok(&format!(
+            "ip -d link show {device} | sed 's/^[0-9]*: //'; ip -br addr show type vxlan; \
+             ip route show proto 87; ip -6 route show proto 87; \
+             ip neigh show nud permanent | sort; ip -6 neigh show nud permanent | sort; \
+             bridge fdb show dev {device} | sort; nft list ruleset"
+        ))
+    }
+
+    /// So many passes of a kind there were.
+    fn passes(&self, kind: &str) -> u64 {
+        let metrics = curl(&self.host().socket(), &["http://a/metrics"]).1;
+        let begin = format!("weft_overlay_kernel_pass_duration_seconds_count{{kind=\"{kind}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&begin)).map_or(0, |count| count.parse().unwrap())
+    }
+
+    /// Has a full pass done, so that the next regular one is far, and counts those that `meanwhile` brings beside the regular
+    /// ones.
+    fn full_passes(&self, meanwhile: impl FnOnce()) -> u64 {
+        self.host().sync();
+        let (before, begun) = (self.passes("full"), Instant::now());
+        meanwhile();
+        let regular = begun.elapsed().as_secs() / REGULAR.as_secs();
+        (self.passes("full") - before).saturating_sub(regular)
+    }
+
+    /// Harm is done, and comes to nothing.
+    fn comes_back(&self, harm: &str) -> u64 {
+        let before = self.state();
+        self.full_passes(|| {
+            // It may be mended before one can look.
+            let said = self.agents[0].said().len();
+            self.host().space.ok(harm);
+            let mended = || self.agents[0].said()[said..].contains("restored");
+            let back = within(|| mended() && self.state() == before);
+            assert!(back, "{harm}: {before}\nnow {}\n{}", self.state(), self.agents[0].said());
+        })
+    }
+
+    /// Does something again and again until it is dropped.
+    fn again_and_again(&self, line: &str) -> Fight {
+        let line = format!("while :; do {line}; sleep 0.02; done");
+        let mut command = self.host().space.command("sh");
+        command.args(["-c", &line]).stderr(std::process::Stdio::null());
+        Fight(command.spawn().unwrap())
+    }
+}
+
+/// Ends with its drop.
+struct Fight(Child);
+
+impl Drop for Fight {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_piece_that_somebody_takes_away_is_back_without_a_full_pass() {
+    let scene = Scene::new();
+    let Scene { device, .. } = &scene;
+    let (one, two) = (&scene.containers[0], &scene.containers[1]);
+    let mac = format!("$(bridge fdb show dev {device} | awk '/192.0.2.2/ {{print $1}}')");
+    let [v4, v6] = one.addresses()[..] else { panic!() };
+    for harm in [
+        format!("ip route del $(ip route show dev {device} proto 87 | awk '/via/ {{print $1}}')"),
+        format!("ip -6 route del $(ip -6 route show dev {device} proto 87 | grep via | awk '{{print $1}}')"),
+        "ip route del unreachable 10.42.0.0/16".to_owned(),
+        format!(
+            "ip route replace $(ip route show dev {device} proto 87 | awk '/via/ {{print $1}}') dev eth0 metric 87"
+        ),
+        format!("ip route del {v4}; ip -6 route del {v6}"),
+        format!("bridge fdb del {mac} dev {device}"),
+        format!("bridge fdb replace {mac} dev {device} dst 192.0.2.77"),
+        format!("ip neigh flush dev {device} nud permanent"),
+        format!("ip neigh del {v4} dev {}", one.veth),
+        "nft flush ruleset".to_owned(),
+    ] {
+        assert_eq!(scene.comes_back(&harm), 0, "full passes after {harm}: {}", scene.agents[0].said());
+        assert!(one.reaches(two) && two.reaches(one), "{harm}");
+    }
+    assert!(!scene.agents[0].said().contains("again and again"), "{}", scene.agents[0].said());
+}
+
+#[test]
+fn a_device_that_somebody_takes_away_or_changes_is_back_at_once() {
+    let scene = Scene::new();
+    let Scene { device, .. } = &scene;
+    let (one, two) = (&scene.containers[0], &scene.containers[1]);
+    for harm in [
+        format!("ip link del {device}"),
+        // By then it looks as before, and its routes are gone.
+        format!("ip link set {device} down; ip link set {device} up"),
+        format!("ip addr flush dev {device}"),
+        format!("ip link set {device} mtu 1400"),
+    ] {
+        assert!(scene.comes_back(&harm) > 0, "{harm}");
+        assert!(one.reaches(two) && two.reaches(one), "{harm}");
+    }
+}
+
+#[test]
+fn what_others_do_costs_no_full_pass() {
+    let scene = Scene::new();
+    let host = scene.host();
+    let passes = scene.full_passes(|| {
+        host.space.ok(
+            "for n in $(seq 200); do ip route add 198.51.100.$n via 192.0.2.9 proto bgp; done; ip route flush proto bgp; \
+             for n in $(seq 200); do echo neigh add 192.0.2.$n lladdr 02:00:00:00:00:09 dev eth0 nud permanent; done | ip -force -batch - || true; \
+             ip neigh flush dev eth0 nud permanent; ip link add br9 up type bridge; ip link del br9; \
+             nft add table inet other; nft delete table inet other",
+        );
+    });
+    assert_eq!(passes, 0, "{}", scene.agents[0].said());
+}
+
+#[test]
+fn the_life_of_containers_costs_no_full_pass_and_nothing_is_put_back() {
+    let scene = Scene::new();
+    let host = scene.host();
+    let said = scene.agents[0].said().len();
+    let passes = scene.full_passes(|| {
+        for number in 0..20 {
+            let name = format!("c{number}");
+            let container = Container::new(host, "ov", &name);
+            // As the plugin does: the link goes first.
+            host.space.ok(&format!("ip link set {0} down; ip link del {0}", container.veth));
+            let detach = Detach { network: "ov".into(), container: name, ifname: "eth0".into() };
+            host.client().detach(&detach).unwrap();
+        }
+        // All that was told of it is looked at by then.
+        std::thread::sleep(Duration::from_secs(1));
+    });
+    let said = &scene.agents[0].said()[said..];
+    assert_eq!(passes, 0, "{said}");
+    assert!(!said.contains("restored"), "{said}");
+}
+
+/// The agent's own changes, as other hosts' blocks come and go, are told to it as well.
+#[test]
+fn what_the_agent_itself_takes_away_stays_away_and_costs_no_full_pass() {
+    let mut scene = Scene::new();
+    let two = scene.containers.pop().unwrap();
+    let passes = scene.full_passes(|| {
+        two.detach(&scene.lan.hosts[1]);
+        let create = ovl_api::wire::NetworkCreate { name: "more".into(), ..Default::default() };
+        scene.host().client().create_network(&create).unwrap();
+        let other = Container::new(scene.host(), "more", "other");
+        other.detach(scene.host());
+        let devices = || scene.host().space.ok("ip -br link show type vxlan").lines().count();
+        assert!(within(|| devices() == 1), "{}", scene.agents[0].said());
+        std::thread::sleep(Duration::from_secs(1));
+    });
+    assert_eq!(passes, 0, "{}", scene.agents[0].said());
+}
+
+#[test]
+fn a_fight_over_a_route_is_fought_more_and_more_seldom_and_said_once() {
+    let scene = Scene::new();
+    let route = scene.host().space.ok("ip route show proto 87 | grep via");
+    let (before, begun) = (scene.passes("told"), Instant::now());
+    let fight = scene.again_and_again(&format!("ip route del {}", route.trim()));
+    let warned = || scene.agents[0].said().matches("again and again").count();
+    assert!(within(|| warned() > 0), "{}", scene.agents[0].said());
+    // The regular passes put it back, too.
+    let regular = begun.elapsed().as_secs() / REGULAR.as_secs();
+    let times = scene.passes("told") - before;
+    assert!((3..=4 + regular).contains(&times), "{times} times: {}", scene.agents[0].said());
+    drop(fight);
+    // Others are not held up by it.
+    scene.host().space.ok("ip route del unreachable 10.42.0.0/16");
+    assert!(within(|| scene.host().routes().contains("unreachable 10.42.0.0/16")));
+    assert!(within(|| scene.host().routes().contains(route.trim())), "{}", scene.agents[0].said());
+    assert_eq!(warned(), 1);
+}
+
+#[test]
+fn a_fight_over_a_device_brings_full_passes_more_and_more_seldom() {
+    let scene = Scene::new();
+    let mut fight = None;
+    let (mut asked, begun) = (0, Instant::now());
+    let passes = scene.full_passes(|| {
+        fight = Some(scene.again_and_again(&format!("ip link set {} down", scene.device)));
+        let warned = || scene.agents[0].said().contains("again and again");
+        assert!(within(warned), "{}", scene.agents[0].said());
+        asked = begun.elapsed().as_secs() / REGULAR.as_secs();
+    });
+    assert!((3..=4 + asked).contains(&passes), "{passes} full passes: {}", scene.agents[0].said());
+    drop(fight);
+    assert!(within(|| scene.containers[0].reaches(&scene.containers[1])), "{}", scene.agents[0].said());
+}
