@@ -6,6 +6,7 @@ mod cost;
 mod iptables;
 mod lab;
 mod overlay;
+mod overlay_table;
 mod packets;
 mod ruleset;
 mod spoof;

@@ -1,0 +1,264 @@
+//! The overlay's table as a text, what is mended in it, and what it costs to keep it.
+
+use super::overlay::{DIRECT, rules, set};
+use super::*;
+use crate::firewall::overlay::{OverlayTable, Rules};
+use crate::testns;
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+const FULL: &str = r#"table inet weft-overlay {
+	comment "Weft overlay networks, frame NUMBER"
+	set vnis {
+		typeof @th,96,24
+		comment "VNIs of overlay networks"
+		elements = { 0x2a, 0x2b,
+			     0x2c, 0xffffff }
+	}
+
+	set vteps4 {
+		type ipv4_addr
+		comment "hosts whose VXLAN packets are taken"
+		elements = { 192.0.2.2 }
+	}
+
+	set vteps6 {
+		type ipv6_addr
+		comment "hosts whose VXLAN packets are taken"
+		elements = { 2001:db8::2 }
+	}
+
+	set groups {
+		type devgroup
+		comment "link groups of overlay networks"
+		elements = { 1459617834, 1459617835,
+			     1459617836, 1459617837 }
+	}
+
+	set group_pairs {
+		type devgroup . devgroup
+		comment "the same link group, in and out"
+		elements = { 1459617834 . 1459617834,
+			     1459617835 . 1459617835,
+			     1459617836 . 1459617836,
+			     1459617837 . 1459617837 }
+	}
+
+	set internal {
+		type devgroup
+		comment "groups of networks without a way out"
+		elements = { 1459617836 }
+	}
+
+	set direct4 {
+		type ipv4_addr . devgroup
+		flags interval
+		comment "subnets whose packets other hosts may send as they are"
+		elements = { 10.9.0.0/16 . 1459617837 }
+	}
+
+	set direct6 {
+		type ipv6_addr . devgroup
+		flags interval
+		comment "subnets whose packets other hosts may send as they are"
+		elements = { fd00:9::/32 . 1459617837 }
+	}
+
+	chain input {
+		type filter hook input priority filter - 10; policy accept;
+		udp dport 4789 @th,96,24 @vnis iifgroup @groups drop comment "from a container"
+		udp dport 4789 @th,96,24 @vnis ip saddr != @vteps4 drop comment "from a host that is none of ours"
+		udp dport 4789 @th,96,24 @vnis ip6 saddr != @vteps6 drop comment "from a host that is none of ours, IPv6"
+	}
+
+	chain forward {
+		type filter hook forward priority filter - 10; policy accept;
+		udp dport 4789 jump vxlan comment "VXLAN"
+		oif "lo" iifgroup != @internal accept comment "out"
+		iif "lo" ct state established,related oifgroup != @internal accept comment "of a connection that has got in"
+		iifgroup . oifgroup @group_pairs accept comment "within a network"
+		iif "lo" ip saddr . oifgroup @direct4 accept comment "from another host, as it is"
+		oif "lo" ip daddr . iifgroup @direct4 accept comment "to another host, as it is"
+		iif "lo" ip6 saddr . oifgroup @direct6 accept comment "from another host, as it is, IPv6"
+		oif "lo" ip6 daddr . iifgroup @direct6 accept comment "to another host, as it is, IPv6"
+		iifgroup @internal drop comment "no way out"
+		oifgroup @internal drop comment "no way in"
+		oifgroup @groups jump inward comment "from outside"
+	}
+
+	chain vxlan {
+		iifgroup @groups ip daddr @vteps4 drop comment "from a container to a host"
+		iifgroup @groups ip6 daddr @vteps6 drop comment "from a container to a host, IPv6"
+		ip saddr != @vteps4 ip daddr @vteps4 drop comment "from none of ours to a host"
+		ip6 saddr != @vteps6 ip6 daddr @vteps6 drop comment "from none of ours to a host, IPv6"
+	}
+
+	chain inward {
+		ct state established,related accept comment "answers"
+		ct status dnat accept comment "published ports"
+		drop comment "the rest"
+	}
+}
+"#;
+
+/// With the frame's number blotted out, and a set's elements in order (a hash has none).
+fn canonical(text: &str) -> String {
+    let mut lines = Vec::new();
+    let mut elements: Option<Vec<String>> = None;
+    for line in text.lines() {
+        let line = match line.split_once(", frame ") {
+            Some((before, _)) => format!("{before}, frame NUMBER\""),
+            None => line.to_owned(),
+        };
+        if let Some(rest) = line.trim_start().strip_prefix("elements = { ") {
+            elements = Some(Vec::new());
+            read_elements(rest, &mut elements, &mut lines);
+        } else if elements.is_some() {
+            read_elements(line.trim(), &mut elements, &mut lines);
+        } else {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
+}
+
+fn read_elements(part: &str, elements: &mut Option<Vec<String>>, lines: &mut Vec<String>) {
+    let all = elements.as_mut().unwrap();
+    let words = part.trim_end_matches('}').split(',').map(str::trim).filter(|word| !word.is_empty());
+    all.extend(words.map(str::to_owned));
+    if part.ends_with('}') {
+        all.sort();
+        lines.push(format!("elements = {}", all.join(", ")));
+        *elements = None;
+    }
+}
+
+fn full() -> Rules {
+    let subnets = ["10.9.0.0/16", "fd00:9::/32"].map(|net| (net.parse().unwrap(), DIRECT));
+    Rules { direct: set(subnets), ..rules() }
+}
+
+#[test]
+fn the_overlays_table_reads_well_and_can_be_loaded_again() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&full()).unwrap();
+        let text = ruleset();
+        assert_eq!(canonical(&text), canonical(FULL), "{text}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        run("nft flush ruleset");
+        run(&format!("nft -f {}", file.path().display()));
+        table.forget();
+        assert!(
+            !table.apply(&full()).unwrap(),
+            "what nft has loaded is as good as what we made: {}",
+            ruleset()
+        );
+        table.remove().unwrap();
+        table.remove().unwrap();
+        assert_eq!(ruleset(), "");
+    });
+}
+
+#[test]
+fn whatever_was_done_to_the_table_by_hand_is_mended() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&full()).unwrap();
+        let whole = canonical(&ruleset());
+        for harm in [
+            "nft flush ruleset",
+            "nft delete table inet weft-overlay",
+            "nft flush chain inet weft-overlay inward",
+            "nft insert rule inet weft-overlay forward accept",
+            "nft chain inet weft-overlay forward { policy drop; }",
+            "nft add chain inet weft-overlay more",
+            "nft add table inet weft-overlay { flags dormant; }",
+            "nft delete element inet weft-overlay vteps4 { 192.0.2.2 }",
+            "nft add element inet weft-overlay vteps4 { 192.0.2.66 }",
+            "nft delete element inet weft-overlay direct4 { 10.9.0.0/16 . 0x5700002d }",
+            "nft add element inet weft-overlay direct6 { fd00:8::/32 . 0x5700002d }",
+            "nft flush set inet weft-overlay vnis",
+            "nft add element inet weft-overlay group_pairs { 0x5700002a . 0x5700002b }",
+        ] {
+            run(harm);
+            assert_ne!(canonical(&ruleset()), whole, "{harm}");
+            assert!(!table.apply(&full()).unwrap(), "{harm}: it is not looked for without a reason");
+            table.forget();
+            assert!(table.apply(&full()).unwrap(), "{harm}");
+            assert_eq!(canonical(&ruleset()), whole, "{harm}");
+            table.forget();
+            assert!(!table.apply(&full()).unwrap(), "{harm}: nothing is left to mend");
+        }
+    });
+}
+
+#[test]
+fn a_change_that_the_kernel_refuses_has_the_table_read_again() {
+    testns::in_fresh(|| {
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&full()).unwrap();
+        run("nft delete table inet weft-overlay");
+        let more = Rules { vnis: set([42, 50]), ..full() };
+        assert!(table.apply(&more).unwrap());
+        table.forget();
+        assert!(!table.apply(&more).unwrap());
+        run("nft delete element inet weft-overlay vteps4 { 192.0.2.2 }");
+        let less = Rules { vteps: BTreeSet::new(), ..more };
+        assert!(table.apply(&less).unwrap());
+        table.forget();
+        assert!(!table.apply(&less).unwrap());
+    });
+}
+
+#[test]
+fn another_port_or_underlay_replaces_the_frame_and_keeps_foreign_tables() {
+    testns::in_fresh(|| {
+        run("nft add table inet other");
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&full()).unwrap();
+        assert!(table.apply(&Rules { port: 8472, ..full() }).unwrap());
+        assert!(ruleset().contains("udp dport 8472 @th,96,24") && !ruleset().contains("4789"));
+        assert!(table.apply(&Rules { underlay: 0, ..full() }).unwrap());
+        assert!(!ruleset().contains("iif \"lo\""));
+        // Another agent's table, with other rules, is taken over.
+        assert!(OverlayTable::open().unwrap().apply(&full()).unwrap());
+        assert_eq!(canonical(&run("nft list table inet weft-overlay")), canonical(FULL));
+        table.remove().unwrap();
+        assert_eq!(ruleset(), "table inet other {\n}\n");
+    });
+}
+
+#[test]
+fn many_hosts_are_many_elements_and_one_more_is_one_message() {
+    testns::in_fresh(|| {
+        let many: BTreeSet<IpAddr> =
+            (0..5000u32).map(|n| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + n * 3))).collect();
+        let rules = Rules { vteps: many, ..full() };
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&rules).unwrap();
+        let more = Rules {
+            vteps: rules.vteps.iter().copied().chain(["192.0.2.9".parse().unwrap()]).collect(),
+            ..rules.clone()
+        };
+        let before = table.sent();
+        let start = Instant::now();
+        assert!(table.apply(&more).unwrap());
+        println!("one more of 5,001 hosts: {:?}", start.elapsed());
+        assert_eq!(table.sent().messages - before.messages, 1);
+        let start = Instant::now();
+        table.forget();
+        assert!(!table.apply(&more).unwrap());
+        println!("reading and comparing 5,001 hosts: {:?}", start.elapsed());
+        assert!(table.apply(&rules).unwrap());
+        assert!(!ruleset().contains("192.0.2.9"));
+    });
+}
