@@ -65,8 +65,11 @@ fn what_somebody_deletes_is_back_after_a_sync() {
         "nft delete table inet weft-overlay".to_owned(),
     ] {
         let before = state(&host);
+        // It would be back before one can look.
+        agent.signal("STOP");
         host.space.ok(&deed);
         assert_ne!(before, state(&host), "{deed} did nothing");
+        agent.signal("CONT");
         host.sync();
         assert!(one.reaches(&two) && two.reaches(&one), "after {deed}");
         assert_eq!(before, state(&host), "after {deed}");
