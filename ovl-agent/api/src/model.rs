@@ -2,7 +2,7 @@
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// How packets of a network travel between hosts.
@@ -116,6 +116,9 @@ pub struct View {
     pub owners: BTreeMap<(String, IpNetwork), String>,
     /// This host's containers, by the name of the host's end of their link.
     pub endpoints: BTreeMap<String, Endpoint>,
+    /// The host's ends of the links of all containers that the agent attached, also of those that are not in `endpoints`,
+    /// as their addresses are another host's now.
+    pub links: BTreeSet<String>,
 }
 
 /// Whether two networks share addresses.

@@ -221,6 +221,7 @@ impl Inner {
         let of = state.used.entry(id.to_owned()).or_default();
         of.extend(addresses.iter().map(|address| (*address, ask.veth.clone())));
         state.locals.insert(ask.veth.clone(), local);
+        state.view.links.insert(ask.veth.clone());
         state.recheck(&ask.veth);
         let nets = given.iter().filter_map(|given| IpNetwork::new(given.address, given.prefix).ok());
         Ok(Step::Given(Box::new(Grant { addresses: nets.collect(), network, mac, claimed, ticket })))
@@ -269,6 +270,8 @@ impl Inner {
         let attachment = Attachment::new(container.as_str(), ifname.as_str());
         self.leases.release(network, &attachment).map_err(|e| lease_problem(&e))?;
         state.locals.remove(veth);
+        state.view.links.remove(veth);
+        state.dirty.veths.insert(veth.clone());
         if let Some(used) = state.used.get_mut(network) {
             addresses.iter().for_each(|address| drop(used.remove(address)));
             if used.is_empty() {

@@ -258,5 +258,11 @@ fn bring_up(shown: &mut View, view: &View, dirty: &Dirty) {
     dirty.delta.hosts.iter().for_each(|name| copy(&mut shown.hosts, &view.hosts, name));
     dirty.delta.networks.iter().for_each(|id| copy(&mut shown.networks, &view.networks, id));
     dirty.delta.blocks.iter().for_each(|block| copy(&mut shown.owners, &view.owners, block));
-    dirty.veths.iter().for_each(|veth| copy(&mut shown.endpoints, &view.endpoints, veth));
+    for veth in &dirty.veths {
+        copy(&mut shown.endpoints, &view.endpoints, veth);
+        match view.links.contains(veth) {
+            true => shown.links.insert(veth.clone()),
+            false => shown.links.remove(veth),
+        };
+    }
 }

@@ -100,6 +100,7 @@ fn load_locals(
         }
         let attachment = Attachment::new(endpoint.container.as_str(), endpoint.ifname.as_str());
         valid.entry(endpoint.network.clone()).or_default().insert(attachment, endpoint.veth.clone());
+        state.view.links.insert(endpoint.veth.clone());
         state.locals.insert(endpoint.veth.clone(), local);
     }
     let networks: Vec<String> = {

@@ -183,7 +183,7 @@ impl Reconciler {
             let dumped = dump(&mut self.netlink, &all, &wanted, &self.underlay.name)?;
             self.links = all.into_iter().map(|link| (link.name.into(), link.index)).collect();
             let mut steps = plan(&wanted, &dumped);
-            self.spare_newcomers(&mut steps, &wanted, expected.as_ref(), &dumped);
+            self.spare_newcomers(&mut steps, view, expected.as_ref(), &dumped);
             if !believed {
                 steps.retain(only_adds);
             }
@@ -313,19 +313,19 @@ impl Reconciler {
         }
     }
 
-    /// Takes deletions of containers' routes out of the steps that may be too early. A container that was known, and is not
-    /// any more, is no newcomer: its address may be another host's now.
+    /// Takes deletions of containers' routes out of the steps that may be too early. A container that is known, or was, is no
+    /// newcomer: its address may be another host's now.
     fn spare_newcomers(
         &mut self,
         steps: &mut Plan,
-        wanted: &Objects,
+        view: &View,
         expected: Option<&Objects>,
         dumped: &Dumped,
     ) {
         let known = |dev: &Dev| {
             let device = dumped.links.get(dev).is_some_and(|shown| shown.vxlan.is_some());
             let before = expected.is_some_and(|expected| expected.links.contains_key(dev));
-            device || before || wanted.links.contains_key(dev) || **dev == *self.underlay.name
+            device || before || view.links.contains(&**dev) || **dev == *self.underlay.name
         };
         let now = Instant::now();
         let suspects = std::mem::take(&mut self.suspects);

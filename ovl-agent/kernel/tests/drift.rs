@@ -185,6 +185,7 @@ fn what_is_not_ours_stays() {
         // Nor when all that is ours goes.
         let mut view = scene.view.clone();
         view.endpoints.clear();
+        view.links.clear();
         let delta = Delta { networks: [ID.to_owned()].into(), ..Delta::default() };
         assert!(scene.host.delta(&view, &delta).is_complete());
         let left = scene.host.sh(everything);
@@ -236,6 +237,24 @@ fn the_route_of_a_container_that_was_cut_off_goes_at_once() {
         scene.host.full(&view);
         assert!(scene.host.sh("ip route").contains("10.42.0.6 dev vethtwo"));
         scene.host.full(&scene.view);
+        assert!(!scene.host.sh("ip route").contains("10.42.0.6 dev vethtwo"));
+    });
+}
+
+/// So it is when the agent has been away meanwhile: it knows the container, and that its address is another host's.
+#[test]
+fn a_new_agent_cuts_a_known_container_off_at_once() {
+    scene(&network(), |mut scene| {
+        let container = net::testns::another();
+        let two = endpoint("two", &["10.42.0.6"]);
+        scene.host.veth(&network(), &two, &container);
+        scene.host.sh("ip route add 10.42.0.6 dev vethtwo proto 87");
+        let underlay = scene.host.reconciler.underlay().clone();
+        let netns = &scene.host.netns;
+        scene.host.reconciler = netns.run(|| ovl_kernel::Reconciler::new(underlay).unwrap()).unwrap();
+        let mut view = scene.view.clone();
+        view.links.insert("vethtwo".into());
+        scene.host.full(&view);
         assert!(!scene.host.sh("ip route").contains("10.42.0.6 dev vethtwo"));
     });
 }

@@ -84,6 +84,7 @@ pub fn view(
         networks: networks.iter().map(|network| (network.id.clone(), network.clone())).collect(),
         owners: owners.iter().map(|(block, host)| ((ID.into(), prefix(block)), (*host).into())).collect(),
         endpoints: endpoints.iter().map(|of| (of.veth.clone(), of.clone())).collect(),
+        links: endpoints.iter().map(|of| of.veth.clone()).collect(),
     }
 }
 
