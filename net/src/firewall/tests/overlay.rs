@@ -127,6 +127,11 @@ fn gets_to(from: &Netns, source: &str, other: &Netns, to: &str) -> bool {
     heard.recv(&mut [0; 10]).is_ok()
 }
 
+/// As [`gets_to`], sooner or later.
+fn gets_there(from: &Netns, source: &str, other: &Netns, to: &str) -> bool {
+    (0..50).any(|_| gets_to(from, source, other, to))
+}
+
 #[test]
 fn containers_send_no_vxlan_to_hosts() {
     testns::in_fresh(|| {
@@ -154,8 +159,8 @@ fn containers_send_no_vxlan_to_hosts() {
             (&foreign, "fd00:2:1::2", "2001:db8::2"),
         ];
         for (from, source, to) in &all {
-            // The kernel tells IPv6 of a link's carrier up to a second late.
-            assert!((0..10).any(|_| gets_to(from, source, &other, to)), "{source}: without us");
+            // The kernel tells IPv6 of a link's carrier up to a second late, and much later when it is busy.
+            assert!(gets_there(from, source, &other, to), "{source}: without us");
         }
         let mut table = OverlayTable::open().unwrap();
         let hosts = ["192.0.2.2", "192.0.2.9", "2001:db8::2"].map(|ip| ip.parse().unwrap());
@@ -163,7 +168,7 @@ fn containers_send_no_vxlan_to_hosts() {
         for (from, source, to) in &all {
             assert!(!gets_to(from, source, &other, to), "{source}");
             assert!(
-                source.contains(':') || gets_to(from, source, &other, "192.0.2.66"),
+                source.contains(':') || gets_there(from, source, &other, "192.0.2.66"),
                 "{source}: to no host"
             );
         }
@@ -178,7 +183,7 @@ fn containers_send_no_vxlan_to_hosts() {
         // A host behind this one.
         run("ip link set c1-1 group 0");
         assert!(forge(&one, "192.0.2.9", "192.0.2.1", 42));
-        assert!(gets_to(&one, "192.0.2.9", &other, "192.0.2.2"));
+        assert!(gets_there(&one, "192.0.2.9", &other, "192.0.2.2"));
     });
 }
 
