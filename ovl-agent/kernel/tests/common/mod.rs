@@ -1,6 +1,7 @@
 //! Hosts and containers for tests: network namespaces on a bridge, made by hand as the overlay plugin makes them.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each test uses its part; a failed unwrap is the report
 
+pub mod model;
 pub mod scene;
 
 use std::collections::BTreeMap;
