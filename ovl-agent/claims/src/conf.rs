@@ -45,11 +45,18 @@ pub struct Timing {
     pub settle: Duration,
     /// How long the removal of a network waits for the other hosts.
     pub removal: Duration,
+    /// The store is asked this often (± 10 %) whether the watch missed something.
+    pub check: Duration,
+    /// How far the watch may lag behind the store before what it has not told counts as missed.
+    pub lag: Duration,
     /// The store is read anew this often (± 10 %), whatever the watch told.
     pub relist: Duration,
+    /// When something was missed, as may have been by all hosts at once, each waits before it reads everything anew: for as
+    /// many of these as there are hosts, at most.
+    pub spread: Duration,
     /// A held back snapshot is looked at again this often.
     pub held: Duration,
-    /// The first and the longest pause after the store failed.
+    /// The first and the longest pause after the store failed; each is shortened by up to a half, at random.
     pub backoff: (Duration, Duration),
     /// How often release notes are looked for.
     pub notes: Duration,
@@ -68,7 +75,10 @@ impl Default for Timing {
             consent: Duration::from_millis(2500),
             settle: Duration::from_secs(1),
             removal: Duration::from_secs(5),
-            relist: Duration::from_secs(300),
+            check: Duration::from_secs(300),
+            lag: Duration::from_secs(30),
+            relist: Duration::from_secs(6 * 3600),
+            spread: Duration::from_millis(20),
             held: Duration::from_secs(5),
             backoff: (Duration::from_millis(200), Duration::from_secs(5)),
             notes: Duration::from_secs(60),

@@ -283,10 +283,11 @@ impl Inner {
         }
     }
 
-    /// A pause after the store failed so many times in a row.
+    /// A pause after the store failed so many times in a row. All hosts may have lost the store at the same moment: they
+    /// shall not all come back at one.
     pub(crate) fn backoff(&self, failures: u32) -> Duration {
         let (first, most) = self.conf.timing.backoff;
-        random::jitter(first.saturating_mul(1 << failures.min(16)).min(most))
+        random::shorten(first.saturating_mul(1 << failures.min(16)).min(most), 0.5)
     }
 }
 

@@ -37,6 +37,7 @@ mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
+mod told;
 mod validate;
 
 pub use conf::{NodeConf, Timing};

@@ -22,6 +22,11 @@ pub(crate) fn jitter(time: Duration) -> Duration {
     time.mul_f64(0.9 + below(200) as f64 / 1000.0)
 }
 
+/// The time, or less, down to a part of it (0 to 1).
+pub(crate) fn shorten(time: Duration, part: f64) -> Duration {
+    time.mul_f64(part + (1.0 - part) * below(1000) as f64 / 1000.0)
+}
+
 /// Mixes a list up.
 pub(crate) fn shuffle<T>(list: &mut [T]) {
     for i in (1..list.len()).rev() {

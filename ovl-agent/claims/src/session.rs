@@ -2,17 +2,27 @@
 
 use crate::inner::{Inner, store_problem};
 use crate::join::Trouble;
-use crate::keys;
 use crate::random;
+use crate::told::{Check, Told};
+use crate::{Timing, keys};
 use ovl_api::wire::{Problem, ProblemKind};
-use ovl_store::{Error, Event, LeaseId, Op, Snapshot, Txn};
+use ovl_store::{Error, LeaseId, Op, Snapshot, Txn, Watch};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// The store has forgotten what was to be told next.
+fn compacted() -> End {
+    End::Missed("the store does not know any more what changed meanwhile".to_owned())
+}
+
 /// Why a session ended.
 enum End {
+    /// Somebody has a reason for another one.
+    Again,
     /// It is time to read everything again.
     Relist,
+    /// Something was missed: everything has to be read again.
+    Missed(String),
     /// This host's record is not as it was.
     Fenced,
     /// Too many hosts vanished.
@@ -36,12 +46,21 @@ impl Inner {
     }
 
     async fn sessions(&self) {
-        let mut failures = 0;
+        let (mut failures, mut words) = (0, None);
+        // What was told, while it is known to be whole. With it, a watch that broke off goes on where it was.
         let mut told = None;
         loop {
             let started = Instant::now();
-            match self.session().await {
-                Ok(End::Relist | End::Fenced) => (failures, told) = (0, None),
+            let end = self.session(&mut told).await;
+            if !matches!(end, Ok(End::Again) | Err(_)) {
+                told = None;
+            }
+            if end.is_ok() {
+                (failures, words) = (0, None);
+            }
+            match end {
+                Ok(End::Again | End::Relist | End::Fenced) => {}
+                Ok(End::Missed(why)) => self.spread(why).await,
                 Ok(End::Held) => self.pause(self.conf.timing.held).await,
                 Err(trouble) => {
                     self.update(|state| {
@@ -51,14 +70,25 @@ impl Inner {
                     let held = started.elapsed() > self.conf.timing.backoff.1;
                     failures = if held { 0 } else { failures + 1 };
                     // A line an outage: the words of one change from try to try.
-                    if held || told != Some(trouble.kind) {
+                    if held || words != Some(trouble.kind) {
                         tracing::warn!("{}", trouble.message);
-                        told = Some(trouble.kind);
+                        words = Some(trouble.kind);
                     }
                     self.pause(self.backoff(failures)).await;
                 }
             }
         }
+    }
+
+    /// Says that something was missed, and waits a while: the others may have missed it too.
+    async fn spread(&self, why: String) {
+        tracing::warn!("{why}: everything is read again");
+        let hosts = self.update(|state| {
+            (state.following, state.error) = (false, Some(why));
+            state.view.hosts.len()
+        });
+        let most = self.conf.timing.spread.saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX));
+        self.pause(random::shorten(most, 0.0)).await;
     }
 
     /// Waits, but not when somebody has a reason to look at the store now.
@@ -69,12 +99,32 @@ impl Inner {
         }
     }
 
-    async fn session(&self) -> Result<End, Problem> {
+    async fn session(&self, told: &mut Option<Told>) -> Result<End, Problem> {
+        let epoch = || self.look(|state| state.me.as_ref().map(|me| me.host.epoch));
+        let before = epoch();
         match self.join().await {
             Ok(()) => {}
             Err(Trouble::Store(error)) => return Err(store_problem(&error)),
             Err(Trouble::Other(problem)) => return Err(problem),
         }
+        // What a host owns under a new epoch, only everything tells.
+        if before.is_none() || epoch() != before || self.accepted.load(Ordering::Relaxed) {
+            *told = None;
+        }
+        let ended = if told.is_some() { self.resume(told).await } else { self.begin(told).await };
+        ended.map_err(|trouble| match trouble {
+            Trouble::Store(error) => {
+                if matches!(error, Error::OtherCluster { .. }) {
+                    *told = None;
+                }
+                store_problem(&error)
+            }
+            Trouble::Other(problem) => problem,
+        })
+    }
+
+    /// Reads everything, and follows the store from there.
+    async fn begin(&self, known: &mut Option<Told>) -> Result<End, Trouble> {
         let mut snapshot = self.snapshot().await?;
         let accepted = self.accepted.swap(false, Ordering::Relaxed);
         let guard = self.look(|state| state.guard(&snapshot)).filter(|_| !accepted);
@@ -107,57 +157,112 @@ impl Inner {
                 );
             }
         });
-        drop(snapshot.entries);
-        self.wake.keeper.notify_one();
-        self.wake.live.notify_one();
-        self.wake.consent.notify_one();
+        let told = known.insert(Told::of(&snapshot));
+        drop(snapshot);
         if !self.look(|state| state.me.is_some()) {
             return Ok(End::Fenced);
         }
-        self.mend_published().await?;
-        self.follow(snapshot.revision + 1).await
+        let watch = self.conf.kv.watch(keys::FOLLOWED, told.revision + 1).await?;
+        self.follow(told, watch).await
+    }
+
+    /// Goes on where the watch broke off, once that is seen to lead to what the store has.
+    ///
+    /// What was told meanwhile is applied at once and as a whole, as a snapshot would be: it is one look at the store, of
+    /// which the guard judges.
+    async fn resume(&self, known: &mut Option<Told>) -> Result<End, Trouble> {
+        let Some(told) = known.as_mut() else { return Ok(End::Relist) };
+        let mut watch = match self.conf.kv.watch(keys::FOLLOWED, told.revision + 1).await {
+            Err(Error::Compacted(_)) => return Ok(compacted()),
+            watch => watch?,
+        };
+        let check = told.ask(&self.conf.kv, self.conf.timing.lag, true).await?;
+        let mut verdict = told.verdict(&check);
+        while verdict.is_none() {
+            verdict = match tokio::time::timeout_at(check.until, watch.next()).await {
+                Ok(Err(Error::Compacted(_))) => return Ok(compacted()),
+                Ok(event) => told.hear(event?, Some(&check)),
+                Err(_) => Some(false),
+            };
+        }
+        if verdict == Some(false) {
+            return Ok(End::Missed(told.difference(&check)));
+        }
+        if let Some(end) = self.show(told) {
+            return Ok(end);
+        }
+        self.update(|state| (state.following, state.error) = (true, None));
+        self.follow(told, watch).await
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Problem> {
         self.conf.kv.snapshot(keys::FOLLOWED).await.map_err(|error| store_problem(&error))
     }
 
-    async fn follow(&self, from: i64) -> Result<End, Problem> {
-        let watch = self.conf.kv.watch(keys::FOLLOWED, from).await;
-        let mut watch = watch.map_err(|error| store_problem(&error))?;
-        let relist = tokio::time::sleep(random::jitter(self.conf.timing.relist));
+    /// Applies what was told, unless that is to be held back.
+    fn show(&self, told: &mut Told) -> Option<End> {
+        let changes = std::mem::take(&mut told.waiting);
+        if let Some(why) = self.look(|state| state.guard_changes(&changes)) {
+            self.hold(&why);
+            return Some(End::Held);
+        }
+        let fenced = self.update(|state| {
+            changes.iter().for_each(|change| state.follow(change));
+            if told.revision > state.revision {
+                state.reached(told.revision);
+            }
+            state.me.is_none()
+        });
+        fenced.then_some(End::Fenced)
+    }
+
+    async fn follow(&self, told: &mut Told, mut watch: Watch) -> Result<End, Trouble> {
+        let Timing { check: often, lag, relist, .. } = self.conf.timing;
+        self.wake.keeper.notify_one();
+        self.wake.live.notify_one();
+        self.wake.consent.notify_one();
+        self.mend_published().await?;
+        let relist = tokio::time::sleep_until(told.read + random::jitter(relist));
         tokio::pin!(relist);
+        let mut next = tokio::time::Instant::now() + random::jitter(often);
+        let mut check: Option<Check> = None;
         loop {
-            let event = tokio::select! {
-                event = watch.next() => event,
-                () = &mut relist => return Ok(End::Relist),
-                () = self.wake.session.notified() => return Ok(End::Relist),
-            };
-            match event {
-                Ok(Event::Progress(revision)) => self.update(|state| {
-                    if revision > state.revision {
-                        state.reached(revision);
+            let due = check.as_ref().map_or(next, |check| check.until);
+            let verdict = tokio::select! {
+                event = watch.next() => {
+                    let event = match event {
+                        Err(Error::Compacted(_)) => return Ok(compacted()),
+                        event => event?,
+                    };
+                    let verdict = told.hear(event, check.as_ref());
+                    if let Some(end) = self.show(told) {
+                        return Ok(end);
                     }
-                }),
-                Ok(Event::Changes(changes)) => {
-                    if let Some(why) = self.look(|state| state.guard_changes(&changes)) {
-                        self.hold(&why);
-                        return Ok(End::Held);
-                    }
-                    let fenced = self.update(|state| {
-                        changes.iter().for_each(|change| state.follow(change));
-                        if let Some(last) = changes.last() {
-                            state.reached(last.revision);
-                        }
-                        state.me.is_none()
-                    });
-                    if fenced {
-                        return Ok(End::Fenced);
-                    }
+                    verdict
                 }
-                // What was missed is in the next snapshot.
-                Err(Error::Compacted(_)) => return Ok(End::Relist),
-                Err(error) => return Err(store_problem(&error)),
+                () = tokio::time::sleep_until(due) => match &check {
+                    Some(_) => Some(false),
+                    None => {
+                        next = tokio::time::Instant::now() + random::jitter(often);
+                        match told.ask(&self.conf.kv, lag, false).await {
+                            Ok(asked) => told.verdict(check.insert(asked)),
+                            Err(error @ Error::OtherCluster { .. }) => return Err(error.into()),
+                            // Should the store be away, the watch will say so.
+                            Err(error) => {
+                                tracing::debug!("the store was not checked: {error}");
+                                None
+                            }
+                        }
+                    }
+                },
+                () = &mut relist => return Ok(End::Relist),
+                () = self.wake.session.notified() => return Ok(End::Again),
+            };
+            if verdict.is_some()
+                && let Some(check) = check.take()
+                && verdict == Some(false)
+            {
+                return Ok(End::Missed(told.difference(&check)));
             }
         }
     }

@@ -90,6 +90,19 @@ pub struct Snapshot {
     pub entries: Vec<KeyValue>,
 }
 
+/// A small part of a snapshot, and how many keys a whole one would have; all at one revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The revision.
+    pub revision: Revision,
+    /// How many keys there are below the prefix.
+    pub count: usize,
+    /// Some of them in order, and when each was last changed.
+    pub keys: Vec<(String, Revision)>,
+    /// There are more keys behind these.
+    pub more: bool,
+}
+
 /// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
@@ -178,6 +191,21 @@ impl Kv {
                 blocking(move || local.snapshot(&prefix)).await
             }
             Kv::Etcd(etcd) => etcd.snapshot(prefix).await,
+        }
+    }
+
+    /// How many keys there are below a prefix, and the first `limit` of them from the key `from` on (`""`: from the first),
+    /// without values. What is read and sent does not grow with the store.
+    ///
+    /// # Errors
+    /// As [`Kv::snapshot`].
+    pub async fn part(&self, prefix: &str, from: &str, limit: usize) -> Result<Part> {
+        match self {
+            Kv::Local(local) => {
+                let (local, prefix, from) = (local.clone(), prefix.to_owned(), from.to_owned());
+                blocking(move || local.part(&prefix, &from, limit)).await
+            }
+            Kv::Etcd(etcd) => etcd.part(prefix, from, limit).await,
         }
     }
 

@@ -47,6 +47,7 @@ checks!(
     a_key_is_changed_once_in_a_transaction,
     what_is_not_allowed_is_refused_and_changes_nothing,
     a_snapshot_has_what_is_below_the_prefix,
+    a_part_counts_everything_and_shows_some,
     a_watch_tells_whole_revisions_in_order,
     a_watch_begins_where_it_is_asked_to,
     a_watch_tells_only_what_is_below_its_prefix,
@@ -205,6 +206,30 @@ async fn a_snapshot_has_what_is_below_the_prefix(kv: &Kv) {
     let names: Vec<_> = all.entries.iter().map(|e| e.key.as_str()).collect();
     assert_eq!(names, ["a", "c/a", "c/b", "d"]);
     assert!(kv.snapshot("x").await.unwrap().entries.is_empty());
+}
+
+async fn a_part_counts_everything_and_shows_some(kv: &Kv) {
+    let part = async |from: &str, limit| {
+        let part = kv.part("c/", from, limit).await.unwrap();
+        (part.revision, part.count, part.keys, part.more)
+    };
+    let at = revision(kv).await;
+    assert_eq!(part("", 5).await, (at, 0, vec![], false));
+    kv.commit(then([put("c/a", "1"), put("c/b", "1"), put("c/c", "1"), put("b", "1"), put("d", "1")]))
+        .await
+        .unwrap();
+    set(kv, "c/b", "2").await;
+    let now = set(kv, "d", "2").await.revision;
+    assert_eq!(now, at + 3);
+    let key = |key: &str, changed| (key.to_owned(), changed);
+    let all = [key("c/a", at + 1), key("c/b", at + 2), key("c/c", at + 1)];
+    assert_eq!(part("", 3).await, (now, 3, all.to_vec(), false));
+    assert_eq!(part("", 2).await, (now, 3, all[..2].to_vec(), true));
+    assert_eq!(part("c/b", 1).await, (now, 3, all[1..2].to_vec(), true));
+    assert_eq!(part("c/b\0", 9).await, (now, 3, all[2..].to_vec(), false));
+    assert_eq!(part("c/x", 9).await, (now, 3, vec![], false));
+    let now = kv.commit(then([del("c/a"), put("e", "1")])).await.unwrap().revision;
+    assert_eq!(part("c/a", 1).await, (now, 2, vec![all[1].clone()], true));
 }
 
 fn told(key: &str, value: Option<&str>, revision: i64) -> (String, Option<String>, i64) {

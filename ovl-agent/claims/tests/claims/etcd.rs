@@ -1,5 +1,6 @@
 //! A real etcd, with a connection to it that can be cut or made deaf.
 
+use ovl_store::etcd::Tuning;
 use ovl_store::target::EtcdConf;
 use ovl_store::{Kv, Target};
 use std::net::{SocketAddr, TcpListener};
@@ -63,6 +64,16 @@ impl Etcd {
         self.restart().await;
     }
 
+    /// Keeps its data aside, or takes up what was kept; not while it runs.
+    pub fn keep(&self) {
+        copy(&self.dir.path().join("data"), &self.dir.path().join("kept"));
+    }
+
+    pub fn set_back(&self) {
+        std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+        copy(&self.dir.path().join("kept"), &self.dir.path().join("data"));
+    }
+
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.client))
     }
@@ -91,6 +102,11 @@ impl Drop for Etcd {
     }
 }
 
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
 fn spawn(dir: &Path, client: u16, peer: u16) -> Child {
     let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
     Command::new("/usr/bin/etcd")
@@ -107,7 +123,17 @@ fn spawn(dir: &Path, client: u16, peer: u16) -> Child {
 
 /// The store at an address.
 pub async fn kv(address: SocketAddr) -> Kv {
-    let conf = EtcdConf {
+    Kv::open(&Target::Etcd(conf(address))).await.unwrap()
+}
+
+/// The same; the watches lose changes of some keys, and it can be asked what was read.
+pub fn lossy(address: SocketAddr, lose: fn(&[u8]) -> bool) -> ovl_store::etcd::Etcd {
+    let tuning = Tuning { lose, ..Tuning::default() };
+    ovl_store::etcd::Etcd::tuned(&conf(address), tuning).unwrap()
+}
+
+fn conf(address: SocketAddr) -> EtcdConf {
+    EtcdConf {
         endpoints: vec![format!("http://{address}")],
         prefix: "/weft/".to_owned(),
         ca: None,
@@ -115,8 +141,7 @@ pub async fn kv(address: SocketAddr) -> Kv {
         key: None,
         server_name: None,
         user: None,
-    };
-    Kv::open(&Target::Etcd(conf)).await.unwrap()
+    }
 }
 
 /// Stands between a node and etcd.

@@ -5,6 +5,7 @@
 
 mod agent;
 mod attach;
+mod checks;
 mod etcd;
 mod guard;
 mod networks;

@@ -192,6 +192,9 @@ impl Watch {
                 continue;
             }
             newest = newest.max(revision);
+            if (self.etcd.inner.tuning.lose)(kv.key()) {
+                continue;
+            }
             let Some(key) = self.etcd.name(kv.key()) else { continue };
             let value = (event.event_type() == EventType::Put).then(|| kv.value().to_vec());
             changes.push(Change { key, value, revision });

@@ -19,7 +19,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Change, Done, Error, LeaseId, Result, Revision, Snapshot, Txn};
+use crate::{Change, Done, Error, LeaseId, Part, Result, Revision, Snapshot, Txn, range_end};
 use history::History;
 pub use history::Watch;
 use lmdb::Lmdb;
@@ -98,6 +98,29 @@ impl Local {
         self.inner.lmdb.read(|view| {
             let revision = view.head()?.revision;
             Ok(Snapshot { revision, cluster: self.inner.cluster, entries: view.below(prefix)? })
+        })
+    }
+
+    /// How many keys there are below a prefix, and some of them.
+    ///
+    /// # Errors
+    /// [`Error::Local`]: it cannot be read.
+    pub fn part(&self, prefix: &str, from: &str, limit: usize) -> Result<Part> {
+        self.inner.lmdb.read(|view| {
+            let mut part = Part { revision: view.head()?.revision, count: 0, keys: Vec::new(), more: false };
+            for entry in view.range(prefix, &range_end(prefix))? {
+                let entry = entry?;
+                part.count += 1;
+                if entry.key < from {
+                    continue;
+                }
+                if part.keys.len() < limit {
+                    part.keys.push((entry.key.to_owned(), entry.record.changed));
+                } else {
+                    part.more = true;
+                }
+            }
+            Ok(part)
         })
     }
 
