@@ -237,6 +237,50 @@ fn a_del_without_an_agent_leaves_a_note_and_the_next_add_removes_it() {
     assert_eq!(host.sh("ls /run/other/ovl-agent/released | wc -l"), "1");
 }
 
+/// As root that may not change the network: the kernel refuses to remove links.
+const POWERLESS: &[&str] = &["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"];
+
+#[test]
+fn a_link_that_cannot_be_removed_keeps_its_address() {
+    let (host, agent) = (host(), Agent::new());
+    let before = host.picture();
+    let conf = agent.conf("web");
+    let result = add(&host, &conf, "c1");
+    agent.asked();
+    let notes = "find /var/lib/weft/ovl-agent/released -type f 2>/dev/null | wc -l";
+    host.about("DEL", &conf, "c1").under(POWERLESS).run().code();
+    let stale = with(&conf, json!({"cni.dev/valid-attachments": []}));
+    host.call("GC", &stale).under(POWERLESS).run().code();
+    let kept = json!({"network": "web", "valid": [["c1", "eth0"]]});
+    assert_eq!(agent.asked(), [("/v1/gc".to_owned(), kept)], "it is not given back");
+    // No note gives it back later.
+    agent.stop();
+    host.about("DEL", &conf, "c1").under(POWERLESS).run().code();
+    assert_eq!(host.sh(notes), "0");
+    host.sh(&format!("ip link show {}", veth(&result)));
+    agent.start();
+    host.about("DEL", &conf, "c1").run().ok();
+    assert_eq!(
+        agent.asked(),
+        [("/v1/detach".to_owned(), json!({"network": "web", "container": "c1", "ifname": "eth0"}))]
+    );
+    gone(&host);
+    assert_eq!(host.picture(), before);
+}
+
+#[test]
+fn a_container_cannot_keep_its_link_by_taking_the_name_of_a_dead_one() {
+    let (host, agent) = (host(), Agent::new());
+    let conf = agent.conf("web");
+    let result = add(&host, &conf, "c1");
+    let index = host.ip("-n c1 link show eth0")[0]["ifindex"].clone();
+    host.sh(&format!("ip -n c1 link add dead{index} type bridge"));
+    host.about("DEL", &conf, "c1").run().ok();
+    host.sh(&format!("! ip link show {}; ! ip -n c1 link show eth0", veth(&result)));
+    assert_eq!(agent.asked().last().unwrap().0, "/v1/detach");
+    gone(&host);
+}
+
 #[test]
 fn without_an_agent_add_and_status_say_what_to_start_and_change_nothing() {
     let (host, agent) = (host(), Agent::absent());

@@ -2,7 +2,7 @@
 
 use super::conf::Conf;
 use super::plan::{Plan, host_net, router6};
-use super::{detach, give_back, notes};
+use super::{detach, notes, remove_link, undo_grant};
 use crate::attach::{self, Settings, Wanted};
 use crate::errors::{Coded, from_ovl};
 use crate::firewall::{self, owner};
@@ -29,13 +29,16 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let mut firewall = (conf.masquerade != Some(false)).then(|| conf.backend.open()).transpose()?;
 
     let granted = ask(request, &conf, &owner.host_veth())?;
-    rollback.on_failure("the addresses", || give_back(&conf, &detach(&conf, request)));
+    rollback.on_failure("the addresses", || undo_grant(&conf, &owner, &detach(&conf, request)));
     notes::forget(&conf, &detach(&conf, request))?;
     let plan = Plan::of(&granted, conf.default_route)?;
     let mut result = plan.result();
     result.check_version(request.conf.version)?;
 
-    rollback.on_failure("the link", || attach::remove(&owner, &netns));
+    rollback.on_failure("the link", || {
+        remove_link(&owner, Some(&netns))?;
+        firewall::finish(None).map(drop)
+    });
     let wanted = Wanted {
         owner: &owner,
         netns: &netns,

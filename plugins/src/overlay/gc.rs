@@ -1,7 +1,7 @@
 //! GC: what stale attachments of the network left goes: links, masquerading, addresses, notes.
 
 use super::conf::Conf;
-use super::{give_back, notes};
+use super::{give_back, in_service, notes};
 use crate::attach;
 use crate::errors::{Coded, Failures};
 use crate::firewall;
@@ -24,25 +24,34 @@ pub fn gc(request: &Request) -> Result<(), Error> {
     if conf.masquerade != Some(false) {
         failures.note(firewall::gc(request, conf.backend, What::Masquerade));
     }
-    failures.note(give_back_stale(request, &conf, &links, &swept));
+    if let Some(kept) = failures.value(in_service(&mut host, &swept)) {
+        failures.note(give_back_stale(request, &conf, &links, &swept, &kept));
+    }
     failures.note(apply_notes(request, &conf));
     failures.outcome()
 }
 
 /// Has the agent end what is not valid. Another configuration may use the same network under its own name, of whose
 /// attachments this GC's list says nothing: they are spared where they have a link, and where only such a configuration asks,
-/// nothing ends but what had a link of its own.
-fn give_back_stale(request: &Request, conf: &Conf, links: &[Link], swept: &[Owner]) -> Result<(), Error> {
+/// nothing ends but what had a link of its own. What has its link yet, for it could not be removed (`kept`), is spared too.
+fn give_back_stale(
+    request: &Request,
+    conf: &Conf,
+    links: &[Link],
+    swept: &[Owner],
+    kept: &[Owner],
+) -> Result<(), Error> {
     if conf.network != request.conf.name {
         let mut failures = Failures::default();
-        for owner in swept {
+        for owner in swept.iter().filter(|owner| !kept.contains(owner)) {
             failures.note(give_back(conf, &detach(conf, owner.clone())));
         }
         return failures.outcome();
     }
     let listed = request.conf.valid_attachments.iter().flatten();
     let mut valid: Vec<_> = listed.map(|each| (each.container_id.clone(), each.ifname.clone())).collect();
-    for (container, ifname) in links.iter().filter_map(|link| of_another(request, link)) {
+    let kept = kept.iter().map(|owner| (owner.container.clone(), owner.ifname.clone()));
+    for (container, ifname) in links.iter().filter_map(|link| of_another(request, link)).chain(kept) {
         if container.contains('~') {
             // Clipped, so the agent would not know it by that.
             eprintln!(

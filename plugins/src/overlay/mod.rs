@@ -20,7 +20,7 @@ use cni::request::Request;
 use cni::types::AddResult;
 use cni::{Error, code};
 use conf::Conf;
-use net::{Netlink, Netns, Owner, dead};
+use net::{Batch, DEAD_GROUP, Netlink, Netns, Owner, dead};
 use ovl_api::wire::Detach;
 
 /// The plugin.
@@ -40,13 +40,16 @@ impl Plugin for Overlay {
     }
 
     /// Every step is taken, whatever becomes of the others, and none needs what ADD returned. The address is given back
-    /// last: nothing leads to the container any more when somebody else gets it.
+    /// last, and only when the link is gone: nothing leads to the container any more when somebody else gets it. What is
+    /// kept for that reason, the next DEL or a GC gives back.
     fn del(&self, request: &Request) -> Result<(), Error> {
         let conf = Conf::lenient(request);
         let owner = owner(request);
         let netns = netns::open_for_del(request);
         let mut failures = Failures::default();
-        failures.note(remove_link(&owner, netns.as_ref()));
+        let removed = remove_link(&owner, netns.as_ref());
+        let free = removed.is_ok();
+        failures.note(removed);
         let mut firewall = None;
         if conf.masquerades(request.conf.prev_result.as_ref())
             && let Some(mut opened) = failures.value(conf.backend.open())
@@ -57,7 +60,9 @@ impl Plugin for Overlay {
             failures.note(firewall::tidy_iptables(opened.as_mut()));
             firewall = Some(opened);
         }
-        failures.note(give_back(&conf, &detach(&conf, request)));
+        if free {
+            failures.note(give_back(&conf, &detach(&conf, request)));
+        }
         failures.note(firewall::finish(firewall.as_deref()));
         failures.outcome()
     }
@@ -89,9 +94,32 @@ fn detach(conf: &Conf, request: &Request) -> Detach {
     }
 }
 
+/// Takes the link out of service. Where that is refused it is deleted, which takes longer: who may change links in the
+/// container can have made one there that has the name which its end is to get.
 fn remove_link(owner: &Owner, netns: Option<&Netns>) -> Result<(), Error> {
     let mut host = Netlink::open().coded()?;
-    dead::detach(&mut host, &owner.host_veth(), netns, &owner.ifname).coded().map(drop)
+    let veth = owner.host_veth();
+    let Err(refused) = dead::detach(&mut host, &veth, netns, &owner.ifname) else { return Ok(()) };
+    let mut batch = Batch::new();
+    batch.link_del(&*veth).or_missing();
+    if host.run(batch).is_ok() { Ok(()) } else { Err(refused).coded() }
+}
+
+/// The links of these attachments that are still in service: their addresses are not to be given to others.
+fn in_service(host: &mut Netlink, owners: &[Owner]) -> Result<Vec<Owner>, Error> {
+    let links = host.links().coded()?;
+    let living = links.iter().filter(|link| link.group != DEAD_GROUP);
+    let living = living.filter_map(|link| link.alias.as_deref().and_then(Owner::parse_alias));
+    Ok(living.filter(|owner| owners.contains(owner)).collect())
+}
+
+/// Undoes what the agent granted to an ADD that failed, unless the link could not be undone.
+fn undo_grant(conf: &Conf, owner: &Owner, detach: &Detach) -> Result<(), Error> {
+    if Netlink::open().and_then(|mut host| host.link(&owner.host_veth())).coded()?.is_some() {
+        let message = "the link is still there, and keeps its addresses until a DEL removes it";
+        return Err(Error::new(code::IO, message));
+    }
+    give_back(conf, detach)
 }
 
 /// Gives an attachment's addresses back: by the agent, or by a note for it when it is not there or in trouble.
