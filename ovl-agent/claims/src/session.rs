@@ -3,6 +3,7 @@
 use crate::inner::{Inner, store_problem};
 use crate::join::Trouble;
 use crate::random;
+use crate::snapshot::Whole;
 use crate::told::{Check, Told};
 use crate::{Timing, keys};
 use ovl_api::wire::{Problem, ProblemKind};
@@ -142,12 +143,14 @@ impl Inner {
         if lost {
             snapshot = self.snapshot().await?;
         }
+        // Outside of the lock: no attachment waits for that.
+        let whole = Whole::of(&snapshot);
         self.update(|state| {
             let first = !state.synced;
             if state.held_back.is_some() {
                 tracing::info!("changes that were held back are applied");
             }
-            state.replace(&snapshot);
+            state.replace(whole);
             (state.following, state.error) = (true, None);
             if first {
                 let (hosts, networks) = (state.view.hosts.len(), state.view.networks.len());

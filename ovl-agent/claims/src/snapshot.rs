@@ -1,7 +1,7 @@
 //! Whole snapshots of the store, and the guard against many hosts vanishing at once.
 
 use crate::keys::{self, Key};
-use crate::state::State;
+use crate::state::{Read, State};
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Host, is_single};
 use ovl_store::{Change, KeyValue, Revision, Snapshot};
@@ -66,22 +66,18 @@ impl State {
     }
 
     /// Makes the view what the snapshot says.
-    pub(crate) fn replace(&mut self, snapshot: &Snapshot) {
+    pub(crate) fn replace(&mut self, whole: Whole<'_>) {
+        let Whole { snapshot, entries, seen } = whole;
         if self.is_other(snapshot) {
             // Revisions of before mean nothing here.
             self.touched.clear();
         } else {
             self.touched.retain(|_, touched| *touched > snapshot.revision);
         }
-        let mut seen = Seen::default();
-        // Who this host is and which networks there are is needed to understand the rest.
-        let (first, rest): (Vec<&KeyValue>, Vec<&KeyValue>) = snapshot
-            .entries
-            .iter()
-            .partition(|entry| matches!(Key::parse(&entry.key), Key::Network(_) | Key::Host(_)));
-        for entry in first.into_iter().chain(rest) {
-            seen.add(&entry.key);
-            self.take(&entry.key, Some(&entry.value), entry.changed);
+        for (entry, read) in entries {
+            if !self.touched.contains_key(&entry.key) {
+                self.apply_read(read, entry.changed);
+            }
         }
         self.remove_unseen(&seen, snapshot.revision);
         self.cluster = Some(snapshot.cluster);
@@ -91,13 +87,6 @@ impl State {
         self.synced = true;
         self.held_back = None;
         self.suspended = None;
-    }
-
-    /// As [`State::apply`], but for what an own transaction has changed since.
-    fn take(&mut self, key: &str, value: Option<&[u8]>, changed: Revision) {
-        if !self.touched.contains_key(key) {
-            self.apply(key, value, changed);
-        }
     }
 
     fn remove_unseen(&mut self, seen: &Seen<'_>, revision: Revision) {
@@ -137,8 +126,33 @@ impl State {
                 .map(|name| keys::network(name)),
         );
         for key in gone {
-            self.take(&key, None, revision);
+            if !self.touched.contains_key(&key) {
+                self.apply(&key, None, revision);
+            }
         }
+    }
+}
+
+/// A snapshot that was read to be applied. That takes most of the time, and does not need the state.
+pub(crate) struct Whole<'a> {
+    snapshot: &'a Snapshot,
+    entries: Vec<(&'a KeyValue, Read<'a>)>,
+    seen: Seen<'a>,
+}
+
+impl<'a> Whole<'a> {
+    pub(crate) fn of(snapshot: &'a Snapshot) -> Whole<'a> {
+        let mut seen = Seen::default();
+        // Who this host is and which networks there are is needed to understand the rest.
+        let (mut entries, mut rest) = (Vec::with_capacity(snapshot.entries.len()), Vec::new());
+        for entry in &snapshot.entries {
+            let read = Read::of(&entry.key, Some(&entry.value));
+            seen.add(&read);
+            let first = matches!(read, Read::Network(..) | Read::Host(..));
+            if first { &mut entries } else { &mut rest }.push((entry, read));
+        }
+        entries.append(&mut rest);
+        Whole { snapshot, entries, seen }
     }
 }
 
@@ -153,14 +167,14 @@ struct Seen<'a> {
 }
 
 impl<'a> Seen<'a> {
-    fn add(&mut self, key: &'a str) {
-        match Key::parse(key) {
-            Key::Network(name) => self.networks.insert(name),
-            Key::Host(name) => self.hosts.insert(name),
-            Key::Live(name) => self.live.insert(name),
-            Key::Block(network, block) => self.blocks.insert((network, block)),
-            Key::Single(network, address) => self.singles.insert((network, address)),
-            Key::Other => false,
+    fn add(&mut self, read: &Read<'a>) {
+        match read {
+            Read::Network(name, _) => self.networks.insert(name),
+            Read::Host(name, _) => self.hosts.insert(name),
+            Read::Live(name, _) => self.live.insert(name),
+            Read::Block(network, block, _) => self.blocks.insert((network, *block)),
+            Read::Single(network, address, _) => self.singles.insert((network, *address)),
+            Read::Subnets | Read::Other => false,
         };
     }
 }

@@ -176,22 +176,24 @@ impl State {
 
     /// Takes a key's new value; None: it was removed.
     pub(crate) fn apply(&mut self, key: &str, value: Option<&[u8]>, changed: Revision) {
-        match Key::parse(key) {
-            Key::Network(name) => self.apply_network(name, parse(key, value), changed),
-            Key::Host(name) => self.apply_host(name, parse(key, value), changed),
-            Key::Live(name) => {
-                if value.is_some() {
-                    self.live.insert(name.to_owned());
-                } else {
-                    self.live.remove(name);
-                }
+        self.apply_read(Read::of(key, value), changed);
+    }
+
+    /// The same, of what was read already.
+    pub(crate) fn apply_read(&mut self, read: Read<'_>, changed: Revision) {
+        match read {
+            Read::Network(name, network) => self.apply_network(name, network, changed),
+            Read::Host(name, host) => self.apply_host(name, host, changed),
+            Read::Live(name, true) => {
+                self.live.insert(name.to_owned());
             }
-            Key::Block(network, block) => self.apply_block(network, block, parse(key, value), changed),
-            Key::Single(network, address) => {
-                self.apply_single(network, address, parse(key, value), changed);
+            Read::Live(name, false) => {
+                self.live.remove(name);
             }
-            Key::Other if key == keys::SUBNETS && value.is_some() => self.subnets_changed = changed,
-            Key::Other => {}
+            Read::Block(network, block, claim) => self.apply_block(network, block, claim, changed),
+            Read::Single(network, address, single) => self.apply_single(network, address, single, changed),
+            Read::Subnets => self.subnets_changed = changed,
+            Read::Other => {}
         }
     }
 
@@ -336,13 +338,13 @@ impl State {
         changed: Revision,
     ) {
         let key = (network.to_owned(), block);
+        if self.view.owners.get(&key).map(String::as_str) == owner {
+            return;
+        }
         let before = match owner {
             Some(owner) => self.view.owners.insert(key.clone(), owner.to_owned()),
             None => self.view.owners.remove(&key),
         };
-        if before.as_deref() == owner {
-            return;
-        }
         if !is_single(block) && before.is_some() != owner.is_some() {
             let count = self.counts.entry((network.to_owned(), block.is_ipv6())).or_default();
             *count = if owner.is_some() { *count + 1 } else { count.saturating_sub(1) };
@@ -422,6 +424,32 @@ impl State {
         }
         self.dirty.delta.networks.insert(network);
         self.dirty.veths.insert(veth.to_owned());
+    }
+}
+
+/// What a key says, and its value; with none, the key was removed.
+#[derive(Debug)]
+pub(crate) enum Read<'a> {
+    Network(&'a str, Option<Network>),
+    Host(&'a str, Option<Host>),
+    Live(&'a str, bool),
+    Block(&'a str, IpNetwork, Option<Claim>),
+    Single(&'a str, IpAddr, Option<SingleClaim>),
+    Subnets,
+    Other,
+}
+
+impl Read<'_> {
+    pub(crate) fn of<'a>(key: &'a str, value: Option<&[u8]>) -> Read<'a> {
+        match Key::parse(key) {
+            Key::Network(name) => Read::Network(name, parse(key, value)),
+            Key::Host(name) => Read::Host(name, parse(key, value)),
+            Key::Live(name) => Read::Live(name, value.is_some()),
+            Key::Block(network, block) => Read::Block(network, block, parse(key, value)),
+            Key::Single(network, address) => Read::Single(network, address, parse(key, value)),
+            Key::Other if key == keys::SUBNETS && value.is_some() => Read::Subnets,
+            Key::Other => Read::Other,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! The end-to-end tests meet these moments by chance only; here each is made on purpose.
 
 use crate::inner::Inner;
+use crate::snapshot::Whole;
 use crate::{Node, NodeConf, Timing, keys};
 use ipnetwork::IpNetwork;
 use ovl_api::model::Network;
@@ -42,7 +43,7 @@ async fn registered(inner: Inner) -> Inner {
 async fn read(inner: &Inner) {
     let snapshot = inner.conf.kv.snapshot(keys::FOLLOWED).await.unwrap();
     inner.update(|state| {
-        state.replace(&snapshot);
+        state.replace(Whole::of(&snapshot));
         state.following = true;
     });
 }
@@ -510,4 +511,40 @@ async fn while_the_store_is_away_nobody_is_woken_to_answer_for_single_addresses(
     assert!(woken().await.is_err(), "who answers looks whether it can, and would wake itself without end");
     one.update(|state| state.following = true);
     assert!(woken().await.is_ok());
+}
+
+/// How long the state is locked while everything is read again:
+/// `cargo test --release -p ovl-claims --lib -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "measures, proves nothing"]
+async fn time_of_a_snapshot_that_is_applied() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    let network = network(&one).await;
+    let mut puts = Vec::new();
+    for host in 0..5000u32 {
+        let id = format!("{host:032x}");
+        let record = serde_json::json!({
+            "name": format!("host{host:04}"), "id": id, "epoch": 1, "vtep": "172.16.0.1", "segment": "172.16.0.0/12", "port": 4789
+        });
+        puts.push(Op::Put(format!("c/hosts/host{host:04}"), serde_json::to_vec(&record).unwrap(), None));
+        puts.push(Op::Put(format!("c/live/host{host:04}"), Vec::new(), None));
+        let claim = keys::Claim { host: format!("host{host:04}"), id, epoch: 1 };
+        for block in 0..4 {
+            let key = format!("c/blocks/{}/4-{:08x}-26", network.id, (10 << 24) + ((host * 4 + block) << 6));
+            puts.push(Op::Put(key, keys::json(&claim), None));
+        }
+    }
+    for some in puts.chunks(100) {
+        kv.commit(Txn { then: some.to_vec(), ..Txn::default() }).await.unwrap();
+    }
+    for round in ["first", "again", "again", "again", "again"] {
+        let snapshot = kv.snapshot(keys::FOLLOWED).await.unwrap();
+        let started = std::time::Instant::now();
+        let whole = Whole::of(&snapshot);
+        let read = started.elapsed();
+        one.update(|state| state.replace(whole));
+        let locked = started.elapsed() - read;
+        eprintln!("{} keys, {round}: read in {read:.1?}, locked for {locked:.1?}", snapshot.entries.len());
+    }
 }

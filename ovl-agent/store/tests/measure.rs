@@ -3,10 +3,14 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
 use ovl_store::Kv;
+use ovl_store::target::EtcdConf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What there is with 5,000 hosts with 20,000 blocks.
 const KEYS: usize = 25_000;
@@ -39,6 +43,16 @@ async fn measure(name: &str, kv: &Kv) {
         assert_eq!(snapshot.entries.len(), KEYS);
     }
     told(&format!("{name}: snapshot of {KEYS} keys"), times);
+
+    let mut times = Vec::new();
+    for i in 0..50 {
+        let from = format!("c/blocks/{:04}", i * 5);
+        let since = Instant::now();
+        let part = kv.part("c/", &from, 500).await.unwrap();
+        times.push(since.elapsed());
+        assert_eq!((part.count, part.keys.len()), (KEYS, 500));
+    }
+    told(&format!("{name}: count and 500 of {KEYS} keys"), times);
 
     let mut watch = kv.watch("c/", 0).await.unwrap();
     let mut times = Vec::new();
@@ -73,4 +87,50 @@ async fn times() {
         println!("etcd: connection and first commit: {:.2?}", since.elapsed());
         measure("etcd", &kv).await;
     }
+}
+
+/// Passes everything on, and counts what the server sends.
+async fn counting(server: &Server) -> (EtcdConf, Arc<AtomicU64>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (port, count) = (server.port(), Arc::new(AtomicU64::new(0)));
+    let counter = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let to = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let ((mut up_from, mut down_to), (mut down_from, mut up_to)) =
+                (client.into_split(), to.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut up_from, &mut up_to).await });
+            let counter = Arc::clone(&counter);
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 << 10];
+                while let Ok(read @ 1..) = down_from.read(&mut buffer).await {
+                    counter.fetch_add(read as u64, Ordering::Relaxed);
+                    down_to.write_all(&buffer[..read]).await.unwrap();
+                }
+            });
+        }
+    });
+    (EtcdConf::new(&url).unwrap(), count)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, proves nothing"]
+async fn bytes_of_a_check_and_of_a_snapshot() {
+    let server = Server::start();
+    let (conf, count) = counting(&server).await;
+    let kv = open(conf).await;
+    let value = r#"{"host":"host1234.example.org","id":"0123456789abcdef0123456789abcdef","epoch":1}"#;
+    for hundred in 0..KEYS / 100 {
+        let keys =
+            (0..100).map(|i| put(&format!("c/blocks/0123456789ab/4-{:08x}-26", hundred * 100 + i), value));
+        kv.commit(then(keys.collect::<Vec<_>>())).await.unwrap();
+    }
+    let mut before = count.load(Ordering::Relaxed);
+    let mut sent =
+        || count.load(Ordering::Relaxed) - std::mem::replace(&mut before, count.load(Ordering::Relaxed));
+    kv.part("c/", "c/blocks/0123456789ab/4-00001000", 500).await.unwrap();
+    println!("count and 500 keys: {} bytes", sent());
+    kv.snapshot("c/").await.unwrap();
+    println!("snapshot of {KEYS} keys: {} bytes", sent());
 }
