@@ -81,15 +81,17 @@ impl Inner {
         }
     }
 
-    /// Says that something was missed, and waits a while: the others may have missed it too.
+    /// Says that something was missed, and waits a while.
     async fn spread(&self, why: String) {
         tracing::warn!("{why}: everything is read again");
-        let hosts = self.update(|state| {
-            (state.following, state.error) = (false, Some(why));
-            state.view.hosts.len()
-        });
-        let most = self.conf.timing.spread.saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX));
-        self.pause(random::shorten(most, 0.0)).await;
+        self.update(|state| (state.following, state.error) = (false, Some(why)));
+        self.pause(self.apart()).await;
+    }
+
+    /// A time to wait before everything is read again: all hosts may have missed something at the same moment.
+    fn apart(&self) -> Duration {
+        let hosts = self.look(|state| u32::try_from(state.view.hosts.len()).unwrap_or(u32::MAX));
+        random::shorten(self.conf.timing.spread.saturating_mul(hosts), 0.0)
     }
 
     /// Waits, but not when somebody has a reason to look at the store now.
@@ -160,7 +162,7 @@ impl Inner {
                 );
             }
         });
-        let told = known.insert(Told::of(&snapshot));
+        let told = known.insert(Told::of(&snapshot, random::jitter(self.conf.timing.relist)));
         drop(snapshot);
         if !self.look(|state| state.me.is_some()) {
             return Ok(End::Fenced);
@@ -220,12 +222,12 @@ impl Inner {
     }
 
     async fn follow(&self, told: &mut Told, mut watch: Watch) -> Result<End, Trouble> {
-        let Timing { check: often, lag, relist, .. } = self.conf.timing;
+        let Timing { check: often, lag, .. } = self.conf.timing;
         self.wake.keeper.notify_one();
         self.wake.live.notify_one();
         self.wake.consent.notify_one();
         self.mend_published().await?;
-        let relist = tokio::time::sleep_until(told.read + random::jitter(relist));
+        let relist = tokio::time::sleep_until(told.due);
         tokio::pin!(relist);
         let mut next = tokio::time::Instant::now() + random::jitter(often);
         let mut check: Option<Check> = None;
@@ -265,7 +267,11 @@ impl Inner {
                 && let Some(check) = check.take()
                 && verdict == Some(false)
             {
-                return Ok(End::Missed(told.difference(&check)));
+                tracing::warn!("{}: everything is read again", told.difference(&check));
+                // Until then what the watch does tell is better than nothing.
+                told.due = tokio::time::Instant::now() + self.apart();
+                relist.as_mut().reset(told.due);
+                next = told.due + often;
             }
         }
     }

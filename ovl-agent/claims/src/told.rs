@@ -10,6 +10,7 @@ use ovl_store::{Change, Event, Kv, Part, Revision, Snapshot};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Keys that one check looks at: about 40 kB.
@@ -22,8 +23,8 @@ pub(crate) struct Told {
     pub(crate) revision: Revision,
     /// What was told and not applied to the view yet.
     pub(crate) waiting: Vec<Change>,
-    /// When everything was read last.
-    pub(crate) read: Instant,
+    /// When everything is to be read again.
+    pub(crate) due: Instant,
     /// By the hash of the key: with the names, this would be five times as large.
     changed: HashMap<u64, Revision>,
     hasher: RandomState,
@@ -44,12 +45,12 @@ pub(crate) struct Check {
 }
 
 impl Told {
-    /// A snapshot was read.
-    pub(crate) fn of(snapshot: &Snapshot) -> Told {
+    /// A snapshot was read; so it is to be again after some time.
+    pub(crate) fn of(snapshot: &Snapshot, again: Duration) -> Told {
         let mut told = Told {
             revision: snapshot.revision,
             waiting: Vec::new(),
-            read: Instant::now(),
+            due: Instant::now() + again,
             changed: HashMap::with_capacity(snapshot.entries.len()),
             hasher: RandomState::new(),
             newest: String::new(),
@@ -69,7 +70,7 @@ impl Told {
     pub(crate) async fn ask(
         &mut self,
         kv: &Kv,
-        patience: std::time::Duration,
+        patience: Duration,
         first: bool,
     ) -> Result<Check, ovl_store::Error> {
         let from = if first { &self.newest } else { &self.cursor };
