@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod check;
 #[path = "../common/mod.rs"]
 mod common;
-mod check;
 mod killed;
 mod traffic;
 
