@@ -143,3 +143,80 @@ impl Told {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ovl_store::KeyValue;
+
+    fn told(keys: &[(&str, Revision)], revision: Revision) -> Told {
+        let entry = |(key, changed): &(&str, Revision)| KeyValue {
+            key: (*key).to_owned(),
+            value: Vec::new(),
+            changed: *changed,
+        };
+        let snapshot = Snapshot { revision, cluster: 1, entries: keys.iter().map(entry).collect() };
+        Told::of(&snapshot, Duration::from_secs(1))
+    }
+
+    fn check(count: usize, keys: &[(&str, Revision)], revision: Revision) -> Check {
+        let keys = keys.iter().map(|(key, changed)| ((*key).to_owned(), *changed)).collect();
+        Check { part: Part { revision, count, keys, more: false }, first: None, until: Instant::now() }
+    }
+
+    fn changes(changes: &[(&str, Revision, bool)]) -> Event {
+        let change = |(key, revision, there): &(&str, Revision, bool)| Change {
+            key: (*key).to_owned(),
+            value: there.then(Vec::new),
+            revision: *revision,
+        };
+        Event::Changes(changes.iter().map(change).collect())
+    }
+
+    #[test]
+    fn at_one_revision_a_difference_is_known_at_once() {
+        let told = told(&[("c/a", 3), ("c/b", 5)], 5);
+        for (check, verdict) in [
+            (check(2, &[("c/a", 3)], 5), Some(true)),
+            (check(3, &[("c/a", 3)], 5), Some(false)),
+            (check(1, &[("c/a", 3)], 5), Some(false)),
+            (check(2, &[("c/a", 4)], 5), Some(false)),
+            (check(2, &[("c/c", 3)], 5), Some(false)),
+            // Other keys of the store changed, or these did and it was not told yet.
+            (check(2, &[("c/a", 3)], 9), Some(true)),
+            (check(3, &[("c/a", 3)], 9), None),
+            (check(2, &[("c/a", 9)], 9), None),
+        ] {
+            assert_eq!(told.verdict(&check), verdict, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_watch_that_is_behind_is_compared_when_it_has_come_to_the_revision() {
+        let lacking = check(3, &[], 7);
+        let one = || told(&[("c/a", 3), ("c/b", 5)], 5);
+        let told = |events: Vec<Event>| {
+            let mut told = one();
+            let verdicts = events.into_iter().map(|event| told.hear(event, Some(&lacking)));
+            verdicts.collect::<Vec<_>>()
+        };
+        assert_eq!(told(vec![changes(&[("c/c", 7, true)])]), [Some(true)]);
+        // What comes after the revision does not count, though it comes at once with the rest.
+        assert_eq!(told(vec![changes(&[("c/c", 6, true), ("c/d", 8, true)])]), [Some(true)]);
+        assert_eq!(told(vec![changes(&[("c/c", 8, true)])]), [Some(false)]);
+        assert_eq!(told(vec![changes(&[("c/a", 6, true)]), Event::Progress(7)]), [None, Some(false)]);
+        assert_eq!(told(vec![changes(&[("c/c", 6, true), ("c/a", 7, false)])]), [Some(false)]);
+    }
+
+    #[test]
+    fn a_store_without_what_changed_last_was_set_back() {
+        let mut told = told(&[("c/a", 3), ("c/b", 5)], 5);
+        let looked = |keys| Check { first: Some("c/b".to_owned()), ..check(2, keys, 9) };
+        assert_eq!(told.verdict(&looked(&[("c/b", 5)])), Some(true));
+        assert_eq!(told.verdict(&looked(&[])), None);
+        assert_eq!(told.hear(Event::Progress(9), Some(&looked(&[]))), Some(false));
+        // Unless it was removed since.
+        let event = changes(&[("c/b", 8, false), ("c/0", 8, true)]);
+        assert_eq!(self::told(&[("c/a", 3), ("c/b", 5)], 5).hear(event, Some(&looked(&[]))), Some(true));
+    }
+}
