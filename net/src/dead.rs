@@ -40,16 +40,30 @@ const GATHER: Duration = Duration::from_millis(20);
 /// error. Returns true when there is something for [`reap`] to delete.
 ///
 /// An interface `ifname` that is not the other end of `host_link` is left alone: somebody may have made a new one.
+///
+/// Where the kernel refuses, the pair is deleted, which takes longer: who may change links in the container can have made one
+/// there that has the name which its end is to get.
+///
+/// # Errors
+/// The host's end is there, and stays in service.
 pub fn detach(host: &mut Netlink, host_link: &str, container: Option<&Netns>, ifname: &str) -> Result<bool> {
-    let near = host.link(host_link)?;
-    if let (Some(netns), Some(near)) = (container, &near) {
+    let Some(near) = host.link(host_link)? else { return Ok(false) };
+    let Err(refused) = retire(host, &near, container, ifname) else { return Ok(true) };
+    let mut batch = Batch::new();
+    batch.link_del(near.index).or_missing();
+    match host.run(batch) {
+        Ok(_) => Ok(false),
+        Err(_) => Err(refused),
+    }
+}
+
+fn retire(host: &mut Netlink, near: &Link, container: Option<&Netns>, ifname: &str) -> Result<()> {
+    if let Some(netns) = container {
         detach_far_end(netns, ifname, near)?;
     }
-    let Some(near) = near else { return Ok(false) };
     let mut batch = Batch::new();
     kill(&mut batch, near.index, near.master.map(|_| 0));
-    host.run(batch)?;
-    Ok(true)
+    host.run(batch).map(|_| ())
 }
 
 /// Makes a link dead.

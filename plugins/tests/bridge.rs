@@ -102,6 +102,19 @@ fn del_works_without_a_namespace_and_without_the_results() {
 }
 
 #[test]
+fn a_container_cannot_keep_its_link_by_taking_the_name_of_a_dead_one() {
+    let host = Host::new();
+    host.netns("c1");
+    let conf = bridge("web", "10.5.0.0/24");
+    let result = host.about("ADD", &conf, "c1").run().ok();
+    let index = host.ip("-n c1 link show eth0")[0]["ifindex"].clone();
+    host.sh(&format!("ip -n c1 link add dead{index} type bridge"));
+    host.about("DEL", &conf, "c1").run().ok();
+    let veth = result["interfaces"][1]["name"].as_str().unwrap();
+    host.sh(&format!("! ip link show {veth}; ! ip -n c1 link show eth0"));
+}
+
+#[test]
 fn a_failed_add_is_undone() {
     let host = Host::new();
     host.netns("c1");

@@ -20,7 +20,7 @@ use cni::request::Request;
 use cni::types::AddResult;
 use cni::{Error, code};
 use conf::Conf;
-use net::{Batch, DEAD_GROUP, Netlink, Netns, Owner, dead};
+use net::{DEAD_GROUP, Netlink, Netns, Owner, dead};
 use ovl_api::wire::Detach;
 
 /// The plugin.
@@ -94,15 +94,9 @@ fn detach(conf: &Conf, request: &Request) -> Detach {
     }
 }
 
-/// Takes the link out of service. Where that is refused it is deleted, which takes longer: who may change links in the
-/// container can have made one there that has the name which its end is to get.
 fn remove_link(owner: &Owner, netns: Option<&Netns>) -> Result<(), Error> {
     let mut host = Netlink::open().coded()?;
-    let veth = owner.host_veth();
-    let Err(refused) = dead::detach(&mut host, &veth, netns, &owner.ifname) else { return Ok(()) };
-    let mut batch = Batch::new();
-    batch.link_del(&*veth).or_missing();
-    if host.run(batch).is_ok() { Ok(()) } else { Err(refused).coded() }
+    dead::detach(&mut host, &owner.host_veth(), netns, &owner.ifname).coded().map(drop)
 }
 
 /// The links of these attachments that are still in service: their addresses are not to be given to others.
