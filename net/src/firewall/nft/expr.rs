@@ -194,6 +194,13 @@ impl Rule {
         self
     }
 
+    /// `iifgroup != 0` or `oifgroup != 0`: the link is in a group
+    pub fn grouped(mut self, way: Way) -> Self {
+        self.meta_to(way.group(), REG1);
+        self.compare(true, &[0; 4]);
+        self
+    }
+
     /// `iifgroup != @set` or `oifgroup != @set`
     pub fn group_not_in(mut self, way: Way, map: Map) -> Self {
         self.meta_to(way.group(), REG1);

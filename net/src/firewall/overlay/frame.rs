@@ -41,6 +41,7 @@ impl Frame {
             chains: vec![
                 chain("input", hooked(INPUT), input(rules.port)),
                 chain("forward", hooked(FORWARD), forward(rules.port, rules.underlay)),
+                chain("arrive", None, arrive()),
                 chain("vxlan", None, vxlan()),
                 chain("inward", None, inward()),
             ],
@@ -96,13 +97,23 @@ fn fnv(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
-/// VXLAN packets of our networks from hosts that we do not know, and from this host's containers, whatever address they
-/// have as their source.
+/// VXLAN packets of our networks; others' are left alone.
 fn input(port: u16) -> Vec<Rule> {
-    let ours = || Rule::new().udp_port(port).vni_in(Map::Vnis);
-    let foreign = |v6, set| ours().address_not_in(Side::Source, v6, set).then(Verdict::Drop);
     vec![
-        ours().group_in(Way::In, Map::Groups).then(Verdict::Drop).commented("from a container"),
+        Rule::new().udp_port(port).vni_in(Map::Vnis).then(Verdict::Jump("arrive")).commented("VXLAN of ours"),
+    ]
+}
+
+/// They are taken from hosts that we know, and from no container of this host, whatever address it has as its source. Links
+/// of hosts are mostly in no group, which is seen without a look into the set.
+fn arrive() -> Vec<Rule> {
+    let foreign = |v6, set| Rule::new().address_not_in(Side::Source, v6, set).then(Verdict::Drop);
+    vec![
+        Rule::new()
+            .grouped(Way::In)
+            .group_in(Way::In, Map::Groups)
+            .then(Verdict::Drop)
+            .commented("from a container"),
         foreign(false, Map::Vteps4).commented("from a host that is none of ours"),
         foreign(true, Map::Vteps6).commented("from a host that is none of ours, IPv6"),
     ]

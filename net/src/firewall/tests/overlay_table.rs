@@ -67,9 +67,7 @@ const FULL: &str = r#"table inet weft-overlay {
 
 	chain input {
 		type filter hook input priority filter - 10; policy accept;
-		udp dport 4789 @th,96,24 @vnis iifgroup @groups drop comment "from a container"
-		udp dport 4789 @th,96,24 @vnis ip saddr != @vteps4 drop comment "from a host that is none of ours"
-		udp dport 4789 @th,96,24 @vnis ip6 saddr != @vteps6 drop comment "from a host that is none of ours, IPv6"
+		udp dport 4789 @th,96,24 @vnis jump arrive comment "VXLAN of ours"
 	}
 
 	chain forward {
@@ -85,6 +83,12 @@ const FULL: &str = r#"table inet weft-overlay {
 		iifgroup @internal drop comment "no way out"
 		oifgroup @internal drop comment "no way in"
 		oifgroup @groups jump inward comment "from outside"
+	}
+
+	chain arrive {
+		iifgroup != "default" iifgroup @groups drop comment "from a container"
+		ip saddr != @vteps4 drop comment "from a host that is none of ours"
+		ip6 saddr != @vteps6 drop comment "from a host that is none of ours, IPv6"
 	}
 
 	chain vxlan {
