@@ -110,17 +110,9 @@ impl Key {
 
     /// The addresses of a subnet, with the group of its network.
     pub fn direct(net: IpNetwork, group: u32) -> Self {
-        Key::range(if net.is_ipv4() { Map::Direct4 } else { Map::Direct6 }, net, [group; 2])
-    }
-
-    /// The addresses of a subnet, with all groups.
-    pub fn direct_net(net: IpNetwork) -> Self {
-        Key::range(if net.is_ipv4() { Map::DirectNets4 } else { Map::DirectNets6 }, net, [0, u32::MAX])
-    }
-
-    fn range(map: Map, net: IpNetwork, groups: [u32; 2]) -> Self {
+        let map = if net.is_ipv4() { Map::Direct4 } else { Map::Direct6 };
         let mut bytes = Vec::new();
-        for (addr, group) in [net.network(), last(net)].into_iter().zip(groups) {
+        for addr in [net.network(), last(net)] {
             bytes.extend_from_slice(&octets(addr));
             bytes.extend_from_slice(&group.to_be_bytes());
         }

@@ -59,9 +59,6 @@ pub enum Map {
     /// subnet . group of networks whose packets come unencapsulated too
     Direct4,
     Direct6,
-    /// such a subnet . all groups
-    DirectNets4,
-    DirectNets6,
 }
 
 impl Map {
@@ -69,7 +66,7 @@ impl Map {
     pub const BRIDGE_FRAME: [Map; 3] = [Map::Watched, Map::Sources, Map::SourceOf];
 
     /// Those of the overlay's table.
-    pub const OVERLAY_FRAME: [Map; 10] = [
+    pub const OVERLAY_FRAME: [Map; 8] = [
         Map::Vnis,
         Map::Vteps4,
         Map::Vteps6,
@@ -78,8 +75,6 @@ impl Map {
         Map::Internal,
         Map::Direct4,
         Map::Direct6,
-        Map::DirectNets4,
-        Map::DirectNets6,
     ];
 
     /// Those of the frame of the table for IP.
@@ -96,9 +91,12 @@ impl Map {
 
     /// The table that has it.
     pub fn table(self) -> Table {
+        use Map::{
+            Direct4, Direct6, GroupPairs, Groups, Internal, SourceOf, Sources, Vnis, Vteps4, Vteps6, Watched,
+        };
         match self {
-            map if Map::BRIDGE_FRAME.contains(&map) => Table::Bridge,
-            map if Map::OVERLAY_FRAME.contains(&map) => Table::Overlay,
+            Watched | Sources | SourceOf => Table::Bridge,
+            Vnis | Vteps4 | Vteps6 | Groups | GroupPairs | Internal | Direct4 | Direct6 => Table::Overlay,
             _ => Table::Inet,
         }
     }
@@ -125,8 +123,6 @@ impl Map {
             Map::Internal => "internal",
             Map::Direct4 => "direct4",
             Map::Direct6 => "direct6",
-            Map::DirectNets4 => "direct_nets4",
-            Map::DirectNets6 => "direct_nets6",
             Map::Masq(net) => return Cow::Owned(format!("masq-{}", net_name(net))),
             Map::Hairpin(net) => return Cow::Owned(format!("hairpin-{}", net_name(net))),
         })
@@ -184,8 +180,8 @@ impl Map {
             Map::Vteps6 => (IP6ADDR, 16),
             Map::Groups | Map::Internal => (DEVGROUP, 4),
             Map::GroupPairs => (DEVGROUP << 6 | DEVGROUP, 8),
-            Map::Direct4 | Map::DirectNets4 => (IPADDR << 6 | DEVGROUP, 8),
-            Map::Direct6 | Map::DirectNets6 => (IP6ADDR << 6 | DEVGROUP, 20),
+            Map::Direct4 => (IPADDR << 6 | DEVGROUP, 8),
+            Map::Direct6 => (IP6ADDR << 6 | DEVGROUP, 20),
         }
     }
 
@@ -214,8 +210,8 @@ impl Map {
     /// The lengths of the parts of a key that is a range of concatenations.
     pub fn range(self) -> Option<[u32; 2]> {
         match self {
-            Map::Direct4 | Map::DirectNets4 => Some([4, 4]),
-            Map::Direct6 | Map::DirectNets6 => Some([16, 4]),
+            Map::Direct4 => Some([4, 4]),
+            Map::Direct6 => Some([16, 4]),
             _ => None,
         }
     }
@@ -229,7 +225,6 @@ impl Map {
             Map::GroupPairs => "the same link group, in and out",
             Map::Internal => "groups of networks without a way out",
             Map::Direct4 | Map::Direct6 => "subnets whose packets other hosts may send as they are",
-            Map::DirectNets4 | Map::DirectNets6 => "such subnets: no other group sends to them",
             _ => return None,
         })
     }

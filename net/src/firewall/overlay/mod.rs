@@ -4,7 +4,7 @@
 //! container's would seem to be its host's. Other packets are forwarded within a network; into a network from elsewhere only
 //! as answers or to published ports; out of a network unless it is internal, and those have no way in either. Links belong
 //! to networks by their device groups. A network's own packets from other hosts may also come without encapsulation, by the
-//! underlay's link and from the network's subnet; nobody else may send there by that link, whatever address it has as its source.
+//! underlay's link and from the network's subnet.
 //!
 //! The frame ([`frame`]) is replaced as a whole when it differs from the wanted one; what is in its sets is compared and
 //! changed by element. Each change is one transaction, so no packet ever meets half a table.
@@ -35,8 +35,6 @@ const UNSEEN: usize = 1024;
 pub struct Rules {
     /// The UDP port at which this host takes VXLAN packets.
     pub port: u16,
-    /// The underlay address at which it takes them; none: all that it has.
-    pub local: Option<IpAddr>,
     /// VNIs (1 to 16777215) whose packets are looked at; others' pass.
     pub vnis: BTreeSet<u32>,
     /// Underlay addresses of hosts whose packets with those VNIs are taken.
@@ -224,8 +222,7 @@ fn push_additions(batch: &mut Batch, keys: &[Key]) {
 
 /// What leads from one state of the table to another.
 fn from_memory(written: &Rules, rules: &Rules) -> Plan {
-    let frame = |rules: &Rules| (rules.port, rules.local, rules.underlay);
-    if frame(written) != frame(rules) {
+    if (written.port, written.underlay) != (rules.port, rules.underlay) {
         return Plan::Replace(true);
     }
     let (mut old, mut new) = (Vec::new(), Vec::new());
@@ -236,7 +233,6 @@ fn from_memory(written: &Rules, rules: &Rules) -> Plan {
     differences(&written.direct, &rules.direct, &mut old, &mut new, |(net, group)| {
         vec![Key::direct(*net, *group)]
     });
-    differences(&nets(written), &nets(rules), &mut old, &mut new, |net| vec![Key::direct_net(*net)]);
     old.sort();
     Plan::Change(old, new)
 }
@@ -256,10 +252,6 @@ fn of_group(group: u32) -> [Key; 2] {
     [Map::Groups, Map::GroupPairs].map(|map| Key::group(map, group))
 }
 
-fn nets(rules: &Rules) -> BTreeSet<IpNetwork> {
-    rules.direct.iter().map(|(net, _)| *net).collect()
-}
-
 fn internal(group: u32) -> Key {
     Key::group(Map::Internal, group)
 }
@@ -271,6 +263,5 @@ fn keys(rules: &Rules) -> impl Iterator<Item = Key> {
     let groups = rules.groups.iter().flat_map(|group| of_group(*group));
     let internal = rules.internal.iter().map(|group| internal(*group));
     let direct = rules.direct.iter().map(|(net, group)| Key::direct(*net, *group));
-    let nets = nets(rules).into_iter().map(Key::direct_net);
-    vnis.chain(vteps).chain(groups).chain(internal).chain(direct).chain(nets)
+    vnis.chain(vteps).chain(groups).chain(internal).chain(direct)
 }
