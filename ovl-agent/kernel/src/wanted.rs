@@ -107,6 +107,7 @@ impl Scene<'_> {
                 .filter(|network| network.internal)
                 .map(|network| group(network.vni))
                 .collect(),
+            nets: networks().flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet)).collect(),
             direct: direct.collect(),
             underlay: self.underlay.link,
         }

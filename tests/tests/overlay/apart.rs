@@ -3,8 +3,8 @@
 use crate::cluster::{Cluster, Member, answers, udp};
 use crate::echo::Pinger;
 use crate::forge::Forged;
-use std::net::IpAddr;
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// So long may an answer take that has to come, and one that must not.
@@ -62,10 +62,15 @@ fn assert_apart(lab: &Cluster, some: &[Member], others: &[Member], how: &str) {
 }
 
 #[track_caller]
-fn assert_together(lab: &Cluster, from: &Member, to: &Member) {
+fn assert_together_by_ping(lab: &Cluster, from: &Member, to: &Member) {
     let silent = Pinger::new(&lab.netns_of(from)).silent(&to.ips(), PATIENCE);
     let why = || lab.host.weft().run("lab check -W 0.3");
     assert!(silent.is_empty(), "{} does not reach {silent:?}: {}", from.name, why());
+}
+
+#[track_caller]
+fn assert_together(lab: &Cluster, from: &Member, to: &Member) {
+    assert_together_by_ping(lab, from, to);
     for ip in to.ips() {
         let said = answers(&lab.netns_of(from), ip, PATIENCE).unwrap_or_default();
         assert!(said.starts_with(&format!("{} ", to.name)), "{} hears {said:?} of {ip}", from.name);
@@ -216,5 +221,67 @@ fn an_internal_network_has_no_way_out_and_none_in() {
     assert_together(&lab, &one, &three);
     drop(far);
     stranger_leaves(&lab);
+    lab.down();
+}
+
+/// A network namespace, and whose it is.
+type Netns = (PathBuf, String);
+
+/// Sends a word from an address and port of a network namespace to a listener, and says whether it is heard.
+#[track_caller]
+fn heard(from: &Netns, source: SocketAddr, listener: &UdpSocket, to: SocketAddr) -> bool {
+    let (netns, who) = from;
+    let word = format!("{who} as {source}");
+    let sent = udp(netns, &source.to_string()).send_to(word.as_bytes(), to);
+    assert!(sent.is_ok(), "{word}: {sent:?}");
+    let mut buffer = [0; 200];
+    while let Ok((len, _)) = listener.recv_from(&mut buffer) {
+        if &buffer[..len] == word.as_bytes() {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn nobody_gets_into_a_network_by_an_address_of_it() {
+    let lab = Cluster::bare(2);
+    lab.network("--subnet 10.42.0.0/16 --subnet fd42::/48 --opt encap=direct dir");
+    lab.network("--subnet 10.43.0.0/16 --subnet fd43::/48 red");
+    lab.runtime("host1", "network create --subnet 10.70.0.0/24 --subnet fd70::/64 br").ok();
+    let [d1, d2] = [("host1", "d1"), ("host2", "d2")].map(|(on, name)| lab.run(on, name, "--network dir"));
+    let [red, bridged] = ["red", "br"].map(|net| lab.run("host1", net, &format!("--network {net}")));
+    assert_together_by_ping(&lab, &d1, &d2);
+    let netns = |member: &Member| (lab.netns_of(member), member.name.clone());
+    let host = (lab.netns("host1"), "host1".to_owned());
+    // IPv4 goes as it is, IPv6 in VXLAN: the lab's hosts know each other by IPv4.
+    for (at, own, nobodys) in [(d2.v4, d1.v4, "10.42.200.200"), (d2.ips()[1], d1.ips()[1], "fd42::ffff:200")]
+    {
+        let (to, own) = (SocketAddr::new(at, 7777), SocketAddr::new(own, 6666));
+        let nobodys = SocketAddr::new(nobodys.parse().unwrap(), 6666);
+        let listener = udp(&lab.netns_of(&d2), &to.to_string());
+        let steal = |ip: IpAddr, link: &str| {
+            let (bits, flag) = if ip.is_ipv6() { (128, "nodad") } else { (32, "") };
+            format!("ip addr add {ip}/{bits} dev {link} {flag}")
+        };
+        // Connections that are known of, too: the datagrams of d1 were answered.
+        assert!(heard(&netns(&d1), own, &listener, to), "{own}: the network's own");
+        assert!(listener.send_to(b"answer", own).is_ok());
+        for thief in [&red, &bridged] {
+            for source in [own, nobodys] {
+                lab.sh_in(thief, &steal(source.ip(), "eth0")).ok();
+                assert!(!heard(&netns(thief), source, &listener, to), "{} as {source} to {to}", thief.name);
+            }
+        }
+        // Its own containers, too, send from no address but their own.
+        lab.sh_in(&d1, &steal(nobodys.ip(), "eth0")).ok();
+        assert!(!heard(&netns(&d1), nobodys, &listener, to), "d1 as {nobodys} to {to}");
+        assert!(heard(&netns(&d1), own, &listener, to), "{own}: the network's own");
+        // What the host's own programs send is not looked at. It shows that the packet itself is good.
+        if at.is_ipv4() {
+            lab.sh("host1", &steal(nobodys.ip(), "lo")).ok();
+            assert!(heard(&host, nobodys, &listener, to), "the other host takes it for the network's");
+        }
+    }
     lab.down();
 }

@@ -110,11 +110,20 @@ impl Key {
 
     /// The addresses of a subnet, with the group of its network.
     pub fn direct(net: IpNetwork, group: u32) -> Self {
-        let map = if net.is_ipv4() { Map::Direct4 } else { Map::Direct6 };
+        Key::range(if net.is_ipv4() { Map::Direct4 } else { Map::Direct6 }, net, &group.to_be_bytes())
+    }
+
+    /// The addresses of a subnet, with its family (NFPROTO_IPV4 or NFPROTO_IPV6).
+    pub fn net(net: IpNetwork) -> Self {
+        let (map, family) = if net.is_ipv4() { (Map::Nets4, 2) } else { (Map::Nets6, 10) };
+        Key::range(map, net, &[family])
+    }
+
+    fn range(map: Map, net: IpNetwork, with: &[u8]) -> Self {
         let mut bytes = Vec::new();
         for addr in [net.network(), last(net)] {
-            bytes.extend_from_slice(&octets(addr));
-            bytes.extend_from_slice(&group.to_be_bytes());
+            field(&mut bytes, &octets(addr));
+            field(&mut bytes, with);
         }
         Key { map, bytes }
     }

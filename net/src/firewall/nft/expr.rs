@@ -32,10 +32,14 @@ impl Way {
     fn group(self) -> Meta {
         if self == Way::In { Meta::Iifgroup } else { Meta::Oifgroup }
     }
+
+    fn link(self) -> Meta {
+        if self == Way::In { Meta::Iif } else { Meta::Oif }
+    }
 }
 
 /// `meta` keys (enum nft_meta_keys).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Meta {
     Iif = 4,
     Oif = 5,
@@ -180,9 +184,16 @@ impl Rule {
         self
     }
 
+    /// `iif != eth0` or `oif != eth0`, the interface by its index
+    pub fn not_by_link(mut self, way: Way, index: u32) -> Self {
+        self.meta_to(way.link(), REG1);
+        self.compare(true, &index.to_ne_bytes());
+        self
+    }
+
     /// `iif eth0` or `oif eth0`, the interface by its index
     pub fn by_link(mut self, way: Way, index: u32) -> Self {
-        self.meta_to(if way == Way::In { Meta::Iif } else { Meta::Oif }, REG1);
+        self.meta_to(way.link(), REG1);
         self.compare(false, &index.to_ne_bytes());
         self
     }
@@ -216,19 +227,31 @@ impl Rule {
         self
     }
 
-    /// `ip saddr . meta oifgroup @set`: an address and the group of the link on the given way
+    /// `ip saddr . oifgroup @set`: an address and the group of the link on the given way
     pub fn address_and_group_in(self, side: Side, v6: bool, way: Way, map: Map) -> Self {
+        self.address_and(side, v6, way.group(), map)
+    }
+
+    /// `ip saddr . meta nfproto @set`: an address and the family, for sets of ranges that have nothing else to ask (nftables'
+    /// set of ranges that is fast wants two fields)
+    pub fn address_and_family_in(self, side: Side, v6: bool, map: Map) -> Self {
+        self.address_and(side, v6, Meta::Nfproto, map)
+    }
+
+    fn address_and(self, side: Side, v6: bool, number: Meta, map: Map) -> Self {
         let mut rule = self.family(v6);
         let words = if v6 { 4 } else { 1 };
         rule.payload(1, Self::offset(side, v6), words * 4, REG1);
-        rule.meta_to(way.group(), REG32 + words);
-        // In sets of ranges nft has all numbers in network byte order. NFT_BYTEORDER_HTON, of one number of four bytes.
-        rule.expr("byteorder", |w| {
-            [REG32 + words, REG32 + words, 1, 4, 4]
-                .into_iter()
-                .zip(1..)
-                .for_each(|(value, kind)| w.u32(kind, value));
-        });
+        rule.meta_to(number, REG32 + words);
+        if number != Meta::Nfproto {
+            // In sets of ranges nft has all numbers in network byte order. NFT_BYTEORDER_HTON, of one number of four bytes.
+            rule.expr("byteorder", |w| {
+                [REG32 + words, REG32 + words, 1, 4, 4]
+                    .into_iter()
+                    .zip(1..)
+                    .for_each(|(value, kind)| w.u32(kind, value));
+            });
+        }
         rule.lookup(map, None);
         rule
     }
@@ -257,6 +280,18 @@ impl Rule {
             w.u32(3, 2);
         });
         self.compare(false, &2u32.to_ne_bytes());
+        self
+    }
+
+    /// `fib saddr . iif oif 0`: no route leads back to the source by the link that the packet came by
+    pub fn no_way_back(mut self) -> Self {
+        self.expr("fib", |w| {
+            w.u32(1, REG1);
+            // NFT_FIB_RESULT_OIF; NFTA_FIB_F_SADDR and NFTA_FIB_F_IIF
+            w.u32(2, 1);
+            w.u32(3, 9);
+        });
+        self.compare(false, &[0; 4]);
         self
     }
 

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 /// nftables' datatype numbers (libnftables, enum datatypes); a concatenation has six bits for each part.
 mod datatype {
+    pub const NFPROTO: u32 = 2;
     pub const INTEGER: u32 = 4;
     pub const IPADDR: u32 = 7;
     pub const IP6ADDR: u32 = 8;
@@ -59,6 +60,9 @@ pub enum Map {
     /// subnet . group of networks whose packets come unencapsulated too
     Direct4,
     Direct6,
+    /// subnets of overlay networks . their family
+    Nets4,
+    Nets6,
 }
 
 impl Map {
@@ -66,7 +70,7 @@ impl Map {
     pub const BRIDGE_FRAME: [Map; 3] = [Map::Watched, Map::Sources, Map::SourceOf];
 
     /// Those of the overlay's table.
-    pub const OVERLAY_FRAME: [Map; 8] = [
+    pub const OVERLAY_FRAME: [Map; 10] = [
         Map::Vnis,
         Map::Vteps4,
         Map::Vteps6,
@@ -75,6 +79,8 @@ impl Map {
         Map::Internal,
         Map::Direct4,
         Map::Direct6,
+        Map::Nets4,
+        Map::Nets6,
     ];
 
     /// Those of the frame of the table for IP.
@@ -91,14 +97,10 @@ impl Map {
 
     /// The table that has it.
     pub fn table(self) -> Table {
-        use Map::{
-            Direct4, Direct6, GroupPairs, Groups, Internal, SourceOf, Sources, Vnis, Vteps4, Vteps6, Watched,
-        };
-        match self {
-            Watched | Sources | SourceOf => Table::Bridge,
-            Vnis | Vteps4 | Vteps6 | Groups | GroupPairs | Internal | Direct4 | Direct6 => Table::Overlay,
-            _ => Table::Inet,
+        if Map::OVERLAY_FRAME.contains(&self) {
+            return Table::Overlay;
         }
+        if Map::BRIDGE_FRAME.contains(&self) { Table::Bridge } else { Table::Inet }
     }
 
     /// The name. Colons cannot be in a name that nft reads back, so IPv6's are written `_`.
@@ -123,6 +125,8 @@ impl Map {
             Map::Internal => "internal",
             Map::Direct4 => "direct4",
             Map::Direct6 => "direct6",
+            Map::Nets4 => "nets4",
+            Map::Nets6 => "nets6",
             Map::Masq(net) => return Cow::Owned(format!("masq-{}", net_name(net))),
             Map::Hairpin(net) => return Cow::Owned(format!("hairpin-{}", net_name(net))),
         })
@@ -182,6 +186,8 @@ impl Map {
             Map::GroupPairs => (DEVGROUP << 6 | DEVGROUP, 8),
             Map::Direct4 => (IPADDR << 6 | DEVGROUP, 8),
             Map::Direct6 => (IP6ADDR << 6 | DEVGROUP, 20),
+            Map::Nets4 => (IPADDR << 6 | NFPROTO, 8),
+            Map::Nets6 => (IP6ADDR << 6 | NFPROTO, 20),
         }
     }
 
@@ -212,6 +218,8 @@ impl Map {
         match self {
             Map::Direct4 => Some([4, 4]),
             Map::Direct6 => Some([16, 4]),
+            Map::Nets4 => Some([4, 1]),
+            Map::Nets6 => Some([16, 1]),
             _ => None,
         }
     }
@@ -225,6 +233,7 @@ impl Map {
             Map::GroupPairs => "the same link group, in and out",
             Map::Internal => "groups of networks without a way out",
             Map::Direct4 | Map::Direct6 => "subnets whose packets other hosts may send as they are",
+            Map::Nets4 | Map::Nets6 => "subnets of overlay networks, with their family",
             _ => return None,
         })
     }

@@ -9,7 +9,12 @@ use crate::firewall::nft::table::Table;
 use crate::firewall::nft::wire::{Batch, Writer, attribute, comment_of, msg, number, text};
 
 use super::Rules;
+use ipnetwork::{IpNetwork, Ipv6Network};
+use std::net::{IpAddr, Ipv6Addr};
 
+/// NF_INET_PRE_ROUTING, and a priority before connections are tracked.
+const PREROUTING: u32 = 0;
+const RAW: i32 = -300;
 /// NF_INET_LOCAL_IN: there fragments have been put together. NF_INET_FORWARD.
 const INPUT: u32 = 1;
 const FORWARD: u32 = 2;
@@ -39,8 +44,11 @@ impl Frame {
         let hooked = |at| hook("filter", at, PRIORITY);
         Frame {
             chains: vec![
+                chain("prerouting", hook("filter", PREROUTING, RAW), prerouting()),
                 chain("input", hooked(INPUT), input(rules.port)),
                 chain("forward", hooked(FORWARD), forward(rules.port, rules.underlay)),
+                chain("foreign", None, foreign()),
+                chain("others", None, others()),
                 chain("arrive", None, arrive()),
                 chain("vxlan", None, vxlan()),
                 chain("inward", None, inward()),
@@ -97,6 +105,34 @@ fn fnv(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
+/// A container's packets that are not from an address which is routed to it by that link.
+fn prerouting() -> Vec<Rule> {
+    let mut from_container = Rule::new().grouped(Way::In).group_in(Way::In, Map::Groups);
+    from_container = from_container.no_way_back();
+    vec![
+        from_container
+            .then(Verdict::Jump("foreign"))
+            .commented("from an address that is not the container's"),
+    ]
+}
+
+/// What is said on the link itself is never forwarded, and the host may have no route for these addresses on each link.
+fn foreign() -> Vec<Rule> {
+    vec![
+        Rule::new()
+            .address(Side::Source, link_local())
+            .then(Verdict::Return)
+            .commented("neighbours on the link, IPv6"),
+        Rule::new().then(Verdict::Drop).commented("another's address"),
+    ]
+}
+
+/// fe80::/10 (RFC 4291, section 2.4)
+fn link_local() -> IpNetwork {
+    const ADDR: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+    Ipv6Network::new(ADDR, 10).map_or_else(|_| IpAddr::from(ADDR).into(), IpNetwork::V6)
+}
+
 /// VXLAN packets of our networks; others' are left alone.
 fn input(port: u16) -> Vec<Rule> {
     vec![
@@ -139,16 +175,14 @@ fn forward(port: u16, underlay: u32) -> Vec<Rule> {
     let by = |way| Rule::new().by_link(way, underlay);
     let mut rules = vec![Rule::new().udp_port(port).then(Jump("vxlan")).commented("VXLAN")];
     if underlay != 0 {
-        rules.extend([
-            by(Way::Out).group_not_in(Way::In, Map::Internal).then(Accept).commented("out"),
-            by(Way::In)
-                .ct(Ct::Known)
-                .group_not_in(Way::Out, Map::Internal)
-                .then(Accept)
-                .commented("of a connection that has got in"),
-        ]);
+        let out = by(Way::Out).group_in(Way::In, Map::Groups).group_not_in(Way::In, Map::Internal);
+        let known = by(Way::In).ct(Ct::Known).group_not_in(Way::Out, Map::Internal);
+        rules.push(out.then(Accept).commented("out"));
+        rules.push(known.then(Accept).commented("of a connection that has got in"));
     }
     rules.push(Rule::new().groups_in(Map::GroupPairs).then(Accept).commented("within a network"));
+    let others = Rule::new().not_by_link(Way::In, underlay).group_not_in(Way::In, Map::Groups);
+    rules.push(others.then(Jump("others")).commented("from neither a network nor the underlay"));
     if underlay != 0 {
         let families = [
             (false, Map::Direct4, "from another host, as it is", "to another host, as it is"),
@@ -166,6 +200,17 @@ fn forward(port: u16, underlay: u32) -> Vec<Rule> {
         Rule::new().group_in(Way::Out, Map::Groups).then(Jump("inward")).commented("from outside"),
     ]);
     rules
+}
+
+/// From containers of a bridge or of another program. Other hosts take what has a source in a direct network for that
+/// network's, and here it may look like a connection that is known: nobody else has such an address. Of networks' own
+/// containers `prerouting` has seen to that.
+fn others() -> Vec<Rule> {
+    let from = |v6, set| Rule::new().address_and_family_in(Side::Source, v6, set).then(Verdict::Drop);
+    vec![
+        from(false, Map::Nets4).commented("a network's address"),
+        from(true, Map::Nets6).commented("a network's address, IPv6"),
+    ]
 }
 
 /// What gets into a network from outside, or from another network.

@@ -3,15 +3,16 @@
 //! VXLAN packets of Weft's networks are taken from known hosts only, and none is forwarded to a host: masqueraded, a
 //! container's would seem to be its host's. Other packets are forwarded within a network; into a network from elsewhere only
 //! as answers or to published ports; out of a network unless it is internal, and those have no way in either. Links belong
-//! to networks by their device groups. A network's own packets from other hosts may also come without encapsulation, by the
-//! underlay's link and from the network's subnet.
+//! to networks by their device groups. A container sends from its own addresses alone: a packet whose source is not routed back
+//! by the link that it came by is dropped, and nobody else on the host sends from a network's subnet. So a network's own
+//! packets from other hosts may also come without encapsulation, by the underlay's link and from the network's subnet.
 //!
 //! The frame ([`frame`]) is replaced as a whole when it differs from the wanted one; what is in its sets is compared and
 //! changed by element. Each change is one transaction, so no packet ever meets half a table.
 
 mod frame;
 
-use super::nft::element::{Key, Map, key_element};
+use super::nft::element::{Key, Map, key_element, subnet};
 use super::nft::plan::{push_deletions, push_lists};
 use super::nft::socket::{Socket, refused};
 use super::nft::table::Table;
@@ -43,8 +44,10 @@ pub struct Rules {
     pub groups: BTreeSet<u32>,
     /// Those of networks without a way in and out.
     pub internal: BTreeSet<u32>,
-    /// Subnets whose packets come and go by the underlay's link as they are, and the groups of their networks. Subnets of
-    /// one group do not overlap.
+    /// Subnets of the networks.
+    pub nets: BTreeSet<IpNetwork>,
+    /// Those whose packets come and go by the underlay's link as they are, and the groups of their networks. Subnets of one
+    /// group do not overlap.
     pub direct: BTreeSet<(IpNetwork, u32)>,
     /// The interface index of the underlay's link; 0 when there is none, then nothing is direct.
     pub underlay: u32,
@@ -233,6 +236,7 @@ fn from_memory(written: &Rules, rules: &Rules) -> Plan {
     differences(&written.direct, &rules.direct, &mut old, &mut new, |(net, group)| {
         vec![Key::direct(*net, *group)]
     });
+    differences(&outermost(written), &outermost(rules), &mut old, &mut new, |net| vec![Key::net(*net)]);
     old.sort();
     Plan::Change(old, new)
 }
@@ -256,6 +260,15 @@ fn internal(group: u32) -> Key {
     Key::group(Map::Internal, group)
 }
 
+/// The subnets that lie in no other: the kernel refuses ranges that overlap.
+fn outermost(rules: &Rules) -> BTreeSet<IpNetwork> {
+    let within = |net: &IpNetwork, outer: &IpNetwork| {
+        net.prefix() > outer.prefix() && net.is_ipv4() == outer.is_ipv4() && outer.contains(net.network())
+    };
+    let nets: BTreeSet<IpNetwork> = rules.nets.iter().map(|net| subnet(*net)).collect();
+    nets.iter().filter(|net| !nets.iter().any(|outer| within(net, outer))).copied().collect()
+}
+
 /// All that is in the sets.
 fn keys(rules: &Rules) -> impl Iterator<Item = Key> {
     let vnis = rules.vnis.iter().map(|vni| Key::vni(*vni));
@@ -263,5 +276,6 @@ fn keys(rules: &Rules) -> impl Iterator<Item = Key> {
     let groups = rules.groups.iter().flat_map(|group| of_group(*group));
     let internal = rules.internal.iter().map(|group| internal(*group));
     let direct = rules.direct.iter().map(|(net, group)| Key::direct(*net, *group));
-    vnis.chain(vteps).chain(groups).chain(internal).chain(direct)
+    let nets = outermost(rules).into_iter().map(Key::net);
+    vnis.chain(vteps).chain(groups).chain(internal).chain(direct).chain(nets)
 }

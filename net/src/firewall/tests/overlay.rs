@@ -27,6 +27,7 @@ pub(super) fn rules() -> Rules {
         vteps: set(["192.0.2.2", "2001:db8::2"].map(|ip| ip.parse().unwrap())),
         groups: set([WEB, DB, SHUT, DIRECT]),
         internal: set([SHUT]),
+        nets: BTreeSet::new(),
         direct: BTreeSet::new(),
         underlay: 1,
     }
@@ -320,5 +321,97 @@ fn with_direct_routing_a_networks_own_packets_come_by_the_underlay() {
         assert_eq!(reaches(&lab.shut, at(9, 1)), NO, "out of an internal network of another subnet");
         table.apply(&Rules { direct: set([("10.9.2.0/24".parse().unwrap(), DIRECT)]), ..direct }).unwrap();
         assert_eq!(reaches(&lab.out, at(4, 1)), NO, "not from this subnet");
+    });
+}
+
+/// Gives a container addresses that are another's.
+fn steal(container: &Netns, addresses: &[&str]) {
+    let add = |ip: &&str| {
+        run(&format!("ip addr add {ip} dev eth0 {}", if ip.contains(':') { "nodad" } else { "" }))
+    };
+    container.run(|| addresses.iter().for_each(|ip| drop(add(ip)))).unwrap();
+}
+
+#[test]
+fn a_networks_container_sends_from_its_own_addresses_alone() {
+    testns::in_fresh(|| {
+        let lab = Networks::new();
+        // Of another container of the same network, of one of another, and of nobody.
+        steal(
+            &lab.web,
+            &["10.1.2.77/32", "fd00:1:2::77/128", "10.2.1.77/32", "fd00:2:1::77/128", "198.51.100.7/32"],
+        );
+        let forged = [
+            ("10.1.2.77", "10.1.2.2"),
+            ("fd00:1:2::77", "fd00:1:2::2"),
+            ("10.2.1.77", "10.1.2.2"),
+            ("fd00:2:1::77", "fd00:1:2::2"),
+            ("198.51.100.7", "10.1.2.2"),
+        ];
+        for (source, to) in forged {
+            assert!(gets_there(&lab.web, source, &lab.web_too, to), "{source}: without us");
+        }
+        OverlayTable::open().unwrap().apply(&rules()).unwrap();
+        for (source, to) in forged {
+            assert!(!gets_to(&lab.web, source, &lab.web_too, to), "{source} to {to}");
+            // Nor to the host itself.
+            let host = if to.contains(':') { "fd00:1:1::1" } else { "10.1.1.1" };
+            let here = Netns::current().unwrap();
+            assert!(!gets_to(&lab.web, source, &here, host), "{source} to the host");
+        }
+        for (source, to) in [("10.1.1.2", "10.1.2.2"), ("fd00:1:1::2", "fd00:1:2::2")] {
+            assert!(gets_there(&lab.web, source, &lab.web_too, to), "{source}: its own");
+        }
+        // Those of no network of ours may have any.
+        steal(&lab.out, &["198.51.100.8/32"]);
+        assert!(gets_there(&lab.out, "198.51.100.8", &Netns::current().unwrap(), "10.9.1.1"));
+        // What is on the link is found from link-local addresses, also where the host has no route for those.
+        run("ip -6 addr add fe80::1/128 dev c1-1 nodad");
+        run("ip -6 route del fe80::/64 dev c1-1");
+        let found = || {
+            Command::new("ping").args(["-6", "-qc1", "-W1", "fe80::1%eth0"]).output().unwrap();
+            run("ip -6 neigh show dev eth0")
+                .lines()
+                .any(|line| line.starts_with("fe80::1 ") && line.contains("lladdr"))
+        };
+        assert!(lab.web.run(|| (0..5).any(|_| found())).unwrap(), "a neighbour from a link-local address");
+    });
+}
+
+#[test]
+fn nobody_else_on_the_host_sends_from_a_networks_subnet() {
+    testns::in_fresh(|| {
+        let lab = Networks::new();
+        // The second is within the first, as it may be while one is taken for the other.
+        let nets = ["10.4.0.0/16", "10.4.1.0/24", "fd00:4::/32"].map(|net| net.parse().unwrap());
+        let direct = set(nets.map(|net| (net, DIRECT)).into_iter().skip(1));
+        let wanted = Rules { direct, nets: nets.into(), underlay: index("c9-1"), ..rules() };
+        // A container of a bridge, say, that has another's address.
+        let bridged = container(8, 1, 0);
+        steal(&bridged, &["10.4.1.77/32", "fd00:4:1::77/128"]);
+        let forged = [("10.4.1.77", "10.9.1.2"), ("fd00:4:1::77", "fd00:9:1::2")];
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&Rules { nets: BTreeSet::new(), ..wanted.clone() }).unwrap();
+        for (source, to) in forged {
+            assert!(gets_there(&bridged, source, &lab.out, to), "{source}: no network has it");
+        }
+        // By the underlay and by any other link.
+        for underlay in ["c9-1", "c2-1"] {
+            table.apply(&Rules { underlay: index(underlay), ..wanted.clone() }).unwrap();
+            for (source, to) in forged {
+                assert!(!gets_to(&bridged, source, &lab.out, to), "{source}, underlay {underlay}");
+            }
+            for (source, to) in [("10.8.1.2", "10.9.1.2"), ("fd00:8:1::2", "fd00:9:1::2")] {
+                assert!(gets_there(&bridged, source, &lab.out, to), "{source}: its own");
+            }
+            for (source, to) in [("10.4.1.2", "10.9.1.2"), ("fd00:4:1::2", "fd00:9:1::2")] {
+                assert!(gets_there(&lab.direct, source, &lab.out, to), "{source}: the network's own");
+            }
+        }
+        // Another host's by the underlay.
+        table.apply(&Rules { underlay: index("c8-1"), ..wanted }).unwrap();
+        for (source, to) in [("10.4.1.77", "10.4.1.2"), ("fd00:4:1::77", "fd00:4:1::2")] {
+            assert!(gets_there(&bridged, source, &lab.direct, to), "{source} by the underlay");
+        }
     });
 }

@@ -65,6 +65,25 @@ const FULL: &str = r#"table inet weft-overlay {
 		elements = { fd00:9::/32 . 1459617837 }
 	}
 
+	set nets4 {
+		type ipv4_addr . nf_proto
+		flags interval
+		comment "subnets of overlay networks, with their family"
+		elements = { 10.9.0.0/16 . ipv4 }
+	}
+
+	set nets6 {
+		type ipv6_addr . nf_proto
+		flags interval
+		comment "subnets of overlay networks, with their family"
+		elements = { fd00:9::/32 . ipv6 }
+	}
+
+	chain prerouting {
+		type filter hook prerouting priority raw; policy accept;
+		iifgroup != "default" iifgroup @groups fib saddr . iif oif 0 jump foreign comment "from an address that is not the container's"
+	}
+
 	chain input {
 		type filter hook input priority filter - 10; policy accept;
 		udp dport 4789 @th,96,24 @vnis jump arrive comment "VXLAN of ours"
@@ -73,9 +92,10 @@ const FULL: &str = r#"table inet weft-overlay {
 	chain forward {
 		type filter hook forward priority filter - 10; policy accept;
 		udp dport 4789 jump vxlan comment "VXLAN"
-		oif "lo" iifgroup != @internal accept comment "out"
+		oif "lo" iifgroup @groups iifgroup != @internal accept comment "out"
 		iif "lo" ct state established,related oifgroup != @internal accept comment "of a connection that has got in"
 		iifgroup . oifgroup @group_pairs accept comment "within a network"
+		iif != "lo" iifgroup != @groups jump others comment "from neither a network nor the underlay"
 		iif "lo" ip saddr . oifgroup @direct4 accept comment "from another host, as it is"
 		oif "lo" ip daddr . iifgroup @direct4 accept comment "to another host, as it is"
 		iif "lo" ip6 saddr . oifgroup @direct6 accept comment "from another host, as it is, IPv6"
@@ -83,6 +103,16 @@ const FULL: &str = r#"table inet weft-overlay {
 		iifgroup @internal drop comment "no way out"
 		oifgroup @internal drop comment "no way in"
 		oifgroup @groups jump inward comment "from outside"
+	}
+
+	chain foreign {
+		ip6 saddr fe80::/10 return comment "neighbours on the link, IPv6"
+		drop comment "another's address"
+	}
+
+	chain others {
+		ip saddr . meta nfproto @nets4 drop comment "a network's address"
+		ip6 saddr . meta nfproto @nets6 drop comment "a network's address, IPv6"
 	}
 
 	chain arrive {
@@ -140,7 +170,7 @@ fn read_elements(part: &str, elements: &mut Option<Vec<String>>, lines: &mut Vec
 
 fn full() -> Rules {
     let subnets = ["10.9.0.0/16", "fd00:9::/32"].map(|net| (net.parse().unwrap(), DIRECT));
-    Rules { direct: set(subnets), ..rules() }
+    Rules { nets: subnets.map(|(net, _)| net).into(), direct: set(subnets), ..rules() }
 }
 
 #[test]
