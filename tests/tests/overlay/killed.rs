@@ -4,6 +4,7 @@ use crate::cluster::{Cluster, Member};
 use crate::echo::Pinger;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// So many containers come at once.
@@ -44,26 +45,35 @@ fn an_agent_killed_in_the_midst_of_attachments_loses_and_doubles_nothing() {
     let before = looks(&lab, "host1");
     let mut failed = 0;
     for round in 0..ROUNDS {
+        let healed = AtomicBool::new(false);
         let members: Vec<Member> = std::thread::scope(|scope| {
-            let run = |at: usize| {
-                let lab = &lab;
+            let come_and_go = |at: usize| {
+                let (lab, healed) = (&lab, &healed);
                 scope.spawn(move || {
                     let name = format!("c{round}-{at}");
                     let line = format!("run -d --name {name} --network ov sleep 1000");
                     let (mut failed, start) = (0, Instant::now());
-                    while lab.runtime("host1", &line).code != 0 {
-                        assert!(start.elapsed() < Duration::from_secs(40), "{name} never runs");
-                        failed += 1;
-                        std::thread::sleep(Duration::from_millis(50));
+                    // Until after the agent is back, so that it is killed in the midst of it whatever the machine's speed.
+                    loop {
+                        let last = healed.load(Ordering::SeqCst);
+                        while lab.runtime("host1", &line).code != 0 {
+                            assert!(start.elapsed() < Duration::from_secs(40), "{name} never runs");
+                            failed += 1;
+                            std::thread::sleep(Duration::from_millis(50));
+                        }
+                        if last {
+                            return (failed, lab.member("host1", &name));
+                        }
+                        lab.runtime("host1", &format!("rm -f {name}")).ok();
                     }
-                    (failed, lab.member("host1", &name))
                 })
             };
-            let threads: Vec<_> = (0..COUNT).map(run).collect();
+            let threads: Vec<_> = (0..COUNT).map(come_and_go).collect();
             std::thread::sleep(Duration::from_millis(60 + 70 * u64::from(round)));
             agent("fail");
             std::thread::sleep(Duration::from_millis(100));
             agent("heal");
+            healed.store(true, Ordering::SeqCst);
             let ended =
                 threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panic!("a run failed")));
             ended
