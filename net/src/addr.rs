@@ -14,6 +14,7 @@ use netlink_packet_route::address::{
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::netlink::Netlink;
+use crate::route::LOCAL;
 use crate::socket::emit;
 use crate::wire;
 
@@ -181,5 +182,31 @@ impl Netlink {
             }
             sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Waits until packets to these addresses are taken here; false when they are not after `patience`. For IPv6 the kernel
+    /// answers the request that adds an address at once, also without duplicate address detection, and puts its local route
+    /// in place in the background (addrconf_dad_work), which has to wait for the lock that all changes of links take: some
+    /// milliseconds while others make or delete links. Until then packets to the address are dropped.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn wait_until_local(
+        &mut self,
+        ips: impl IntoIterator<Item = IpAddr>,
+        patience: Duration,
+    ) -> Result<bool> {
+        let end = Instant::now() + patience;
+        let mut pause = Duration::from_micros(50);
+        for ip in ips.into_iter().filter(IpAddr::is_ipv6) {
+            while self.route_towards(ip)?.is_none_or(|route| route.kind != LOCAL) {
+                if Instant::now() >= end {
+                    return Ok(false);
+                }
+                sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(5));
+            }
+        }
+        Ok(true)
     }
 }

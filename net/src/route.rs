@@ -21,6 +21,8 @@ use crate::wire::{self, u32_of};
 pub const MAIN_TABLE: u32 = 254;
 /// RTN_UNICAST: an ordinary route.
 pub const UNICAST: u8 = 1;
+/// RTN_LOCAL: an address of this host.
+pub const LOCAL: u8 = 2;
 /// RTN_UNREACHABLE: what goes there is refused at once.
 pub const UNREACHABLE: u8 = 7;
 /// RT_SCOPE_UNIVERSE: through a gateway.

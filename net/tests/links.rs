@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // a failed unwrap in a helper of a test is the failure report, too
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
-use net::route::{MAIN_TABLE, UNREACHABLE};
+use net::route::{LOCAL, MAIN_TABLE, UNREACHABLE};
 use net::*;
 
 fn net(text: &str) -> IpNetwork {
@@ -311,6 +312,49 @@ fn duplicate_address_detection_is_waited_for() {
         let error = inside.wait_for_dad(eth0, Duration::from_secs(5)).unwrap_err().to_string();
         assert!(error.contains("another machine on the link has the address fd00::1/64"), "{error}");
         netlink.wait_for_dad(near.index, Duration::from_secs(5)).unwrap();
+    });
+}
+
+#[test]
+fn an_ipv6_address_is_taken_here_once_it_was_waited_for_however_busy_the_kernel_is() {
+    testns::in_fresh(|| {
+        let busy = AtomicBool::new(true);
+        let mut netlink = Netlink::open().unwrap();
+        let link =
+            netlink.create_bridge(&Bridge { name: "br0", up: true, ..Bridge::default() }).unwrap().index;
+        std::thread::scope(|scope| {
+            // Others make and delete links, for which the kernel has one lock.
+            for at in 0..3 {
+                let busy = &busy;
+                scope.spawn(move || {
+                    let name = format!("busy{at}");
+                    let mut netlink = Netlink::open().unwrap();
+                    while busy.load(Ordering::Relaxed) {
+                        let made =
+                            netlink.create_bridge(&Bridge { name: &name, up: true, ..Bridge::default() });
+                        netlink.delete(made.unwrap().index).unwrap();
+                    }
+                });
+            }
+            let taken = (1..=200u16).map(|at| {
+                let address: IpNetwork = format!("fd00::{at:x}/128").parse().unwrap();
+                let mut batch = Batch::new();
+                batch.addr_add(link, &NewAddr { nodad: true, ..NewAddr::new(address) });
+                netlink.run(batch).unwrap();
+                let in_time = netlink.wait_until_local([address.ip()], Duration::from_secs(20)).unwrap();
+                in_time
+                    && netlink.route_towards(address.ip()).unwrap().is_some_and(|route| route.kind == LOCAL)
+            });
+            let taken: Vec<bool> = taken.collect();
+            busy.store(false, Ordering::Relaxed);
+            assert!(taken.iter().all(|taken| *taken), "{taken:?}");
+        });
+        let nobodys = netlink.wait_until_local([ip("fd00::ffff")], Duration::from_millis(20)).unwrap();
+        assert!(!nobodys, "an address that is not there");
+        assert!(
+            netlink.wait_until_local([ip("10.1.1.1")], Duration::ZERO).unwrap(),
+            "IPv4's is there at once"
+        );
     });
 }
 

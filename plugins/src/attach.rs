@@ -14,6 +14,7 @@ use net::{
 };
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// A random hardware address, locally administered. Links get theirs with their creation: one that the kernel chose would
 /// be replaced behind our back by udev's MACAddressPolicy, and a bridge's would change with its ports.
@@ -160,6 +161,14 @@ pub fn configure(
     }
     netlink.run(batch).coded()?;
     Ok(())
+}
+
+/// So long the kernel may take to act on the container's IPv6 addresses. It will, sooner or later: no ADD fails by it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The last of an ADD: from here on nothing that is sent to the container's addresses is lost.
+pub fn settle(container: &mut Netlink, addresses: &[IpNetwork]) -> Result<(), Error> {
+    container.wait_until_local(addresses.iter().map(|net| net.ip()), PATIENCE).coded().map(drop)
 }
 
 /// The settings of IPv6 that the kernel takes only through /proc; this thread is in the container.

@@ -121,6 +121,9 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     if !request.conf.dns.is_empty() {
         result.dns = request.conf.dns.clone();
     }
+    if !conf.disable_container_interface {
+        attach::settle(&mut container, &addresses)?;
+    }
     rollback.keep();
     attach::bury("bridge", &mut host);
     Ok(result)

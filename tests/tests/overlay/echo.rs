@@ -50,7 +50,9 @@ impl Pinger {
         let mut waiting: BTreeSet<IpAddr> = to.iter().copied().collect();
         for ip in to {
             // Refused at once is as good as no answer.
-            let _ = socket.send_to(&request(v6, ident, sequence), SocketAddr::new(*ip, 0));
+            if let Err(why) = socket.send_to(&request(v6, ident, sequence), SocketAddr::new(*ip, 0)) {
+                println!("a ping to {ip}: {why}");
+            }
         }
         let end = Instant::now() + patience;
         let mut packet = [0; 1500];
