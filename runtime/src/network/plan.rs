@@ -56,8 +56,15 @@ pub fn plan(wanted: &[(Network, NetAttach)], ports: &[PortMapping]) -> Result<Ve
             needs(network, "mac", "--mac-address")?;
             args.insert("mac".into(), mac.as_str().into());
         }
-        if publisher == Some(network.name()) && !ports.is_empty() {
-            args.insert("portMappings".into(), json!(ports));
+        if publisher == Some(network.name()) {
+            // A host's address of a family that the network has not: the proxy passes on what comes there.
+            let subnets = network.subnets();
+            let has =
+                |ip: IpAddr| subnets.is_empty() || subnets.iter().any(|net| net.is_ipv4() == ip.is_ipv4());
+            let ports: Vec<_> = ports.iter().filter(|port| port.host_ip.is_none_or(has)).collect();
+            if !ports.is_empty() {
+                args.insert("portMappings".into(), json!(ports));
+            }
         }
         Ok(Planned { list, ifname: attach.ifname.clone(), capability_args: args })
     };
@@ -205,6 +212,21 @@ mod tests {
             planned[2].capability_args["portMappings"],
             json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}])
         );
+    }
+
+    #[test]
+    fn a_hosts_address_of_another_family_than_the_networks_is_left_to_the_proxy() {
+        let at = |ip: &str| PortMapping { host_ip: Some(ip.parse().unwrap()), ..http() };
+        let ports = [http(), at("192.0.2.1"), at("2001:db8::1")];
+        let led = |subnets: &[&str]| {
+            let net = network("net", false, subnets, None);
+            let planned = plan(&[(net.clone(), attach(&net, None))], &ports).unwrap();
+            let all = planned[0].capability_args["portMappings"].as_array().unwrap().clone();
+            all.iter().map(|port| port["hostIP"].as_str().unwrap_or("any").to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(led(&["10.1.0.0/16"]), ["any", "192.0.2.1"]);
+        assert_eq!(led(&["fd01::/64"]), ["any", "2001:db8::1"]);
+        assert_eq!(led(&["10.1.0.0/16", "fd01::/64"]), ["any", "192.0.2.1", "2001:db8::1"]);
     }
 
     #[test]

@@ -35,8 +35,8 @@ impl Held {
     }
 
     /// Answers on the sockets for what address translation does not catch (IPv6's loopback among it) by passing it on to
-    /// the container. The first address of each family is used; connections over IPv6 to a container without it go to
-    /// its IPv4 address. It goes on in a thread of its own until the [`Proxy`] is dropped, which gives the ports back.
+    /// the container. The first address of each family is used; connections of a family that the container has not go to
+    /// its address of the other. It goes on in a thread of its own until the [`Proxy`] is dropped, which gives the ports back.
     ///
     /// # Errors
     /// When the thread cannot be started.

@@ -100,10 +100,9 @@ fn serve(ports: Vec<Port>, addresses: &[IpAddr]) -> Vec<Socket> {
     held
 }
 
-/// The container's address for connections of a family: of the same one, else IPv4 for IPv6.
+/// The container's address for connections of a family: of the same one if it has such, else of the other.
 fn backend(addresses: &[IpAddr], is_ipv6: bool) -> Option<IpAddr> {
-    let same = addresses.iter().find(|ip| ip.is_ipv6() == is_ipv6);
-    same.or_else(|| addresses.first().filter(|_| is_ipv6)).copied()
+    addresses.iter().find(|ip| ip.is_ipv6() == is_ipv6).or_else(|| addresses.first()).copied()
 }
 
 async fn tcp(listener: TcpListener, to: SocketAddr, room: Arc<Semaphore>) {

@@ -166,26 +166,29 @@ mod sockets {
     }
 
     #[test]
-    fn the_proxy_passes_tcp_on_and_ends_with_its_handle() {
-        let server = TcpListener::bind((LOOPBACK, 0)).unwrap();
-        let port = server.local_addr().unwrap().port();
-        let held = bind(&paths(), &spec(Some(LOOPBACK), 0, port, Protocol::Tcp)).unwrap();
-        let published = held.ports()[0].host_port;
-        let proxy = held.serve(&[LOOPBACK]).unwrap();
-        let echo = std::thread::spawn(move || {
-            let (mut stream, _) = server.accept().unwrap();
-            let mut text = [0; 4];
-            stream.read_exact(&mut text).unwrap();
-            stream.write_all(&text).unwrap();
-        });
-        let mut client = TcpStream::connect((LOOPBACK, published)).unwrap();
-        client.write_all(b"ping").unwrap();
-        let mut text = String::new();
-        client.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "ping");
-        echo.join().unwrap();
-        drop(proxy);
-        assert!(TcpStream::connect((LOOPBACK, published)).is_err());
+    fn the_proxy_passes_tcp_on_whatever_family_the_container_has_and_ends_with_its_handle() {
+        let six = std::net::Ipv6Addr::LOCALHOST.into();
+        for (outside, inside) in [(LOOPBACK, LOOPBACK), (LOOPBACK, six), (six, LOOPBACK)] {
+            let server = TcpListener::bind((inside, 0)).unwrap();
+            let port = server.local_addr().unwrap().port();
+            let held = bind(&paths(), &spec(Some(outside), 0, port, Protocol::Tcp)).unwrap();
+            let published = held.ports()[0].host_port;
+            let proxy = held.serve(&[inside]).unwrap();
+            let echo = std::thread::spawn(move || {
+                let (mut stream, _) = server.accept().unwrap();
+                let mut text = [0; 4];
+                stream.read_exact(&mut text).unwrap();
+                stream.write_all(&text).unwrap();
+            });
+            let mut client = TcpStream::connect((outside, published)).unwrap();
+            client.write_all(b"ping").unwrap();
+            let mut text = String::new();
+            client.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "ping");
+            echo.join().unwrap();
+            drop(proxy);
+            assert!(TcpStream::connect((outside, published)).is_err());
+        }
     }
 
     #[test]
