@@ -179,6 +179,31 @@ fn a_published_port_is_reached_from_other_hosts_and_their_containers() {
 }
 
 #[test]
+fn a_port_of_a_container_with_one_family_answers_both() {
+    let lab = Cluster::bare(2);
+    lab.network("--ipv6 --subnet fd45::/64 six");
+    lab.network("--subnet 10.45.0.0/16 four");
+    let traffic = tests::traffic();
+    let dir = traffic.parent().unwrap_or(&traffic).display().to_string();
+    for (network, port) in [("six", 8090), ("four", 8092)] {
+        let ports = format!("-p {port}:7000 -p 10.99.0.11:{0}:7000 -p [fd99::11]:{0}:7000", port + 1);
+        let serve = format!("-v {dir}:/traffic:ro /traffic/weft-traffic tcp-serve [::]:7000 www-{network}");
+        lab.runtime("host1", &format!("run -d --name www --network {network} {ports} {serve}")).ok();
+        let host2 = "/run/weft/labs/lab/netns/host2";
+        for at in [port, port + 1] {
+            for host1 in ["10.99.0.11", "[fd99::11]"] {
+                let at = format!("{host1}:{at}");
+                lab.soon(&format!("{network} answers at {at}"), || {
+                    ask(&lab, host2, &at).text().starts_with("www-")
+                });
+            }
+        }
+        lab.runtime("host1", "rm -f www").ok();
+    }
+    lab.down();
+}
+
+#[test]
 fn an_underlay_of_ipv6_carries_both_families() {
     let lab = Cluster::up("underlay: {ipv4: none}\nhosts: 3\n");
     lab.network("--subnet 10.42.0.0/16 --ipv6 ov");
