@@ -49,6 +49,7 @@ pub enum Meta {
     L4proto = 16,
     Iifgroup = 21,
     Oifgroup = 22,
+    Iifkind = 26,
 }
 
 /// `ct` keys and the bits asked for.
@@ -280,6 +281,13 @@ impl Rule {
             w.u32(3, 2);
         });
         self.compare(false, &2u32.to_ne_bytes());
+        self
+    }
+
+    /// `iifkind "veth"`
+    pub fn by_veth(mut self) -> Self {
+        self.meta_to(Meta::Iifkind, REG1);
+        self.compare(false, b"veth\0\0\0\0\0\0\0\0\0\0\0\0");
         self
     }
 

@@ -105,10 +105,10 @@ fn fnv(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
-/// A container's packets that are not from an address which is routed to it by that link.
+/// A container's packets that are not from an address which is routed to it by that link. A network's device is in the
+/// network's group, too: what comes by it another host has looked at.
 fn prerouting() -> Vec<Rule> {
-    let mut from_container = Rule::new().grouped(Way::In).group_in(Way::In, Map::Groups);
-    from_container = from_container.no_way_back();
+    let from_container = Rule::new().grouped(Way::In).by_veth().group_in(Way::In, Map::Groups).no_way_back();
     vec![
         from_container
             .then(Verdict::Jump("foreign"))

@@ -81,7 +81,7 @@ const FULL: &str = r#"table inet weft-overlay {
 
 	chain prerouting {
 		type filter hook prerouting priority raw; policy accept;
-		iifgroup != "default" iifgroup @groups fib saddr . iif oif 0 jump foreign comment "from an address that is not the container's"
+		iifgroup != "default" meta iifkind "veth" iifgroup @groups fib saddr . iif oif 0 jump foreign comment "from an address that is not the container's"
 	}
 
 	chain input {
