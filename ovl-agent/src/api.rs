@@ -4,7 +4,9 @@ mod listen;
 mod reply;
 
 pub use listen::{tcp, unix};
+pub use reply::problem as refuse;
 
+use crate::caller::Caller;
 use crate::engine::Engine;
 use axum::Router;
 use axum::body::Bytes;
@@ -85,9 +87,13 @@ async fn networks(State(engine): Shared) -> Response {
     json(engine.networks().await)
 }
 
-async fn create_network(State(engine): Shared, body: Result<Bytes, reply::BadBody>) -> Response {
+async fn create_network(
+    State(engine): Shared,
+    caller: Caller,
+    body: Result<Bytes, reply::BadBody>,
+) -> Response {
     match parsed(body) {
-        Ok(create) => json(reply::whole(async move { engine.create_network(&create).await }).await),
+        Ok(create) => json(reply::asked(caller, async move { engine.create_network(&create).await }).await),
         Err(problem) => reply::problem(&problem),
     }
 }
@@ -96,8 +102,8 @@ async fn network_detail(State(engine): Shared, Path(name): Path<String>) -> Resp
     json(engine.network_detail(&name).await)
 }
 
-async fn remove_network(State(engine): Shared, Path(name): Path<String>) -> Response {
-    empty(reply::whole(async move { engine.remove_network(&name).await }).await)
+async fn remove_network(State(engine): Shared, caller: Caller, Path(name): Path<String>) -> Response {
+    empty(reply::asked(caller, async move { engine.remove_network(&name).await }).await)
 }
 
 async fn nodes(State(engine): Shared) -> Response {
@@ -111,6 +117,7 @@ struct RemoveQuery {
 
 async fn remove_node(
     State(engine): Shared,
+    caller: Caller,
     Path(name): Path<String>,
     Query(query): Query<RemoveQuery>,
 ) -> Response {
@@ -122,26 +129,26 @@ async fn remove_node(
             return reply::problem(&Problem::invalid("force", message));
         }
     };
-    empty(reply::whole(async move { engine.remove_node(&name, force).await }).await)
+    empty(reply::asked(caller, async move { engine.remove_node(&name, force).await }).await)
 }
 
-async fn attach(State(engine): Shared, body: Result<Bytes, reply::BadBody>) -> Response {
+async fn attach(State(engine): Shared, caller: Caller, body: Result<Bytes, reply::BadBody>) -> Response {
     match parsed(body) {
-        Ok(ask) => json(reply::whole(async move { engine.attach(&ask).await }).await),
+        Ok(ask) => json(reply::whole(async move { engine.attach(&ask, &caller).await }).await),
         Err(problem) => reply::problem(&problem),
     }
 }
 
-async fn detach(State(engine): Shared, body: Result<Bytes, reply::BadBody>) -> Response {
+async fn detach(State(engine): Shared, caller: Caller, body: Result<Bytes, reply::BadBody>) -> Response {
     match parsed(body) {
-        Ok(ask) => empty(reply::whole(async move { engine.detach(&ask).await }).await),
+        Ok(ask) => empty(reply::whole(async move { engine.detach(&ask, &caller).await }).await),
         Err(problem) => reply::problem(&problem),
     }
 }
 
-async fn gc(State(engine): Shared, body: Result<Bytes, reply::BadBody>) -> Response {
+async fn gc(State(engine): Shared, caller: Caller, body: Result<Bytes, reply::BadBody>) -> Response {
     match parsed(body) {
-        Ok(ask) => json(reply::whole(async move { engine.gc(&ask).await }).await),
+        Ok(ask) => json(reply::asked(caller, async move { engine.gc(&ask).await }).await),
         Err(problem) => reply::problem(&problem),
     }
 }
@@ -150,6 +157,6 @@ async fn sync(State(engine): Shared) -> Response {
     json(engine.sync().await)
 }
 
-async fn accept(State(engine): Shared) -> Response {
-    empty(engine.accept())
+async fn accept(State(engine): Shared, caller: Caller) -> Response {
+    empty(caller.waits().and_then(|()| engine.accept()))
 }

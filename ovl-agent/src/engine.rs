@@ -12,6 +12,7 @@ mod worker;
 
 pub use start::{Settings, start};
 
+use crate::caller::Caller;
 use crate::metrics::Metrics;
 use ovl_api::model::Network;
 use ovl_api::wire::{
@@ -187,10 +188,11 @@ impl Engine {
     /// Gets addresses for a container's interface.
     ///
     /// # Errors
-    /// There is none, or the kernel or the store refuses. Nothing is given then.
-    pub async fn attach(&self, ask: &Attach) -> Result<Attached, Problem> {
+    /// There is none, the kernel or the store refuses, or the caller does not wait for the answer any more. Nothing is given
+    /// then.
+    pub async fn attach(&self, ask: &Attach, caller: &Caller) -> Result<Attached, Problem> {
         let begun = Instant::now();
-        let result = self.attach_inner(ask).await;
+        let result = self.attach_inner(ask, caller).await;
         self.metrics.attached(result.is_ok(), begun.elapsed().as_secs_f64());
         let Attach { network, container, ifname, .. } = ask;
         match &result {
@@ -203,7 +205,8 @@ impl Engine {
         result
     }
 
-    async fn attach_inner(&self, ask: &Attach) -> Result<Attached, Problem> {
+    async fn attach_inner(&self, ask: &Attach, caller: &Caller) -> Result<Attached, Problem> {
+        caller.waits()?;
         let started = self.started()?;
         // An overlap is best found before anything is claimed, which takes that the network is known here.
         let known = started.shown.borrow().networks.get(&ask.network).cloned();
@@ -223,6 +226,8 @@ impl Engine {
         let late =
             || not_ready(format!("network {}: this host's kernel did not take it in time", ask.network));
         let finished = tokio::time::timeout(FINISH, finish).await.unwrap_or_else(|_| Err(late()));
+        // Who has left may have ended this attachment before it was begun here. Who leaves from now on ends one that is known.
+        let finished = finished.and_then(|attached| caller.waits().map(|()| attached));
         if finished.is_err()
             && let Err(problem) = started.node.undo(&grant).await
         {
@@ -231,20 +236,26 @@ impl Engine {
         finished
     }
 
-    /// Ends an attachment. Before the agent has started this is left as a note for then.
+    /// Ends an attachment. Before the agent has started this is left as a note for then. Also for a caller that has hung up:
+    /// somebody killed it, and the attachment ends all the same.
     ///
     /// # Errors
-    /// What befalls this host's files.
-    pub async fn detach(&self, ask: &Detach) -> Result<(), Problem> {
+    /// What befalls this host's files. The caller's time is over: it has left a note, and there may be a new attachment of
+    /// this name since.
+    pub async fn detach(&self, ask: &Detach, caller: &Caller) -> Result<(), Problem> {
         let begun = Instant::now();
-        let result = match self.started.get() {
-            Some(started) => started.node.detach(ask).await,
-            None => start::leave_note(&self.agent_root, ask),
+        let result = match (caller.in_time(), self.started.get()) {
+            (Err(problem), _) => Err(problem),
+            (Ok(()), Some(started)) => started.node.detach(ask).await,
+            (Ok(()), None) => start::leave_note(&self.agent_root, ask),
         };
         self.metrics.detached(result.is_ok(), begun.elapsed().as_secs_f64());
         let Detach { network, container, ifname } = ask;
         match &result {
             Ok(()) => tracing::debug!("network {network}: {container} {ifname} detached"),
+            Err(problem) if problem.kind == ProblemKind::NotReady => {
+                tracing::warn!("network {network}: {container} {ifname} not detached: {problem}")
+            }
             Err(problem) => {
                 tracing::error!("network {network}: {container} {ifname} not detached: {problem}")
             }

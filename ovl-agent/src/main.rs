@@ -5,6 +5,7 @@
 
 mod api;
 mod args;
+mod caller;
 mod commands;
 mod config;
 mod engine;

@@ -42,7 +42,8 @@ pub enum ClientError {
         /// The system's error.
         why: String,
     },
-    /// The agent did not answer in time. Whether it did what it was asked to is not known.
+    /// The agent did not answer in time. Whether it did what it was asked to is not known; what it had not begun by then, it
+    /// will not do ([`crate::wire::DEADLINE`]).
     #[error("the overlay agent at {socket} did not answer {request} within {after:?}")]
     TimedOut {
         /// The socket.
@@ -189,7 +190,8 @@ impl Client {
     /// Gives an attachment's addresses back; also when it has none.
     ///
     /// # Errors
-    /// See [`ClientError`].
+    /// See [`ClientError`]. After [`ClientError::TimedOut`] a release note ([`crate::notes`]) is the way: this is not done
+    /// any more.
     pub fn detach(&self, detach: &Detach) -> Result<()> {
         self.send("POST", "/v1/detach", &to_json(detach), self.short).map(drop)
     }

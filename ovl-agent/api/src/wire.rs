@@ -17,6 +17,11 @@
 //! | POST /v1/sync | | [`Status`], after the kernel shows all that the store held when it was asked |
 //! | POST /v1/accept | | 204: a held back snapshot is applied after all |
 //!
+//! Who waits for an answer until some time says so in the field [`DEADLINE`]: what comes to be done later is not done. Nor is
+//! what somebody asked for who has closed the connection, but for a detachment; and an attachment that was made for somebody
+//! who has left meanwhile is taken back. So a request that waited in the socket of an agent that hung is not carried out
+//! after whoever sent it has cleared up.
+//!
 //! Every error is a [`Problem`] with a status of 400 (a field is wrong), 404, 409 (conflict), 503 (store, not ready) or 500.
 
 use crate::model::{Encap, Host, Network};
@@ -24,6 +29,17 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
+
+/// The field of a request's head that says until when its sender waits for the answer: the milliseconds of CLOCK_MONOTONIC,
+/// which is the same for all processes of a host.
+pub const DEADLINE: &str = "weft-deadline";
+
+/// What CLOCK_MONOTONIC shows; zero where there is no such clock.
+pub fn monotonic() -> Duration {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(Duration::ZERO, Duration::from)
+}
 
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

@@ -1,5 +1,6 @@
 //! The sockets: the Unix one, which is root's alone, and the TCP one for metrics.
 
+use crate::caller::Peer;
 use crate::lock;
 use anyhow::{Context, Result, bail};
 use axum::Router;
@@ -48,6 +49,7 @@ impl Listening {
             // First the file: who comes now learns at once that there is no agent.
             let _ = std::fs::remove_file(path);
         };
+        let app = app.into_make_service_with_connect_info::<Peer>();
         if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(end).await {
             tracing::error!("the API at {} ended: {error}", self.path.display());
         }

@@ -1,5 +1,6 @@
 //! Bodies in and out: JSON, problems with their status, and work that goes on when the one who asked has left.
 
+use crate::caller::Caller;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{StatusCode, header};
@@ -66,6 +67,18 @@ pub fn parsed<T: DeserializeOwned>(body: Result<Bytes, BadBody>) -> Result<T, Pr
         Problem::new(ProblemKind::Invalid, format!("the request's body has something after its end: {error}"))
     })?;
     Ok(value)
+}
+
+/// As [`whole`], unless the one who asked has left before it is begun.
+pub async fn asked<T: Send + 'static>(
+    caller: Caller,
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    whole(async move {
+        caller.waits().inspect_err(|problem| tracing::warn!("{problem}"))?;
+        work.await
+    })
+    .await
 }
 
 /// Does something to its end, also when the one who asked hangs up in the middle, which would otherwise drop the future

@@ -2,6 +2,7 @@
 //! a body with a length or up to the end of the connection).
 
 use super::{ClientError, Result};
+use crate::wire::{DEADLINE, monotonic};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
@@ -38,7 +39,7 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// Sends a request and reads the answer, all of it within `time`.
+/// Sends a request and reads the answer, all of it within `time`, which the agent is told.
 pub(super) fn exchange(
     path: &Path,
     method: &str,
@@ -46,11 +47,13 @@ pub(super) fn exchange(
     body: &[u8],
     time: Duration,
 ) -> Result<Answer> {
+    let until = monotonic() + time;
     let call = Call { path, method, target, time, deadline: Instant::now() + time };
     let mut stream = call.connect()?;
     let head = format!(
-        "{method} {target} HTTP/1.1\r\nHost: ovl-agent\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n",
+        "{method} {target} HTTP/1.1\r\nHost: ovl-agent\r\nConnection: close\r\n{DEADLINE}: {}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        until.as_millis(),
         body.len()
     );
     call.write(&mut stream, &[head.as_bytes(), body].concat())?;

@@ -176,3 +176,16 @@ fn an_answer_without_end_is_given_up() {
     assert!(error.to_string().contains("more than 67108864 bytes"), "{error}");
     assert!((63..70).contains(&thread.join().unwrap()));
 }
+
+#[test]
+fn the_agent_is_told_until_when_the_client_waits() {
+    let (_dir, client, thread) = server(b"HTTP/1.1 204 No Content\r\n\r\n");
+    let before = crate::wire::monotonic();
+    client.with_timeout(Duration::from_secs(7)).accept().unwrap();
+    let request = thread.join().unwrap();
+    let field = format!("{}: ", crate::wire::DEADLINE);
+    let until = request.lines().find_map(|line| line.strip_prefix(&field)).unwrap();
+    let until = Duration::from_millis(until.parse().unwrap());
+    let least = before + Duration::from_millis(6999);
+    assert!((least..least + Duration::from_secs(60)).contains(&until), "{before:?} {until:?}");
+}
