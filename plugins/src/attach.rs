@@ -163,12 +163,13 @@ pub fn configure(
     Ok(())
 }
 
-/// So long the kernel may take to act on the container's IPv6 addresses. It will, sooner or later: no ADD fails by it.
+/// So long the kernel may take to act on the container's IPv6 addresses.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The last of an ADD: from here on nothing that is sent to the container's addresses is lost.
-pub fn settle(container: &mut Netlink, addresses: &[IpNetwork]) -> Result<(), Error> {
-    container.wait_until_local(addresses.iter().map(|net| net.ip()), PATIENCE).coded().map(drop)
+/// The last of an ADD: from here on nothing that is sent to the container's addresses is lost. No ADD fails by it: the
+/// kernel has the addresses, and will act on them sooner or later.
+pub fn settle(container: &mut Netlink, addresses: &[IpNetwork]) {
+    let _ = container.wait_until_local(addresses.iter().map(|net| net.ip()), PATIENCE);
 }
 
 /// The settings of IPv6 that the kernel takes only through /proc; this thread is in the container.

@@ -122,7 +122,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         result.dns = request.conf.dns.clone();
     }
     if !conf.disable_container_interface {
-        attach::settle(&mut container, &addresses)?;
+        attach::settle(&mut container, &addresses);
     }
     rollback.keep();
     attach::bury("bridge", &mut host);

@@ -77,7 +77,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     if !request.conf.dns.is_empty() {
         result.dns = request.conf.dns.clone();
     }
-    attach::settle(&mut container, &plan.addresses)?;
+    attach::settle(&mut container, &plan.addresses);
     rollback.keep();
     attach::bury("overlay", &mut host);
     Ok(result)
