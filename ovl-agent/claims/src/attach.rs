@@ -264,7 +264,7 @@ impl Inner {
     }
 
     /// Ends an attachment: the endpoint's file first, for a lease without one is ended at the next start.
-    fn end(&self, state: &mut State, local: &Local) -> Result<(), Problem> {
+    pub(crate) fn end(&self, state: &mut State, local: &Local) -> Result<(), Problem> {
         let Endpoint { network, container, ifname, veth, addresses, .. } = &local.endpoint;
         self.files.remove_endpoint(veth)?;
         let attachment = Attachment::new(container.as_str(), ifname.as_str());

@@ -60,6 +60,8 @@ pub struct Timing {
     pub backoff: (Duration, Duration),
     /// How often release notes are looked for.
     pub notes: Duration,
+    /// An attachment whose link has been missing for this long is ended.
+    pub missing: Duration,
     /// How often blocks are looked over: given back, claimed ahead, claimed again.
     pub keep: Duration,
     /// How long after a change the view is written to its file.
@@ -82,6 +84,7 @@ impl Default for Timing {
             held: Duration::from_secs(5),
             backoff: (Duration::from_millis(200), Duration::from_secs(5)),
             notes: Duration::from_secs(60),
+            missing: Duration::from_secs(300),
             keep: Duration::from_secs(5),
             save: Duration::from_secs(3),
             publish: Duration::from_millis(20),

@@ -21,6 +21,7 @@ mod inner;
 mod join;
 mod keeper;
 mod keys;
+mod missing;
 mod node;
 mod nodes;
 mod notes;

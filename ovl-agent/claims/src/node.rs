@@ -141,6 +141,16 @@ impl Node {
         self.inner.gc(ask).map(|removed| Removed { removed })
     }
 
+    /// Ends the attachments whose link on this host has been missing at every call for [`crate::Timing::missing`]: nobody
+    /// has said so, and nobody can be using them. To be called again and again, about once a minute, with whether there is a
+    /// link of this name.
+    ///
+    /// # Errors
+    /// Only what befalls this host's files.
+    pub fn missing(&self, has_link: impl Fn(&str) -> bool) -> Result<(), Problem> {
+        self.inner.missing(&has_link)
+    }
+
     /// Creates a network. `created` is the time (RFC 3339); `taken` are networks that this host has routes to, with words
     /// for people: subnets must not overlap them.
     ///

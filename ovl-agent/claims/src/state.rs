@@ -13,7 +13,7 @@ use ovl_api::model::{Delta, Host, Network, Subnet, View, is_single};
 use ovl_store::{Change, Revision};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// This host's record in the store, and the revision of its last change: the condition of every claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +48,15 @@ pub(crate) struct Single {
 pub(crate) struct Dirty {
     pub(crate) delta: Delta,
     pub(crate) veths: BTreeSet<String>,
+}
+
+/// Since when a link has not been there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Missing {
+    /// The time that was seen to go by without it.
+    pub(crate) time: Duration,
+    /// The last look.
+    pub(crate) at: Instant,
 }
 
 /// All that the node knows.
@@ -91,6 +100,8 @@ pub(crate) struct State {
     pub(crate) attaching: HashMap<(String, String, String), u64>,
     /// The last number.
     pub(crate) tickets: u64,
+    /// Attachments whose link was not there at the last look.
+    pub(crate) missing: HashMap<(String, u64), Missing>,
     pub(crate) dirty: Dirty,
     /// What this host owns changed, or what it lent: `own.json` is to be written.
     pub(crate) own_changed: bool,

@@ -7,8 +7,8 @@ pub use restore::Restored;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use net::Netlink;
 use net::firewall::overlay::OverlayTable;
+use net::{Link, Netlink, Owner};
 use ovl_api::model::{Delta, View};
 use ovl_api::names;
 
@@ -85,6 +85,10 @@ pub struct Reconciler {
     warnings: BTreeSet<String>,
     /// All links, as of the last full pass, and the devices made since.
     links: BTreeMap<Dev, u32>,
+    /// Names that containers' links had by their labels, as of the last full pass, and do not have: somebody renamed them.
+    renamed: BTreeSet<String>,
+    /// The last full pass came to read the links.
+    looked: bool,
     /// Routes that may have to be deleted, see [`PATIENCE`].
     suspects: BTreeMap<RouteKey, Instant>,
     /// What the last full pass could not do: the model says nothing of what the kernel shows of these networks.
@@ -107,6 +111,8 @@ impl Reconciler {
             believed: true,
             warnings: BTreeSet::new(),
             links: BTreeMap::new(),
+            renamed: BTreeSet::new(),
+            looked: false,
             suspects: BTreeMap::new(),
             failed: BTreeMap::new(),
             failed_elsewhere: Vec::new(),
@@ -124,6 +130,12 @@ impl Reconciler {
     /// The underlay as it was last seen: its MTU may change.
     pub fn underlay(&self) -> &Underlay {
         &self.underlay
+    }
+
+    /// False when the last full pass looked at the links, and the host's end of this container's was not among them, nor was
+    /// one that had been it before somebody renamed it.
+    pub fn has_link(&self, veth: &str) -> bool {
+        !self.looked || self.links.contains_key(veth) || self.renamed.contains(veth)
     }
 
     /// All that cannot be made to work with the state as it is, whether it was told before or not.
@@ -151,6 +163,7 @@ impl Reconciler {
 
     fn whole(&mut self, view: &View, believed: bool) -> Result<Changes> {
         let mut changes = Changes::default();
+        self.looked = false;
         let Some(model) = Model::of(view) else { return Ok(changes) };
         let before = self.model.take();
         self.believed = believed;
@@ -181,6 +194,9 @@ impl Reconciler {
                 None => self.netlink.links()?,
             };
             let dumped = dump(&mut self.netlink, &all, &wanted, &self.underlay.name)?;
+            self.renamed =
+                all.iter().filter_map(label).filter(|(name, is)| name != is).map(|(name, _)| name).collect();
+            self.looked = true;
             self.links = all.into_iter().map(|link| (link.name.into(), link.index)).collect();
             let mut steps = plan(&wanted, &dumped);
             self.spare_newcomers(&mut steps, view, expected.as_ref(), &dumped);
@@ -338,6 +354,12 @@ impl Reconciler {
             _ => true,
         });
     }
+}
+
+/// The name that a container's link was given, by its label, and the one it has.
+fn label(link: &Link) -> Option<(String, &str)> {
+    let owner = link.alias.as_deref().and_then(Owner::parse_alias)?;
+    Some((owner.host_veth(), &link.name))
 }
 
 /// Of each network and host that a delta touches, whether the host has a part in it.

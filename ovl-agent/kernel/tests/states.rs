@@ -4,12 +4,12 @@
 mod common;
 
 use common::*;
-use net::{Netlink, testns};
+use net::{LinkSet, Netlink, Veth, testns};
 use ovl_api::model::{Delta, Endpoint, Host, Network, Subnet, View};
 use ovl_api::names;
 use ovl_kernel::objects::{BLOCK_METRIC, RouteKey, Target, UNREACHABLE_METRIC};
 use ovl_kernel::wanted::{Wanted, wanted};
-use ovl_kernel::{Error, Underlay, find_underlay, network_mtu, overlapping};
+use ovl_kernel::{Error, Reconciler, Underlay, find_underlay, network_mtu, overlapping};
 
 fn underlay(mtu: u32) -> Underlay {
     Underlay { link: 2, name: "eth0".into(), mtu }
@@ -362,4 +362,35 @@ fn names_are_what_other_hosts_compute() {
     assert_eq!(wanted.objects.forwards.keys().next().unwrap().1, mac);
     let v4 = wanted.objects.neighs[&(DEV.into(), ip("10.42.0.64"))];
     assert_eq!(v4, mac);
+}
+
+#[test]
+fn a_containers_link_is_missing_only_when_it_was_looked_for_and_has_no_other_name() {
+    testns::in_fresh(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let (far, peer) = (testns::another(), testns::another());
+        let link = netlink.create_veth(&Veth::new("eth0", "far", &far)).unwrap().index;
+        let mut reconciler = Reconciler::new(Underlay { link, name: "eth0".into(), mtu: 1500 }).unwrap();
+        let view = view("a", &hosts(), &[network()], &BLOCKS, &one());
+        let owner = net::Owner::new("web", "one", "eth0");
+        let veth = owner.host_veth();
+        assert!(reconciler.has_link(&veth), "nobody has looked");
+        reconciler.full(&view).unwrap();
+        assert!(!reconciler.has_link(&veth));
+        // A host that is not registered: there is nothing to be looked at.
+        reconciler.full(&View { me: "nobody".into(), ..view.clone() }).unwrap();
+        assert!(reconciler.has_link(&veth));
+        let alias = owner.alias();
+        let made = Veth { alias: Some(&alias), ..Veth::new(&veth, "eth0", &peer) };
+        let index = netlink.create_veth(&made).unwrap().index;
+        reconciler.full(&view).unwrap();
+        assert!(reconciler.has_link(&veth));
+        let renamed = LinkSet { name: Some("other"), ..LinkSet::default() };
+        netlink.set(index, &renamed).unwrap();
+        reconciler.full(&view).unwrap();
+        assert!(reconciler.has_link(&veth));
+        netlink.delete(index).unwrap();
+        reconciler.full(&view).unwrap();
+        assert!(!reconciler.has_link(&veth));
+    });
 }

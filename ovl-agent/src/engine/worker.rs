@@ -242,6 +242,12 @@ impl Worker {
             Err(error) => shown.error = Some(error.clone()),
         }
         self.tell(shown);
+        if full && shown.error.is_none() {
+            let reconciler = &self.reconciler;
+            if let Err(problem) = self.parts.node.missing(|veth| reconciler.has_link(veth)) {
+                tracing::warn!("{problem}");
+            }
+        }
         if full {
             self.times.begun = true;
             shown.full_passes += 1;

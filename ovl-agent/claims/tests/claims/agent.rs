@@ -59,6 +59,7 @@ pub fn quick() -> Timing {
         held: Duration::from_millis(50),
         backoff: (Duration::from_millis(10), Duration::from_millis(200)),
         notes: Duration::from_millis(50),
+        missing: Duration::from_secs(300),
         keep: Duration::from_millis(20),
         save: Duration::from_millis(10),
         publish: Duration::from_millis(1),

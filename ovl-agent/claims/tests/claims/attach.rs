@@ -3,7 +3,9 @@
 use crate::agent::{Agent, attach, conf, detach, dir, eventually, local_store, quick, retry, text};
 use crate::networks::futures_join;
 use ovl_api::wire::{Attach, Gc, NetworkCreate, ProblemKind};
+use ovl_claims::Timing;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_container_gets_an_address_of_each_family_and_gives_them_back() {
@@ -231,4 +233,44 @@ async fn release_notes_are_read_at_the_start_and_later() {
     note("c3");
     eventually("the note is read", || one.shown().len() == 1).await;
     eventually("the notes are gone", || std::fs::read_dir(&notes).unwrap().next().is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attachment_is_ended_when_its_link_was_missing_at_every_look_for_long() {
+    let dir = dir();
+    let kv = local_store(&dir).await;
+    let timing = Timing { missing: Duration::from_millis(150), ..quick() };
+    let one = Agent::ready(conf(dir.path(), "one", &kv, timing)).await;
+    one.create("web", &["10.42.0.0/16"]).await;
+    for container in ["lost", "there", "again", "new"] {
+        one.attach("web", container).await.unwrap();
+    }
+    let look = |has: &[&str]| one.node.missing(|veth| has.contains(&veth)).unwrap();
+    let containers = || {
+        let mut all = one.view(|view| view.endpoints.keys().cloned().collect::<Vec<_>>());
+        all.sort();
+        all
+    };
+    let pause = async || tokio::time::sleep(Duration::from_millis(100)).await;
+    look(&["vthere", "vnew"]);
+    assert_eq!(containers().len(), 4, "under way");
+    pause().await;
+    // One that was seen once is not missing since before that, and a new attachment not since the one before it.
+    look(&["vthere", "vagain", "vnew"]);
+    assert_eq!(containers().len(), 4, "not for long enough");
+    one.detach("web", "new").await;
+    one.attach("web", "new").await.unwrap();
+    pause().await;
+    look(&["vthere"]);
+    assert_eq!(containers(), ["vagain", "vnew", "vthere"]);
+    one.detach("web", "lost").await;
+    for _ in 0..2 {
+        pause().await;
+        look(&["vthere"]);
+    }
+    assert_eq!(containers(), ["vthere"]);
+    // Gone for good: a restart does not bring them back, and the address is free.
+    one.kill().await;
+    let one = Agent::ready(conf(dir.path(), "one", &kv, quick())).await;
+    assert_eq!(one.shown().len(), 1);
 }
