@@ -22,8 +22,10 @@ const TELL: Duration = Duration::from_millis(250);
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Another agent has this root or socket; files, sockets or the configured store cannot be used at all.
+/// This process may not change the network; another agent has this root or socket; files, sockets or the configured store cannot be used at all.
 pub fn run(config: Config) -> Result<()> {
+    // An agent that could do nothing would claim addresses all the same.
+    ovl_kernel::permitted()?;
     logging::start(config.logging);
     // Two workers: one answers while the other writes to a local store. Their threads are in this network namespace.
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -7,6 +7,7 @@ mod support;
 use ovl_api::wire::{Attach, Detach, Problem, ProblemKind};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use support::container::Container;
 use support::{Host, curl, eventually};
 
 fn mode(path: &std::path::Path) -> u32 {
@@ -261,4 +262,43 @@ fn a_file_in_the_place_of_the_socket_that_answers_is_left_alone() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
     assert!(host.socket().exists());
+}
+
+/// The words that run the agent with no other capabilities than these.
+fn confined(host: &Host, capabilities: &str) -> std::process::Command {
+    let mut command = host.space.command("setpriv");
+    let agent = host.ovl_agent(&["run"]);
+    command.args(["--no-new-privs", "--inh-caps", "-all", "--bounding-set", capabilities]);
+    // The namespace is entered already.
+    let words = agent.get_args().skip_while(|word| *word != "--").skip(1);
+    command.args(words).envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
+#[test]
+fn without_the_right_to_change_the_network_it_does_not_start_and_makes_nothing() {
+    let host = Host::alone("h1");
+    let output = confined(&host, "-net_admin").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("no CAP_NET_ADMIN") && error.lines().count() == 1, "{error}");
+    assert!(!host.root().exists() && !host.run_dir().exists());
+}
+
+#[test]
+fn the_capabilities_of_the_systemd_unit_are_enough() {
+    let unit =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd/ovl-agent.service"));
+    let unit = unit.unwrap();
+    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let set: Vec<String> =
+        set.split(' ').map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase())).collect();
+    let host = Host::alone("h1");
+    let mut child = confined(&host, &format!("-all,{}", set.join(","))).spawn().unwrap();
+    eventually("it is ready", || host.client().healthz().is_ok());
+    host.create("ov", &["10.42.0.0/16", "fd42::/48"]);
+    let (one, two) = (Container::new(&host, "ov", "one"), Container::new(&host, "ov", "two"));
+    assert!(one.reaches(&two));
+    let _ = child.kill();
+    let _ = child.wait();
 }

@@ -20,6 +20,12 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// This process may not change the network.
+    #[error(
+        "this process may not change the network of this host, it has no CAP_NET_ADMIN here; run it as root, or give it that \
+         capability"
+    )]
+    Forbidden,
     /// No underlay was given and none could be found.
     #[error("{0}")]
     NoUnderlay(String),

@@ -14,6 +14,7 @@ mod error;
 pub mod model;
 pub mod objects;
 mod overlap;
+mod permission;
 pub mod plan;
 mod reconciler;
 pub mod rules;
@@ -23,5 +24,6 @@ mod words;
 
 pub use error::{Error, Result};
 pub use overlap::{foreign, overlapping};
+pub use permission::permitted;
 pub use reconciler::{Changes, Reconciler, Restored};
 pub use underlay::{Found, Underlay, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, find_underlay, network_mtu};
