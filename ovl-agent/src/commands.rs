@@ -21,16 +21,27 @@ pub fn ask(run: &Path, command: &Command) -> Result<()> {
         Command::Sync { output } => show(output, &client.sync()?, status),
         Command::Accept => Ok(client.accept()?),
         Command::Node(NodeCommand::Ls { output }) => {
-            show(output, &client.nodes()?, |nodes| self::nodes(nodes))
+            show(output, &client.nodes()?, |nodes| self::nodes(nodes))?;
+            warn_of(client.status(None).ok(), "the hosts are");
+            Ok(())
         }
         Command::Node(NodeCommand::Rm { name, force }) => {
             client.remove_node(name, *force)?;
             print(&format!("{name}\n"))
         }
         Command::Network(NetworkCommand::Ls { output }) => {
-            show(output, &client.networks()?, |networks| self::networks(networks))
+            show(output, &client.networks()?, |networks| self::networks(networks))?;
+            warn_of(client.status(None).ok(), "the networks are");
+            Ok(())
         }
         Command::Run(_) | Command::Completion { .. } => Ok(()),
+    }
+}
+
+/// Says on stderr that what was shown may be old, when it may.
+fn warn_of(status: Option<Status>, what: &str) {
+    if let Some(Status { connected: false, store_error: Some(why), .. }) = status {
+        eprintln!("ovl-agent: warning: {what} as this host last saw them: {why}");
     }
 }
 

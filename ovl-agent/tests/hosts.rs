@@ -47,6 +47,10 @@ fn with_etcd_away_traffic_and_attachments_go_on_also_after_a_restart() {
     lan.stop_etcd();
     let h1 = &lan.hosts[0];
     eventually("the loss is noticed", || h1.client().status(None).is_ok_and(|status| !status.connected));
+    let output = h1.ovl_agent(&["node", "ls"]).output().unwrap();
+    let (told, warned) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && told.contains("h2"), "{told}{warned}");
+    assert!(warned.contains("as this host last saw them") && warned.contains("192.0.2.200:2379"), "{warned}");
     let three = Container::new(h1, "ov", "three");
     assert!(three.reaches(&two) && one.reaches(&two));
     let create = NetworkCreate { name: "more".into(), ..NetworkCreate::default() };

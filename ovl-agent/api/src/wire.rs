@@ -150,8 +150,21 @@ pub struct NetworkDetail {
     pub network: Network,
     /// Who owns which block (single addresses among them).
     pub blocks: Vec<BlockDetail>,
-    /// Containers on all hosts, as far as their agents have told the store.
+    /// Containers on all hosts, as far as their agents have told the store; with the store away, those of this host alone.
     pub endpoints: Vec<EndpointDetail>,
+    /// The store did not answer: the network and its blocks are as last seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away: Option<Away>,
+}
+
+/// A store that does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Away {
+    /// For how long that has been known, in seconds.
+    pub seconds: u64,
+    /// Why.
+    pub why: String,
 }
 
 /// A block and its owner.

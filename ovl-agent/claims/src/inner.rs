@@ -211,8 +211,8 @@ impl Inner {
         let mut state = lock(&self.state);
         state.unanswered = error.map(|_| Instant::now());
         match error {
-            Some(error) => state.error = Some(error.to_string()),
-            None if state.following && state.error.is_some() => state.error = None,
+            Some(error) => state.set_error(Some(error.to_string())),
+            None if state.following && state.error.is_some() => state.set_error(None),
             None => {}
         }
     }

@@ -222,29 +222,32 @@ impl Inner {
             Ok((network, _)) => network,
             Err(problem) if problem.kind == ProblemKind::Store => {
                 let known = self.look(|state| state.network(name).cloned());
-                let network = known.ok_or(problem)?;
-                let endpoints = self.look(|state| own_endpoints(state, &network.id));
-                let blocks = self.look(|state| blocks(state, &network.id));
-                return Ok(NetworkDetail { network, blocks, endpoints });
+                return Ok(self.last_seen(known.ok_or_else(|| problem.clone())?, &problem));
             }
             Err(problem) => return Err(problem),
         };
-        let endpoints = match self.endpoints(&network).await {
-            Ok(endpoints) => endpoints,
-            Err(_) => self.look(|state| own_endpoints(state, &network.id)),
-        };
-        let blocks = match self.read_blocks(&network.id).await {
-            Some(blocks) => blocks,
-            None => self.look(|state| blocks(state, &network.id)),
-        };
-        Ok(NetworkDetail { network, blocks, endpoints })
+        let read = async { Ok((self.endpoints(&network).await?, self.read_blocks(&network.id).await?)) };
+        Ok(match read.await {
+            Ok((endpoints, blocks)) => NetworkDetail { network, blocks, endpoints, away: None },
+            Err(problem) => self.last_seen(network, &problem),
+        })
+    }
+
+    /// A network as this host knows it by itself.
+    fn last_seen(&self, network: Network, why: &Problem) -> NetworkDetail {
+        self.look(|state| NetworkDetail {
+            blocks: blocks(state, &network.id),
+            endpoints: own_endpoints(state, &network.id),
+            away: Some(state.away(&why.message)),
+            network,
+        })
     }
 
     /// The blocks and single addresses of a network as the store has them now.
-    async fn read_blocks(&self, id: &str) -> Option<Vec<BlockDetail>> {
+    async fn read_blocks(&self, id: &str) -> Result<Vec<BlockDetail>, Problem> {
         let mut found = Vec::new();
         for prefix in [keys::blocks(id), keys::singles(id)] {
-            let snapshot = self.conf.kv.snapshot(&prefix).await.ok()?;
+            let snapshot = self.conf.kv.snapshot(&prefix).await.map_err(|error| store_problem(&error))?;
             found.extend(snapshot.entries.iter().filter_map(|entry| {
                 let granted = serde_json::from_slice::<keys::SingleClaim>(&entry.value);
                 if granted.is_ok_and(|single| single.state == keys::SingleState::Asked) {
@@ -260,7 +263,7 @@ impl Inner {
             }));
         }
         found.sort_by_key(|detail| detail.block);
-        Some(found)
+        Ok(found)
     }
 }
 

@@ -65,7 +65,8 @@ impl Inner {
                 Ok(End::Held) => self.pause(self.conf.timing.held).await,
                 Err(trouble) => {
                     self.update(|state| {
-                        (state.following, state.error) = (false, Some(trouble.message.clone()));
+                        state.following = false;
+                        state.set_error(Some(trouble.message.clone()));
                     });
                     // A session that held for a while failed for another reason than the one before it.
                     let held = started.elapsed() > self.conf.timing.backoff.1;
@@ -84,7 +85,10 @@ impl Inner {
     /// Says that something was missed, and waits a while.
     async fn spread(&self, why: String) {
         tracing::warn!("{why}: everything is read again");
-        self.update(|state| (state.following, state.error) = (false, Some(why)));
+        self.update(|state| {
+            state.following = false;
+            state.set_error(Some(why));
+        });
         self.pause(self.apart()).await;
     }
 
@@ -153,7 +157,8 @@ impl Inner {
                 tracing::info!("changes that were held back are applied");
             }
             state.replace(whole);
-            (state.following, state.error) = (true, None);
+            state.following = true;
+            state.set_error(None);
             if first {
                 let (hosts, networks) = (state.view.hosts.len(), state.view.networks.len());
                 tracing::info!(
@@ -196,7 +201,10 @@ impl Inner {
         if let Some(end) = self.show(told) {
             return Ok(end);
         }
-        self.update(|state| (state.following, state.error) = (true, None));
+        self.update(|state| {
+            state.following = true;
+            state.set_error(None);
+        });
         self.follow(told, watch).await
     }
 
@@ -282,7 +290,8 @@ impl Inner {
                 tracing::error!("{why}");
             }
             state.held_back = Some(why.to_owned());
-            (state.following, state.error) = (false, None);
+            state.following = false;
+            state.set_error(None);
         });
     }
 

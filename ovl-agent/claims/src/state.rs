@@ -10,6 +10,7 @@ use crate::keys::{self, Claim, Key, SingleClaim, SingleState};
 use crate::pool;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Delta, Host, Network, Subnet, View, is_single};
+use ovl_api::wire::Away;
 use ovl_store::{Change, Revision};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -72,6 +73,8 @@ pub(crate) struct State {
     /// The store's session is on: the view follows it.
     pub(crate) following: bool,
     pub(crate) error: Option<String>,
+    /// Since when there is an error.
+    pub(crate) error_since: Option<Instant>,
     /// When the store last did not answer, with no answer since.
     pub(crate) unanswered: Option<Instant>,
     pub(crate) held_back: Option<String>,
@@ -121,6 +124,20 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Notes that the store, or what it holds, is in the way of this host, or that it is not any more.
+    pub(crate) fn set_error(&mut self, error: Option<String>) {
+        self.error_since = error.is_some().then(|| self.error_since.unwrap_or_else(Instant::now));
+        self.error = error;
+    }
+
+    /// That the store does not answer, for this reason if there is no better one.
+    pub(crate) fn away(&self, why: &str) -> Away {
+        Away {
+            seconds: self.error_since.map_or(0, |since| since.elapsed().as_secs()),
+            why: self.error.clone().unwrap_or_else(|| why.to_owned()),
+        }
+    }
+
     /// Whether a claim is this host's, of its present epoch.
     pub(crate) fn is_mine(&self, claim: &Claim) -> bool {
         self.me.as_ref().is_some_and(|me| {

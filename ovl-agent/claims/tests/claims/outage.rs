@@ -32,7 +32,12 @@ async fn with_etcd_down_own_blocks_go_on_and_claims_fail_naming_the_endpoint() {
     assert_eq!(problem.kind, ProblemKind::Store, "{problem}");
     one.detach("web", "c2").await;
     assert_eq!(one.node.networks().await.unwrap().len(), 1);
-    assert_eq!(one.node.detail("web").await.unwrap().endpoints.len(), 1);
+    let detail = one.node.detail("web").await.unwrap();
+    assert_eq!(detail.endpoints.len(), 1);
+    assert!(detail.away.unwrap().why.contains(&etcd.address().to_string()));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let away = one.node.detail("web").await.unwrap().away.unwrap();
+    assert!(away.seconds > 0, "since the first failure, not since the last: {away:?}");
     // The agent restarts while the store is down: what it owned it owns.
     one.kill().await;
     let one = Agent::start(conf(dir.path(), "one", &kv, quick()));
@@ -48,6 +53,7 @@ async fn with_etcd_down_own_blocks_go_on_and_claims_fail_naming_the_endpoint() {
     assert_eq!(one.attach("web", "c5").await.unwrap_err().kind, ProblemKind::NotReady);
     etcd.restart().await;
     one.wait_ready().await;
+    assert_eq!(one.node.detail("web").await.unwrap().away, None);
     retry(|| one.attach("web", "c5")).await;
     let told = || async {
         let told = kv.snapshot("e/").await.unwrap().entries;

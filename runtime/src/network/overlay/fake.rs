@@ -3,7 +3,9 @@
 use crate::paths::Paths;
 use ovl_api::model::{Host, Network, Subnet};
 use ovl_api::names;
-use ovl_api::wire::{BlockDetail, EndpointDetail, NetworkCreate, NetworkDetail, Node, Problem, ProblemKind};
+use ovl_api::wire::{
+    Away, BlockDetail, EndpointDetail, NetworkCreate, NetworkDetail, Node, Problem, ProblemKind, Status,
+};
 use serde::Serialize;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -17,6 +19,8 @@ use std::thread::JoinHandle;
 pub struct State {
     pub networks: Vec<Network>,
     pub endpoints: Vec<EndpointDetail>,
+    /// The store is away, and this host is host1.
+    pub away: Option<Away>,
     /// `METHOD PATH` of all requests.
     pub calls: Vec<String>,
     /// The subnet that is chosen when none is asked for.
@@ -142,11 +146,13 @@ impl State {
         match (method, path, named) {
             ("GET", "/v1/networks", _) => json(&self.networks),
             ("POST", "/v1/networks", _) => self.create(&serde_json::from_str(body).unwrap()),
+            ("GET", "/v1/status", _) => json(status()),
             ("GET", "/v1/nodes", _) => json([node("host1", true), node("host2", false)]),
             ("GET", _, Some(name)) => {
                 let network = self.named(name)?;
                 let block = BlockDetail { block: "10.42.1.0/26".parse().unwrap(), host: "host2".into() };
-                json(NetworkDetail { network, blocks: vec![block], endpoints: self.endpoints.clone() })
+                let (endpoints, away) = (self.endpoints.clone(), self.away.clone());
+                json(NetworkDetail { network, blocks: vec![block], endpoints, away })
             }
             ("DELETE", _, Some(name)) => {
                 let id = self.named(name)?.id;
@@ -194,4 +200,18 @@ fn node(name: &str, alive: bool) -> Node {
         removed: false,
     };
     Node { host, alive, blocks: 1 }
+}
+
+fn status() -> Status {
+    Status {
+        host: "host1".into(),
+        version: String::new(),
+        vtep: None,
+        store: "etcd at http://192.0.2.9:2379".into(),
+        connected: false,
+        store_error: Some("no answer in time".into()),
+        ready: true,
+        revision: 7,
+        held_back: None,
+    }
 }

@@ -5,18 +5,31 @@ use crate::network::meta::Overlay;
 use crate::network::{Network, warn};
 use crate::paths::Paths;
 use ovl_api::model::Encap;
-use ovl_api::wire::{EndpointDetail, NetworkDetail, Node};
+use ovl_api::wire::{Away, EndpointDetail, NetworkDetail, Node};
 use ovl_api::{ClientError, names};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// Puts it into the object. With the agent down there are no peers, blocks and endpoints, and a warning says so.
+/// What the agent says.
+struct Told {
+    detail: NetworkDetail,
+    nodes: Vec<Node>,
+    /// With the store away: this host's name. Of the others it is not known whether they live, and what they have.
+    alone: Option<String>,
+}
+
+/// Puts it into the object. With the agent down there are no peers, blocks and endpoints; with the store away it is what the
+/// agent last saw. A warning says so.
 pub fn complete(paths: &Paths, network: &Network, overlay: &Overlay, object: &mut Value) {
-    let (detail, nodes) = asked(paths, network).unwrap_or_else(|error| {
+    let told = asked(paths, network).map_err(|error| {
         let name = network.name();
         warn(format!("hosts, blocks and endpoints of network {name} are not known: {error}"));
-        (None, Vec::new())
     });
+    let told = told.ok();
+    if let Some(away) = told.as_ref().and_then(|told| told.detail.away.as_ref()) {
+        warn(away_in_words(network.name(), away));
+    }
+    let detail = told.as_ref().map(|told| &told.detail);
     let text = |value: &dyn ToString| Value::String(value.to_string());
     // What was not asked for is shown as what it is.
     let options = &mut object["Options"];
@@ -28,17 +41,27 @@ pub fn complete(paths: &Paths, network: &Network, overlay: &Overlay, object: &mu
             options["block-size"] = text(&block);
         }
     }
-    object["Peers"] = detail.as_ref().map(|detail| peers(detail, &nodes)).unwrap_or_default().into();
+    object["Peers"] = told.as_ref().map(peers).unwrap_or_default().into();
     let weft = &mut object["Weft"];
     weft["VNI"] = overlay.vni.into();
     weft["Device"] = names::device(network.id()).into();
-    weft["Blocks"] = detail.iter().flat_map(blocks).collect();
-    weft["Endpoints"] = detail.iter().flat_map(|detail| &detail.endpoints).map(endpoint).collect();
+    weft["Blocks"] = detail.into_iter().flat_map(blocks).collect();
+    weft["Endpoints"] = detail.into_iter().flat_map(|detail| &detail.endpoints).map(endpoint).collect();
 }
 
-fn asked(paths: &Paths, network: &Network) -> Result<(Option<NetworkDetail>, Vec<Node>), ClientError> {
+fn asked(paths: &Paths, network: &Network) -> Result<Told, ClientError> {
     let client = client(paths);
-    Ok((Some(client.network_detail(network.name())?), client.nodes()?))
+    let detail = client.network_detail(network.name())?;
+    let alone = detail.away.is_some().then(|| client.status(None)).transpose()?.map(|status| status.host);
+    Ok(Told { detail, nodes: client.nodes()?, alone })
+}
+
+fn away_in_words(name: &str, Away { seconds, why }: &Away) -> String {
+    let time = if *seconds == 0 { String::new() } else { format!(" for {seconds} s") };
+    format!(
+        "the overlay's store has not answered{time} ({why}): hosts and blocks of network {name} are as this host last saw them, \
+         and containers of other hosts are not known"
+    )
 }
 
 fn encap(encap: Encap) -> &'static str {
@@ -48,8 +71,9 @@ fn encap(encap: Encap) -> &'static str {
     }
 }
 
-/// The hosts with a block or a container, by name.
-fn peers(detail: &NetworkDetail, nodes: &[Node]) -> Vec<Value> {
+/// The hosts with a block or a container, by name. What is not known is null.
+fn peers(Told { detail, nodes, alone }: &Told) -> Vec<Value> {
+    let known = |name: &str| alone.as_ref().is_none_or(|own| own == name);
     let blocks = |name: &str| detail.blocks.iter().filter(|block| block.host == name).count();
     let endpoints = |name: &str| detail.endpoints.iter().filter(|each| each.host == name).count();
     let mut names: BTreeSet<&str> = detail.blocks.iter().map(|block| block.host.as_str()).collect();
@@ -59,9 +83,9 @@ fn peers(detail: &NetworkDetail, nodes: &[Node]) -> Vec<Value> {
         json!({
             "Name": name,
             "IP": node.map(|node| node.host.vtep.to_string()).unwrap_or_default(),
-            "Alive": node.is_some_and(|node| node.alive),
+            "Alive": known(name).then(|| alone.is_some() || node.is_some_and(|node| node.alive)),
             "Blocks": blocks(name),
-            "Endpoints": endpoints(name),
+            "Endpoints": known(name).then(|| endpoints(name)),
         })
     };
     names.iter().map(peer).collect()
@@ -82,4 +106,18 @@ fn endpoint(endpoint: &EndpointDetail) -> Value {
         "Addresses": endpoint.addresses,
         "Fenced": endpoint.fenced,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_away_is_told_with_the_time_and_the_reason() {
+        let away = |seconds| Away { seconds, why: "no answer in time".into() };
+        let text = away_in_words("ov", &away(42));
+        assert!(text.contains("has not answered for 42 s (no answer in time)"), "{text}");
+        assert!(text.contains("network ov") && text.contains("other hosts are not known"), "{text}");
+        assert!(away_in_words("ov", &away(0)).contains("has not answered (no"));
+    }
 }

@@ -259,6 +259,24 @@ fn inspect_shows_hosts_blocks_and_endpoints() {
     );
 }
 
+#[test]
+fn with_the_store_away_inspect_shows_what_is_not_known_of_other_hosts_as_null() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = paths(dir.path());
+    let agent = Fake::start(&paths, vec![network("abcdef012345", "ov", "10.42.0.0/16")]);
+    agent.state().endpoints = vec![endpoint("host1")];
+    agent.state().away = Some(ovl_api::wire::Away { seconds: 42, why: "no answer in time".into() });
+    let shown = networks::inspect(&paths, &networks::find(&paths, "ov").unwrap()).unwrap();
+    assert_eq!(
+        shown["Peers"],
+        json!([
+            {"Name": "host1", "IP": "192.0.2.7", "Alive": true, "Blocks": 0, "Endpoints": 1},
+            {"Name": "host2", "IP": "192.0.2.7", "Alive": null, "Blocks": 1, "Endpoints": null},
+        ])
+    );
+    assert_eq!(shown["Weft"]["Endpoints"].as_array().unwrap().len(), 1);
+}
+
 /// Plugins that do nothing but note what they are called for.
 fn plugins(dir: &Path, paths: &mut Paths) {
     paths.cni_bin = vec![dir.join("cni")];
