@@ -32,7 +32,7 @@ const CNI_BIN: [&str; 2] = ["/opt/cni/bin", "../cni"];
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(error),
     };
     let own = own_failure(&cli.command);
     match paths(&cli.global).and_then(|paths| dispatch(&paths, cli.command)) {
@@ -52,12 +52,20 @@ fn own_failure(command: &Command) -> u8 {
     }
 }
 
+/// The command without its variables. What they set counts as given, and is shown in usages as if it were required.
+fn without_variables(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| arg.env(None::<&'static str>)).mut_subcommands(without_variables)
+}
+
 /// Prints a usage error, or what `--help` and `--version` ask for.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: clap::Error) -> ExitCode {
     if !error.use_stderr() {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
+    // When it is a variable that is wrong, there is no error without it.
+    let plain = without_variables(Cli::command()).try_get_matches();
+    let error = plain.err().filter(|plain| plain.kind() == error.kind()).unwrap_or(error);
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").map_or_else(|| text.clone(), |text| format!("runtime: {text}"));
     eprint!("{text}");
@@ -169,6 +177,19 @@ fn exit(code: i32) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_variable_sets_is_not_in_the_usage() {
+        let error = |command: clap::Command| {
+            command.try_get_matches_from(["runtime", "lab", "exec"]).unwrap_err().to_string()
+        };
+        // Of those that are set wherever tests run.
+        let with =
+            Cli::command().mut_args(|arg| if arg.get_id() == "cni_bin" { arg.env("PATH") } else { arg });
+        assert!(error(with.clone()).contains("--cni-bin"), "{}", error(with.clone()));
+        let without = error(without_variables(with));
+        assert!(without.contains("<HOST>") && !without.contains("--cni-bin"), "{without}");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
