@@ -7,7 +7,7 @@
 //! mount-points     directories that `lab exec` made on the machine to mount on
 //! netns/NAME       network namespaces: the underlay's bridge, etcd's members, the hosts
 //! etcd/NAME/       of a member: data, log, pid
-//! hosts/NAME/      of a host: root, run, etc/net.d, and its agent's log and pid
+//! hosts/NAME/      of a host: root, run, etc/net.d, its agent's log and pid, and in netns what `ip netns` makes there
 //! ```
 
 use std::fs::{self, File};
@@ -163,6 +163,11 @@ impl Lab {
 /// The directory of a host in the lab at `dir`.
 pub fn host_dir(dir: &Path, host: &str) -> PathBuf {
     dir.join("hosts").join(host)
+}
+
+/// Where `ip netns` has its namespaces on a host of the lab at `dir`.
+pub fn named(dir: &Path, host: &str) -> PathBuf {
+    host_dir(dir, host).join("netns")
 }
 
 /// The directories of the runtime on a host of the lab at `dir`.

@@ -2,8 +2,9 @@
 //! exit code are its own.
 //!
 //! It has the host's network namespace and host name, the host's directories in its environment, and a mount namespace of
-//! its own in which they also lie where a machine has them: `/run/weft`, `/var/lib/weft`, `/etc/weft`. What is mounted in
-//! the lab's directory, as the namespaces of containers are, is seen by all; everything else stays inside.
+//! its own in which they also lie where a machine has them: `/run/weft`, `/var/lib/weft`, `/etc/weft`, `/run/netns`, and in
+//! which `/sys` shows the host's links. What is mounted in the lab's directory, as the namespaces of containers are, is seen
+//! by all; everything else stays inside.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -26,6 +27,9 @@ use crate::paths::Paths;
 const RUN: &str = "/run/weft";
 const ROOT: &str = "/var/lib/weft";
 const CONFIG: &str = "/etc/weft";
+/// Where `ip netns` has its namespaces.
+const NAMED: &str = "/run/netns";
+const SYS: &str = "/sys";
 
 /// Executes a command as on a host; comes back only when that does not work.
 ///
@@ -90,9 +94,11 @@ pub fn environment(paths: &Paths, host: &str) -> Vec<(&'static str, OsString)> {
 fn usual_places(lab: &Lab, host: &str) -> Result<()> {
     let paths = lab.host(host);
     let etc = lab.host_dir(host).join("etc");
-    for place in [RUN, ROOT, CONFIG] {
+    for place in [RUN, ROOT, CONFIG, NAMED] {
         make_mount_point(lab, Path::new(place))?;
     }
+    let named = dirs::named(&lab.dir, host);
+    fs::create_dir_all(&named)?;
     // With the usual run directory, the lab itself is below /run/weft, and has to be seen there still.
     let covered = lab.dir.strip_prefix(RUN).ok().map(|below| Path::new(RUN).join(below));
     if let Ok(below) = lab.dir.strip_prefix(RUN) {
@@ -115,6 +121,30 @@ fn usual_places(lab: &Lab, host: &str) -> Result<()> {
     if let Some(covered) = covered {
         let whole = PathBuf::from(format!("/proc/self/fd/{}", whole.as_raw_fd()));
         mount(Some(&whole), &covered, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+    }
+    // What `ip netns add` mounts there is in the lab's directory for the next command, and goes with it.
+    mount(Some(&named), NAMED, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+    // The machine's links are better than nothing.
+    let _ = own_sys();
+    Ok(())
+}
+
+/// Mounts a `/sys` that shows the links of this process's network namespace, with all that is mounted in the present one.
+fn own_sys() -> Result<()> {
+    let sys = Path::new(SYS);
+    // Open before they are covered; what is in one of them comes with it.
+    let mut inside: Vec<(PathBuf, File)> = Vec::new();
+    for at in dirs::mount_points()?.into_iter().filter(|at| at.starts_with(sys) && at != sys) {
+        if !inside.iter().any(|(other, _)| at.starts_with(other)) {
+            inside.push((at.clone(), File::open(&at)?));
+        }
+    }
+    let none = None::<&str>;
+    let how = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("sysfs"), sys, Some("sysfs"), how, none)?;
+    for (at, file) in inside {
+        let file = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        mount(Some(&file), &at, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
     }
     Ok(())
 }

@@ -87,11 +87,11 @@ pub fn is_alive(pid: i32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z") && !rest.starts_with(" X"))
 }
 
-/// The namespaces of a lab: of its machines, and of the containers on its hosts.
+/// The namespaces of a lab: of its machines, of the containers on its hosts, and those that `ip netns` made there.
 pub fn namespaces(lab: &Path) -> BTreeSet<NsId> {
     let mut files = entries(&lab.join("netns"));
     for host in entries(&lab.join("hosts")) {
-        files.extend(entries(&host.join("run/netns")));
+        files.extend(inside(&host));
     }
     let mut found: BTreeSet<NsId> =
         files.iter().filter_map(|file| Netns::open(file).ok()).map(|ns| ns.id()).collect();
@@ -104,10 +104,15 @@ pub fn namespaces(lab: &Path) -> BTreeSet<NsId> {
     found
 }
 
-/// The namespaces of one host: its own, and those of its containers.
+/// The files of namespaces in a host's directory.
+fn inside(host: &Path) -> Vec<PathBuf> {
+    ["run/netns", "netns"].iter().flat_map(|dir| entries(&host.join(dir))).collect()
+}
+
+/// The namespaces of one host: its own, and those on it.
 pub fn namespaces_of(lab: &Path, host: &str) -> BTreeSet<NsId> {
     let own = lab.join("netns").join(host);
-    let files = entries(&super::dirs::host_dir(lab, host).join("run/netns"));
+    let files = inside(&super::dirs::host_dir(lab, host));
     let all = namespaces(lab);
     let of_host = files.iter().chain([&own]).filter_map(|file| Netns::open(file).ok()).map(|ns| ns.id());
     of_host.filter(|id| all.contains(id)).collect()
@@ -191,6 +196,7 @@ mod tests {
             let netns = Netns::create(dir.path().join("netns/host1")).unwrap();
             let inside = dir.path().join("hosts/host1/run/netns/box");
             let container = Netns::create(&inside).unwrap();
+            let named = Netns::create(super::super::dirs::named(dir.path(), "host1").join("x")).unwrap();
             // What is no namespace any more does no harm.
             fs::write(dir.path().join("hosts/host1/run/netns/old"), "").unwrap();
             let sleeper = || {
@@ -205,7 +211,7 @@ mod tests {
             assert!(daemon.pid().is_some());
 
             let all = namespaces(dir.path());
-            assert_eq!(all, BTreeSet::from([netns.id(), container.id()]));
+            assert_eq!(all, BTreeSet::from([netns.id(), container.id(), named.id()]));
             assert_eq!(namespaces_of(dir.path(), "host1"), all);
             assert_eq!(namespaces_of(dir.path(), "host2"), BTreeSet::from([]));
             kill_all(&all).unwrap();
