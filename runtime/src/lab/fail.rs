@@ -100,11 +100,30 @@ pub fn heal(lab: &Lab, part: &Part) -> Result<String> {
             let host = lab.plan.host(host)?;
             underlay::set_link(lab, &host.name, true)?;
             let waits = start_agent(lab, host)?;
-            let started = start_containers(lab, host)?;
-            let name = &host.name;
-            Ok(format!("{name} is on: its link is up, its agent and {started} containers are running{waits}"))
+            // The first command of the runtime after a crash has all that were running as ended, and gives back what they held.
+            let mut command = up::runtime(lab, &host.name)?;
+            command.args(["ps", "--quiet"]);
+            up::run_on(lab, &host.name, command)?;
+            start_containers(lab, host)?;
+            let all = live::containers(lab)?;
+            let here: Vec<&live::Container> = all.iter().filter(|one| one.host == host.name).collect();
+            let with =
+                |runs: bool| here.iter().filter(|one| one.runs() == runs).map(|one| &*one.name).collect();
+            Ok(host_is_on(&host.name, with(true), with(false)) + &waits)
         }
     }
+}
+
+/// What runs on a host that was off, and what does not.
+fn host_is_on(host: &str, running: Vec<&str>, ended: Vec<&str>) -> String {
+    let mut said = format!("{host} is on: its link is up, its agent is running");
+    if !running.is_empty() {
+        said += &format!("; containers running: {}", running.join(", "));
+    }
+    if !ended.is_empty() {
+        said += &format!("; containers made by hand, not running: {}", ended.join(", "));
+    }
+    said
 }
 
 fn members(lab: &Lab, number: Option<u32>) -> Result<Vec<&Machine>> {
@@ -140,13 +159,12 @@ fn start_agent(lab: &Lab, host: &Machine) -> Result<String> {
     Ok(if ready { String::new() } else { format!("; it waits for its store: {waits}") })
 }
 
-/// Starts what the lab's plan has on a host and does not run; one that was removed is made again.
-fn start_containers(lab: &Lab, host: &Machine) -> Result<usize> {
+/// Starts what the lab's plan has on a host and does not run; one that was removed is made again. Others stay ended, as
+/// nothing says that they should come back.
+fn start_containers(lab: &Lab, host: &Machine) -> Result<()> {
     let all = live::containers(lab)?;
     let planned = lab.plan.containers.iter().filter(|planned| planned.host == host.name);
-    let mut count = 0;
     for planned in planned {
-        count += 1;
         match all.iter().find(|one| one.name == planned.name && one.host == host.name) {
             Some(one) if one.runs() => {}
             Some(one) if !one.id.is_empty() => {
@@ -158,5 +176,20 @@ fn start_containers(lab: &Lab, host: &Machine) -> Result<usize> {
             _ => up::run_container(lab, planned)?,
         }
     }
-    Ok(count)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_is_on_again_says_what_runs_there_and_what_does_not() {
+        let on = "host1 is on: its link is up, its agent is running";
+        assert_eq!(host_is_on("host1", vec![], vec![]), on);
+        assert_eq!(
+            host_is_on("host1", vec!["c1", "c2"], vec!["late"]),
+            format!("{on}; containers running: c1, c2; containers made by hand, not running: late")
+        );
+    }
 }

@@ -108,6 +108,14 @@ pub fn containers(lab: &Lab) -> Result<Vec<Container>> {
     Ok(all)
 }
 
+/// Those that nobody planned and that do not run: whether they should is not known.
+pub fn absent<'c>(lab: &Lab, containers: &'c [Container]) -> impl Iterator<Item = &'c Container> {
+    let planned: BTreeSet<(String, String)> =
+        lab.plan.containers.iter().map(|one| (one.name.clone(), one.host.clone())).collect();
+    let by_hand = move |one: &&Container| !planned.contains(&(one.name.clone(), one.host.clone()));
+    containers.iter().filter(|one| !one.runs()).filter(by_hand)
+}
+
 fn of_state(host: &str, one: &state::Container) -> Container {
     let found = crate::engine::process::find(&one.state).is_some() && super::procs::is_alive(one.state.pid);
     let runs = one.state.status == Status::Running && found;
@@ -154,6 +162,20 @@ pub fn overlays(lab: &Lab) -> BTreeSet<String> {
     all
 }
 
+/// The networks that a host's agent knows now, those of the plan first; when none answers at once, those of the plan.
+fn networks(lab: &Lab) -> Vec<String> {
+    let planned: Vec<String> = lab.plan.networks.iter().map(|network| network.name.clone()).collect();
+    let Some(host) = lab.plan.hosts.iter().find(|host| daemons::agent_of(lab, host).pid().is_some()) else {
+        return planned;
+    };
+    let client = daemons::client(lab, &host.name).with_timeout(std::time::Duration::from_millis(500));
+    let Ok(known) = client.networks() else { return planned };
+    let mut known: Vec<String> = known.into_iter().map(|network| network.name).collect();
+    // Stable: the others stay in the agent's order.
+    known.sort_by_key(|name| planned.iter().position(|other| other == name).unwrap_or(usize::MAX));
+    known
+}
+
 /// The network namespace of a container or host of the lab.
 ///
 /// # Errors
@@ -183,7 +205,7 @@ pub fn overview(paths: &Paths) -> Vec<Row> {
         };
         let containers = containers(&lab).unwrap_or_default();
         let running = containers.iter().filter(|one| one.runs()).count();
-        let networks: Vec<String> = lab.plan.networks.iter().map(|network| network.name.clone()).collect();
+        let networks = networks(&lab);
         let status = if lab.is_ready() { "up" } else { "incomplete" };
         vec![
             ("Name", name),

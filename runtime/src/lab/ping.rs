@@ -39,12 +39,13 @@ impl Cell {
         }
     }
 
-    fn text(&self) -> String {
+    fn text(&self, related: bool) -> String {
         match self {
             Cell::Same => "·".into(),
             Cell::Apart => "-".into(),
             Cell::Down => "down".into(),
             Cell::Tried(echo) => match echo.mean() {
+                None if !related => "apart".into(),
                 None => "LOST".into(),
                 Some(mean) if echo.whole() => milliseconds(mean),
                 Some(mean) => {
@@ -73,6 +74,8 @@ pub struct Matrix {
     pub tables: Vec<(Family, Vec<Vec<Cell>>)>,
     /// Pairs of containers that have a network in common.
     related: BTreeSet<(usize, usize)>,
+    /// Name and host of containers that are not in the tables: they were made by hand, and do not run.
+    absent: Vec<(String, String)>,
 }
 
 /// Sends echo requests from all containers of overlay networks to all others, all at the same time. With `across` also to
@@ -86,8 +89,10 @@ pub fn ping(lab: &Lab, manner: Manner, across: bool) -> Result<Matrix> {
     for one in &mut containers {
         one.ends.retain(|end| overlays.contains(&end.network));
     }
+    let absent = live::absent(lab, &containers);
+    let absent = absent.map(|one| (one.name.clone(), one.host.clone())).collect();
     containers.retain(|one| !one.ends.is_empty());
-    Ok(matrix(&containers, manner, across))
+    Ok(Matrix { absent, ..matrix(&containers, manner, across) })
 }
 
 /// The addresses of a container, by network and family.
@@ -163,7 +168,7 @@ fn matrix(containers: &[Container], manner: Manner, across: bool) -> Matrix {
         };
         tables.push((family, parallel::map(&indices, |from| row(*from))));
     }
-    Matrix { names, tables, related }
+    Matrix { names, tables, related, absent: Vec::new() }
 }
 
 impl Matrix {
@@ -192,25 +197,75 @@ impl Matrix {
     /// As tables, one for each family, and a line that sums up.
     pub fn text(&self) -> String {
         let mut out = String::new();
-        let mut tried = 0;
         for (family, rows) in &self.tables {
             let head = format!("{} ms", family_name(*family));
             let mut table =
                 Table::new([head].into_iter().chain(self.names.iter().map(|(name, _)| name.clone())));
-            for ((name, host), row) in self.names.iter().zip(rows) {
-                tried += row.iter().filter(|cell| matches!(cell, Cell::Tried(_) | Cell::Down)).count();
-                table.row([format!("{name} ({host})")].into_iter().chain(row.iter().map(Cell::text)));
+            for (from, ((name, host), row)) in self.names.iter().zip(rows).enumerate() {
+                let related = |to: usize| self.related.contains(&(from, to));
+                let cells = row.iter().enumerate().map(|(to, cell)| cell.text(related(to)));
+                table.row([format!("{name} ({host})")].into_iter().chain(cells));
             }
             out.push_str(&table.render());
             out.push('\n');
         }
-        let sum = match (self.tables.is_empty(), self.holes()) {
-            (true, _) => "no container of an overlay network is in this lab".to_owned(),
+        let (tried, across) = (self.tried(), self.across());
+        let mut sum = match (tried + across.0, self.holes()) {
+            (0, _) => self.nothing().unwrap_or_default(),
             (_, 0) => format!("no holes: {tried} of {tried} reached"),
             (_, 1) => format!("1 hole in {tried}"),
             (_, holes) => format!("{holes} holes in {tried}"),
         };
-        out + &sum + "\n"
+        if across.0 > 0 {
+            let (all, reached) = across;
+            sum += &format!("; between networks {reached} of {all} reached, {} kept apart", all - reached);
+        }
+        out.push_str(&sum);
+        out.push('\n');
+        if !self.absent.is_empty() {
+            let each = self.absent.iter().map(|(name, host)| format!("{name} ({host})"));
+            let names = each.collect::<Vec<_>>().join(", ");
+            out.push_str(&format!("made by hand, not running, not tried: {names}\n"));
+        }
+        out
+    }
+
+    /// The cells, and whether their two have a network in common.
+    fn cells(&self) -> impl Iterator<Item = (&Cell, bool)> {
+        self.tables.iter().flat_map(|(_, rows)| rows.iter().enumerate()).flat_map(move |(from, row)| {
+            row.iter().enumerate().map(move |(to, cell)| (cell, self.related.contains(&(from, to))))
+        })
+    }
+
+    /// How many should reach each other: one that does not run is among them.
+    fn tried(&self) -> usize {
+        let should = |(cell, related): &(&Cell, bool)| match cell {
+            Cell::Tried(_) => *related,
+            Cell::Down => true,
+            Cell::Same | Cell::Apart => false,
+        };
+        self.cells().filter(should).count()
+    }
+
+    /// How many pairs without a network in common were tried, and how many of them were reached.
+    fn across(&self) -> (usize, usize) {
+        let echoes = self.cells().filter_map(|(cell, related)| match cell {
+            Cell::Tried(echo) if !related => Some(echo),
+            _ => None,
+        });
+        echoes.fold((0, 0), |(all, reached), echo| (all + 1, reached + usize::from(!echo.times.is_empty())))
+    }
+
+    /// Why there was nothing to ping, if that is so.
+    pub fn nothing(&self) -> Option<String> {
+        let tried = self.tried() + self.across().0;
+        let why = match self.names.len() {
+            _ if tried > 0 => return None,
+            0 => "no container of an overlay network is in this lab",
+            1 => "only one container of an overlay network is in this lab",
+            _ => "no two containers of this lab have a network and an address family in common",
+        };
+        Some(format!("nothing to ping: {why}"))
     }
 
     /// As JSON: an object for each pair and family that was tried.
@@ -315,6 +370,12 @@ mod tests {
             // Across networks the bridge lets them; it is no hole either way.
             let across = matrix(&all, MANNER, true);
             assert_eq!((across.holes(), across.json()["Pairs"].as_array().unwrap().len()), (0, 12));
+            let text = across.text();
+            assert!(text.contains("4 of 4 reached; between networks 8 of 8 reached, 0 kept apart"), "{text}");
+            netlink.set("c", &LinkSet { up: Some(false), ..LinkSet::default() }).unwrap();
+            let text = matrix(&all, HASTE, true).text();
+            assert!(text.contains("4 of 4 reached; between networks 0 of 8 reached, 8 kept apart"), "{text}");
+            assert!(text.contains("apart") && !text.contains("LOST"), "{text}");
 
             netlink.set("b", &LinkSet { up: Some(false), ..LinkSet::default() }).unwrap();
             let cut = matrix(&all, HASTE, false);
@@ -331,9 +392,25 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_ping_is_no_hole() {
-        let matrix = matrix(&[], MANNER, false);
-        assert_eq!(matrix.holes(), 0);
-        assert!(matrix.text().contains("no container"));
+    fn nothing_to_ping_is_told_from_no_holes() {
+        let nothing = |all: &[Container]| {
+            let matrix = matrix(all, MANNER, false);
+            assert_eq!(matrix.holes(), 0);
+            assert!(!matrix.text().contains("reached"), "{}", matrix.text());
+            matrix.nothing().unwrap()
+        };
+        assert!(nothing(&[]).contains("no container"));
+        let one = container("a", "red", None, &[]);
+        assert!(nothing(std::slice::from_ref(&one)).contains("only one container"));
+        assert!(nothing(&[one.clone(), container("b", "blue", None, &[])]).contains("in common"));
+        let two = matrix(&[one, container("b", "red", None, &[])], MANNER, false);
+        assert_eq!((two.nothing(), two.holes()), (None, 2));
+    }
+
+    #[test]
+    fn who_does_not_run_and_was_made_by_hand_is_named() {
+        let absent = vec![("late".to_owned(), "h1".to_owned())];
+        let text = Matrix { absent, ..matrix(&[], MANNER, false) }.text();
+        assert!(text.ends_with("made by hand, not running, not tried: late (h1)\n"), "{text}");
     }
 }
