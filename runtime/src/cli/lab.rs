@@ -126,8 +126,8 @@ pub struct UpArgs {
     /// How packets travel between hosts
     #[arg(long, default_value = "vxlan", value_parser = ["vxlan", "direct"])]
     pub encap: String,
-    /// MTU of the links between hosts, in bytes
-    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1280..=65_000))]
+    /// MTU of the links between hosts, in bytes: 1330 to 65000, with --ipv6 from 1350
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(..=i64::from(plan::MTU.1)))]
     pub mtu: u32,
     /// Say nothing while it comes up
     #[arg(short, long)]
@@ -139,7 +139,8 @@ pub struct UpArgs {
 pub enum PartArgs {
     /// All members of etcd, or one
     Etcd {
-        /// Its number, from 1
+        /// Its number or name: 1, etcd1 …
+        #[arg(value_parser = member)]
         member: Option<u32>,
         #[command(flatten)]
         which: Which,
@@ -183,6 +184,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "allowed is a number of seconds, 0.001 to 3600".into())
 }
 
+fn member(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("etcd").unwrap_or(text).parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "allowed is a member's number or name, like 1 or etcd1".into())
+}
+
 /// Does a command of `lab`.
 ///
 /// # Errors
@@ -195,7 +201,12 @@ pub fn lab(paths: &Paths, command: LabCommand) -> Result<ExitCode> {
         LabCommand::Down { lab, which } => {
             let name = lab.unwrap_or(which.name);
             if !lab::down(paths, &name)? {
-                eprintln!("runtime: there is no lab {name}: nothing to do");
+                let others = lab::names(paths);
+                let others = match others.is_empty() {
+                    true => String::new(),
+                    false => format!("; there are {}", others.join(", ")),
+                };
+                eprintln!("runtime: there is no lab {name}: nothing to do{others}");
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -218,7 +229,8 @@ pub fn lab(paths: &Paths, command: LabCommand) -> Result<ExitCode> {
             let matrix = lab::ping(&open(&which)?, lab::Manner { count, timeout }, across)?;
             let text = if format == "json" { format!("{}\n", matrix.json()) } else { matrix.text() };
             format::print(&text)?;
-            holds(matrix.holes() == 0)
+            // That nobody was asked proves nothing.
+            holds(matrix.holes() == 0 && matrix.nothing().is_none())
         }
         LabCommand::Check { timeout, which } => {
             let verdicts = lab::check(&open(&which)?, timeout)?;
@@ -307,4 +319,17 @@ fn interruption() -> Result<Arc<AtomicBool>> {
     let wait = move || runtime.block_on(std::future::pending::<()>());
     std::thread::Builder::new().name("signals".into()).spawn(wait).context("cannot wait for signals")?;
     Ok(flag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_of_etcd_is_named_by_number_or_name() {
+        assert_eq!((member("2"), member("etcd2")), (Ok(2), Ok(2)));
+        for bad in ["0", "etcd", "host1", "etcd-1", ""] {
+            assert!(member(bad).unwrap_err().contains("etcd1"), "{bad}");
+        }
+    }
 }

@@ -10,11 +10,10 @@ use std::path::Path;
 use super::expect::{Attempt, Expectation};
 use super::node::{self, Map, Node};
 use super::plan::{self, Container, DEFAULT_NAME, MAX_HOSTS, Machine, Network, Plan, Underlay};
+use super::rules;
 
 const HOST_NAME: &str = "a name of small letters, digits and '-', at most 15 bytes";
 const NAME: &str = "a name: [a-zA-Z0-9][a-zA-Z0-9_.-]+";
-/// The smallest MTU of a link with IPv6 (RFC 8200, section 5), and what the largest datagram leaves of 16 bits.
-const MTU: (u32, u32) = (1280, 65_000);
 
 /// Reads the file of a lab.
 ///
@@ -44,18 +43,29 @@ pub fn parse(file: &str, text: &str) -> Result<Plan> {
     let underlay = map.get("underlay").map_or_else(|| Ok(Underlay::default()), underlay)?;
     let hosts = hosts(map.need("hosts")?, &underlay)?;
     let etcd = etcd(&map, &underlay, hosts.len())?;
-    let networks: Vec<Network> = each(&map, "networks", network)?;
+    let mut networks: Vec<Network> = Vec::new();
+    for node in map.get("networks").map(Node::list).unwrap_or_default() {
+        networks.push(network(&node, &underlay, &networks)?);
+    }
+    if let Some(mtu) =
+        map.get("underlay").map(underlay_map).transpose()?.as_ref().and_then(|map| map.get("mtu"))
+    {
+        networks
+            .iter()
+            .try_for_each(|network| underlay.check_mtu(network))
+            .map_err(|error| mtu.wrong(error))?;
+    }
     let mut names: BTreeSet<String> = hosts.iter().map(|host| host.name.clone()).collect();
     names.extend(etcd.iter().map(|member| member.name.clone()));
-    let containers = each(&map, "containers", |node| {
-        let made = container(node, &hosts, &networks)?;
-        match names.insert(made.name.clone()) {
-            true => Ok(made),
-            false => {
-                Err(node.wrong(format_args!("the name {:?} is another container's or machine's", made.name)))
-            }
+    let mut containers: Vec<Container> = Vec::new();
+    for node in map.get("containers").map(Node::list).unwrap_or_default() {
+        let made = container(&node, &hosts, &networks, &containers)?;
+        if !names.insert(made.name.clone()) {
+            let name = &made.name;
+            return Err(node.wrong(format_args!("the name {name:?} is another container's or machine's")));
         }
-    })?;
+        containers.push(made);
+    }
     let mut plan = Plan {
         name,
         created: String::new(),
@@ -75,8 +85,12 @@ fn each<T>(map: &Map<'_>, key: &str, mut read: impl FnMut(&Node<'_>) -> Result<T
     map.get(key).map(Node::list).unwrap_or_default().iter().map(&mut read).collect()
 }
 
+fn underlay_map<'f>(node: &Node<'f>) -> Result<Map<'f>> {
+    node.map(&["ipv4", "ipv6", "mtu"])
+}
+
 fn underlay(node: &Node<'_>) -> Result<Underlay> {
-    let map = node.map(&["ipv4", "ipv6", "mtu"])?;
+    let map = underlay_map(node)?;
     let mut underlay = Underlay::default();
     if let Some(node) = map.get("ipv4") {
         underlay.ipv4 = subnet::<Ipv4Network>(node, "an IPv4 subnet like 10.99.0.0/24, or none")?;
@@ -85,7 +99,7 @@ fn underlay(node: &Node<'_>) -> Result<Underlay> {
         underlay.ipv6 = subnet::<Ipv6Network>(node, "an IPv6 subnet like fd99::/64, or none")?;
     }
     if let Some(node) = map.get("mtu") {
-        underlay.mtu = node.number(MTU.0, MTU.1)?;
+        underlay.mtu = node.number(plan::MTU.0, plan::MTU.1)?;
     }
     if underlay.ipv4.is_none() && underlay.ipv6.is_none() {
         return Err(node.wrong("one of ipv4 and ipv6 has to be a subnet"));
@@ -127,7 +141,7 @@ fn hosts(node: &Node<'_>, underlay: &Underlay) -> Result<Vec<Machine>> {
             false => (node.clone(), Vec::new()),
             true => {
                 let map = node.map(&["name", "agent"])?;
-                let agent = map.get("agent").map(|node| node.texts("flags of ovl-agent run")).transpose()?;
+                let agent = map.get("agent").map(|node| words(node, "flags of ovl-agent run")).transpose()?;
                 (map.need("name")?.clone(), agent.unwrap_or_default())
             }
         };
@@ -159,7 +173,7 @@ fn etcd(map: &Map<'_>, underlay: &Underlay, hosts: usize) -> Result<Vec<Machine>
     }
 }
 
-fn network(node: &Node<'_>) -> Result<Network> {
+fn network(node: &Node<'_>, underlay: &Underlay, others: &[Network]) -> Result<Network> {
     let map = node.map(&["name", "driver", "subnet", "ipv6", "internal", "opt"])?;
     if let Some(driver) = map.get("driver") {
         let allowed = "overlay: a lab's file has the networks between hosts";
@@ -168,12 +182,14 @@ fn network(node: &Node<'_>) -> Result<Network> {
         }
     }
     let flag = |key: &str| map.get(key).map(|node| node.get::<bool>("true or false")).transpose();
-    let mut network = Network {
-        name: map.need("name")?.text(NAME)?.to_owned(),
-        ipv6: flag("ipv6")?.unwrap_or(false),
-        internal: flag("internal")?.unwrap_or(false),
-        ..Network::default()
-    };
+    let at = map.need("name")?;
+    let mut network = Network { name: at.text(NAME)?.to_owned(), ..Network::default() };
+    rules::network(&network).map_err(|error| at.wrong(error))?;
+    if others.iter().any(|other| other.name == network.name) {
+        return Err(at.wrong(format_args!("the name {:?} is another network's", network.name)));
+    }
+    network.ipv6 = flag("ipv6")?.unwrap_or(false);
+    network.internal = flag("internal")?.unwrap_or(false);
     for node in map.get("subnet").map(Node::list).unwrap_or_default() {
         let allowed = "a subnet like 10.42.0.0/16 or fd42::/48";
         let _: IpNetwork = node.get(allowed)?;
@@ -182,16 +198,29 @@ fn network(node: &Node<'_>) -> Result<Network> {
             return Err(node.refused(allowed));
         }
         network.subnets.push(text.to_owned());
+        let checked = rules::network(&network).and_then(|()| rules::subnet(text, underlay, others));
+        checked.map_err(|error| node.wrong(error))?;
     }
-    if let Some(node) = map.get("opt") {
-        for (key, value) in node.pairs("options: NAME: VALUE")? {
-            network.options.insert(key, value.text("a value")?.to_owned());
+    for (key, node) in
+        map.get("opt").map(|node| node.pairs("options: NAME: VALUE")).transpose()?.unwrap_or_default()
+    {
+        let value = node.text("a value")?.to_owned();
+        network.options.insert(key, value);
+        rules::network(&network).map_err(|error| node.wrong(error))?;
+        let vni = |network: &Network| network.options.get("vni").and_then(|text| text.parse::<u32>().ok());
+        if let Some(other) = others.iter().find(|other| vni(other).is_some() && vni(other) == vni(&network)) {
+            return Err(node.wrong(format_args!("the VNI is that of the network {} already", other.name)));
         }
     }
     Ok(network)
 }
 
-fn container(node: &Node<'_>, hosts: &[Machine], networks: &[Network]) -> Result<Container> {
+fn container(
+    node: &Node<'_>,
+    hosts: &[Machine],
+    networks: &[Network],
+    others: &[Container],
+) -> Result<Container> {
     let map = node.map(&["name", "host", "network", "ip", "publish", "command"])?;
     let known: Vec<&str> = networks.iter().map(|network| network.name.as_str()).collect();
     let name = map.need("name")?;
@@ -202,13 +231,24 @@ fn container(node: &Node<'_>, hosts: &[Machine], networks: &[Network]) -> Result
     made.host = one_of(host, &all)?;
     match map.get("network") {
         Some(node) => {
-            made.networks = node.list().iter().map(|each| one_of(each, &known)).collect::<Result<_>>()?;
+            for each in node.list() {
+                let name = one_of(&each, &known)?;
+                if made.networks.contains(&name) {
+                    return Err(each.wrong(format_args!("the network {name} is given twice")));
+                }
+                made.networks.push(name);
+            }
         }
         None => match known.as_slice() {
             [only] => made.networks.push((*only).to_owned()),
             _ => return Err(node.wrong("the key \"network\" is missing")),
         },
     }
+    let networks: Vec<&Network> = made
+        .networks
+        .iter()
+        .filter_map(|name| networks.iter().find(|network| network.name == *name))
+        .collect();
     for node in map.get("ip").map(Node::list).unwrap_or_default() {
         let ip: IpAddr = node.get("an address")?;
         if made.ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
@@ -216,19 +256,45 @@ fn container(node: &Node<'_>, hosts: &[Machine], networks: &[Network]) -> Result
                 node.wrong(format_args!("{ip} is the second address of its family: one of each is allowed"))
             );
         }
+        let Some(first) = networks.first() else {
+            return Err(node.wrong(format_args!("{ip}: a container without a network has no address")));
+        };
+        rules::address(first, ip).map_err(|error| node.wrong(error))?;
+        // Both ask for it in their first network.
+        let same =
+            |other: &&Container| other.networks.first() == Some(&first.name) && other.ips.contains(&ip);
+        if let Some(other) = others.iter().find(same) {
+            return Err(node.wrong(format_args!("{ip} is the address of {}", other.name)));
+        }
         made.ips.push(ip);
     }
     if let Some(node) = map.get("publish") {
-        made.publish = node.texts("a port like 8080:80")?;
+        for each in node.list() {
+            made.publish.push(each.text("a port like 8080:80")?.to_owned());
+            let ports = rules::ports(&made.publish).map_err(|error| each.wrong(error))?;
+            if let Some((other, port)) = rules::port_of_another(&ports, &made.host, others) {
+                return Err(each.wrong(format_args!("port {port} of {} is published by {other}", made.host)));
+            }
+        }
+        if !made.publish.is_empty() && networks.iter().all(|network| network.internal) {
+            return Err(
+                node.wrong("a container publishes ports by a network that is not internal, and has none")
+            );
+        }
     }
     if let Some(node) = map.get("command") {
-        let allowed = "words: a list, or a text that is split at white space";
-        made.command = match node.is_list() {
-            true => node.texts(allowed)?,
-            false => node.text(allowed)?.split_whitespace().map(str::to_owned).collect(),
-        };
+        made.command = words(node, "words")?;
     }
     Ok(made)
+}
+
+/// A list of words, or a text that is split at white space.
+fn words(node: &Node<'_>, what: &str) -> Result<Vec<String>> {
+    let allowed = format!("{what}: a list, or a text that is split at white space");
+    if node.is_list() {
+        return node.texts(&allowed);
+    }
+    Ok(node.text(&allowed)?.split_whitespace().map(str::to_owned).collect())
 }
 
 fn one_of(node: &Node<'_>, known: &[&str]) -> Result<String> {

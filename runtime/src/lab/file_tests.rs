@@ -132,6 +132,99 @@ fn what_is_not_allowed_is_refused_by_file_line_key_and_value() {
 }
 
 #[test]
+fn what_the_commands_would_refuse_is_refused_by_file_line_and_key() {
+    refused(
+        "- {name: blue, ",
+        "- {name: red, ",
+        &["lab.yaml:19: networks[2].name: the name \"red\" is another network's"],
+    );
+    refused(
+        "name: blue",
+        "name: bridge",
+        &["lab.yaml:19: networks[2].name: ", "\"bridge\"", "each host has a network"],
+    );
+    refused("name: blue", "name: a b", &["lab.yaml:19: networks[2].name: invalid network name \"a b\""]);
+    refused(
+        "{name: blue, ",
+        "{name: blue, subnet: 10.1.128.0/17, ",
+        &["lab.yaml:19: networks[2].subnet: 10.1.128.0/17 overlaps 10.1.0.0/16 of the network red"],
+    );
+    refused(
+        "10.1.0.0/16, ",
+        "10.77.0.128/25, ",
+        &["lab.yaml:15: networks[1].subnet[1]: 10.77.0.128/25 overlaps the underlay, 10.77.0.0/24"],
+    );
+    refused(
+        "'fd01::/48'",
+        "10.2.0.0/16",
+        &["lab.yaml:15: networks[1].subnet[2]: ", "one subnet of each family"],
+    );
+    refused("10.1.0.0/16", "10.1.0.0/31", &["lab.yaml:15: networks[1].subnet[1]: ", "too small"]);
+    refused("mtu: 1400", "mut: 1400", &["lab.yaml:18: networks[1].opt.mut: --opt mut: unknown", "vni"]);
+    refused(
+        "mtu: 1400",
+        "encap: direkt",
+        &["lab.yaml:18: networks[1].opt.encap: ", "direkt", "vxlan or direct"],
+    );
+    refused("mtu: 1400", "mtu: 1279", &["lab.yaml:18: networks[1].opt.mtu: ", "1280 to 65485"]);
+    refused(
+        "mtu: 9000",
+        "mtu: 1280",
+        &["lab.yaml:6: underlay.mtu: 1280 is too small for the network blue", "1330 to 65000"],
+    );
+    let twice = WHOLE.replacen("mtu: 1400", "vni: 77", 1).replacen("ipv6: true}", "opt: {vni: 77}}", 1);
+    let error = parse("lab.yaml", &twice).unwrap_err().to_string();
+    assert_eq!(error, "lab.yaml:19: networks[2].opt.vni: the VNI is that of the network red already");
+}
+
+#[test]
+fn what_a_container_cannot_have_is_refused_by_file_line_and_key() {
+    refused(
+        "ip: 10.1.9.9",
+        "ip: 10.2.9.9",
+        &["lab.yaml:21: containers[1].ip: 10.2.9.9 is not in 10.1.0.0/16"],
+    );
+    refused("ip: 10.1.9.9", "ip: 10.1.0.1", &["lab.yaml:21: containers[1].ip: 10.1.0.1 is the gateway"]);
+    refused("red, ip", "[], ip", &["lab.yaml:21: containers[1].ip: 10.1.9.9: a container without a network"]);
+    refused(
+        "[blue, red], ",
+        "red, ip: 10.1.9.9, ",
+        &["lab.yaml:22: containers[2].ip: 10.1.9.9 is the address of r1"],
+    );
+    refused(
+        "[blue, red]",
+        "[red, red]",
+        &["lab.yaml:22: containers[2].network[2]: the network red is given twice"],
+    );
+    refused(
+        "8080:80",
+        "8080:http",
+        &["lab.yaml:22: containers[2].publish: invalid --publish \"8080:http\"", "the form is"],
+    );
+    refused(
+        "'8080:80'",
+        "[8080:80, 8080:81]",
+        &["lab.yaml:22: containers[2].publish[2]: ", "host port 8080/tcp"],
+    );
+    refused("[blue, red], ", "red, ", &["lab.yaml:22: containers[2].publish: ", "not internal"]);
+    let both = "containers:\n  - {name: b2, host: right, network: blue, publish: 8080}\n";
+    parse("f", &WHOLE.replacen("containers:\n", both, 1)).unwrap();
+    let both = both.replace("8080}", "8000-8080:8000-8080}");
+    let error = parse("f", &WHOLE.replacen("containers:\n", &both, 1)).unwrap_err().to_string();
+    assert_eq!(error, "f:23: containers[3].publish: port 8080 of right is published by b2");
+}
+
+#[test]
+fn flags_of_an_agent_are_a_list_or_a_text_of_words() {
+    let flags = |agent: &str| {
+        let text = format!("hosts:\n  - {{name: a, agent: {agent}}}\n");
+        parse("f", &text).unwrap().hosts[0].agent.clone()
+    };
+    assert_eq!(flags("'--log debug'"), ["--log", "debug"]);
+    assert_eq!(flags("[--log, debug]"), ["--log", "debug"]);
+}
+
+#[test]
 fn what_must_be_there_is_missed_by_name() {
     let error = parse("f", "name: x\n").unwrap_err().to_string();
     assert_eq!(error, "f:1: the key \"hosts\" is missing");

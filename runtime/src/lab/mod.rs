@@ -21,12 +21,13 @@ mod parallel;
 mod ping;
 pub mod plan;
 mod procs;
+mod rules;
 mod underlay;
 mod up;
 mod walk;
 
 pub use check::check;
-pub use dirs::Lab;
+pub use dirs::{Lab, names};
 pub use down::down;
 pub use exec::exec;
 pub use fail::{Part, fail, heal};

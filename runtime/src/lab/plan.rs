@@ -1,7 +1,7 @@
 //! What a lab is: its machines and their addresses, networks, containers, and what is expected of them. The plan is made
 //! from a file or from `--hosts N`, checked whole before anything is made, and kept in the lab's directory.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,6 +13,8 @@ use super::expect::Expectation;
 pub const MAX_HOSTS: u32 = 200;
 /// A lab's name when nobody gives one.
 pub const DEFAULT_NAME: &str = "lab";
+/// The smallest MTU of a link with IPv6 (RFC 8200, section 5), and what the largest datagram leaves of 16 bits.
+pub const MTU: (u32, u32) = (1280, 65_000);
 /// What a container runs when its plan says nothing.
 const IDLE: [&str; 2] = ["sleep", "infinity"];
 
@@ -114,6 +116,15 @@ impl Container {
     }
 }
 
+impl Network {
+    /// Whether it has a family: IPv6, or IPv4.
+    pub fn has(&self, ipv6: bool) -> bool {
+        let given = |subnet: &String| subnet.contains(':') == ipv6;
+        // Without a subnet an IPv4 one is chosen, and one for IPv6 when it is asked for.
+        self.subnets.iter().any(given) || if ipv6 { self.ipv6 } else { self.subnets.is_empty() }
+    }
+}
+
 impl Machine {
     /// Its first address on the underlay.
     pub fn ip(&self) -> Option<IpAddr> {
@@ -122,6 +133,35 @@ impl Machine {
 }
 
 impl Underlay {
+    /// Says so when its MTU leaves a network's containers less than IPv6 needs: they have what VXLAN does not take of it, also
+    /// with `encap: direct`, unless the network says how much.
+    ///
+    /// # Errors
+    /// It does; names the MTU and what is allowed.
+    pub fn check_mtu(&self, network: &Network) -> Result<()> {
+        // By IPv4, where the hosts have it.
+        let overhead = if self.ipv4.is_some() { 50 } else { 70 };
+        let least = MTU.0 + overhead;
+        let own = ["mtu", crate::network::options::MTU].map(|key| network.options.get(key));
+        let says = own.iter().flatten().any(|text| text.as_str() != "0");
+        if !network.has(true) || says || self.mtu >= least {
+            return Ok(());
+        }
+        bail!(
+            "{} is too small for the network {}: IPv6 needs an MTU of {} in the containers, and VXLAN takes {overhead} bytes: \
+             allowed is {least} to {}",
+            self.mtu,
+            network.name,
+            MTU.0,
+            MTU.1
+        )
+    }
+
+    /// Its subnets.
+    pub fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
+        self.ipv4.map(IpNetwork::V4).into_iter().chain(self.ipv6.map(IpNetwork::V6))
+    }
+
     /// The bridge's addresses, which are the machines' gateways.
     pub fn gateways(&self) -> Vec<IpNetwork> {
         self.at(1)
@@ -202,6 +242,7 @@ impl Plan {
         if quick.encap != "vxlan" {
             network.options.insert("encap".into(), quick.encap.clone());
         }
+        underlay.check_mtu(&network).map_err(|error| anyhow!("--mtu {error}"))?;
         let container = |number: u32| Container {
             name: format!("c{number}"),
             host: format!("host{number}"),
@@ -318,6 +359,29 @@ mod tests {
     fn several_hosts_need_an_etcd_and_one_does_not() {
         assert!(Plan::quick(&Quick { etcd: 0, ..quick(1) }).unwrap().endpoints().is_empty());
         assert!(Plan::quick(&Quick { etcd: 0, ..quick(2) }).unwrap_err().to_string().contains("--etcd 0"));
+    }
+
+    #[test]
+    fn an_mtu_that_leaves_too_little_for_ipv6_is_refused() {
+        let refused = |quick: Quick| Plan::quick(&quick).unwrap_err().to_string();
+        for encap in ["vxlan", "direct"] {
+            let of = |mtu, ipv6| Quick { mtu, ipv6, encap: encap.into(), ..quick(2) };
+            let said = refused(of(1329, false));
+            assert!(said.contains("--mtu 1329") && said.contains("1330 to 65000"), "{said}");
+            assert!(refused(of(1349, true)).contains("allowed is 1350 to 65000"));
+            Plan::quick(&of(1330, false)).unwrap();
+            Plan::quick(&of(1350, true)).unwrap();
+        }
+        // What has no IPv6, or an MTU of its own, has room enough.
+        let underlay = Underlay { mtu: 1280, ..Underlay::default() };
+        let network = |ipv6, mtu: &str| Network {
+            ipv6,
+            options: [("mtu".to_owned(), mtu.to_owned())].into(),
+            ..Network::default()
+        };
+        underlay.check_mtu(&network(false, "0")).unwrap();
+        underlay.check_mtu(&network(true, "1280")).unwrap();
+        underlay.check_mtu(&network(true, "0")).unwrap_err();
     }
 
     #[test]
