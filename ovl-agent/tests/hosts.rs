@@ -204,6 +204,27 @@ fn a_stopped_agent_is_no_longer_alive_and_comes_back_with_its_blocks() {
 }
 
 #[test]
+fn a_host_that_has_just_failed_is_not_said_to_be_alive() {
+    let mut lan = Lan::new(2);
+    lan.start_etcd();
+    let [h1, h2] = &lan.hosts[..] else { panic!() };
+    let (_one, mut two) = (h1.ready(&FLAGS), h2.ready(&FLAGS));
+    eventually("it is heard of", || {
+        h1.client().nodes().unwrap().iter().any(|node| node.host.name == "h2" && node.alive)
+    });
+    two.end("KILL");
+    let remove = |name: &str| {
+        let output = h1.ovl_agent(&["node", "rm", name]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let error = remove("h2");
+    assert!(error.contains("host h2 may be alive, it was heard of "), "{error}");
+    assert!(error.contains("try again in ") && error.contains("--force"), "{error}");
+    assert!(remove("h1").contains("host h1 is this one"));
+}
+
+#[test]
 fn etcd_is_there() {
     let output = Command::new("etcd").arg("--version").output();
     assert!(

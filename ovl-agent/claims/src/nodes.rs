@@ -9,6 +9,7 @@ use crate::keys::{self, Claim, SingleClaim};
 use ovl_api::model::Host;
 use ovl_api::wire::{Node as Peer, Problem, ProblemKind};
 use ovl_store::{Compare, Error, Op, Txn, range_end};
+use std::time::Duration;
 
 impl Inner {
     /// [`crate::Node::nodes`].
@@ -43,9 +44,8 @@ impl Inner {
                 .map_err(|e| crate::open::internal(format!("the store's {key} cannot be understood: {e}")))?;
             let alive = done.got.get(1).is_some_and(|got| !got.is_empty());
             if alive && !force && !host.removed {
-                let message = format!(
-                    "host {name} is alive: its agent answers the store; stop the agent there first, or give --force"
-                );
+                let left = self.conf.kv.remaining(&live).await.map_err(|error| store_problem(&error))?;
+                let message = may_be_alive(name, name == self.conf.name, self.conf.liveness, left);
                 return Err(Problem::new(ProblemKind::InUse, message));
             }
             let changed = entry.changed;
@@ -135,6 +135,23 @@ impl Inner {
     }
 }
 
+/// Why a host is not removed whose liveness lease has not run out: it renews that as long as it lives, which tells when it
+/// was last heard of. `left` is the lease's time, of `term`.
+fn may_be_alive(name: &str, this: bool, term: Duration, left: Option<Duration>) -> String {
+    if this {
+        return format!(
+            "host {name} is this one, and its agent runs; remove it from another host, or give --force"
+        );
+    }
+    // A lease that ran out just now is as old as it gets.
+    let left = left.unwrap_or_default();
+    let (heard, wait) = (term.saturating_sub(left).as_secs(), left.as_secs() + 1);
+    format!(
+        "host {name} may be alive, it was heard of {heard} s ago: stop the agent there first; if the host is down, try again in \
+         {wait} s, or give --force"
+    )
+}
+
 fn alone(key: &str) -> Op {
     let (from, to) = keys::alone(key);
     Op::Get(from, to)
@@ -143,4 +160,22 @@ fn alone(key: &str) -> Op {
 /// Whether a transaction that did not hold read the record as it was marked.
 fn is_at(done: &ovl_store::Done, marked: i64) -> bool {
     done.got.first().and_then(|got| got.first()).is_some_and(|record| record.changed == marked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_may_be_alive_is_told_by_when_it_was_heard_of() {
+        let term = Duration::from_secs(30);
+        let text = may_be_alive("h2", false, term, Some(Duration::from_secs(18)));
+        assert!(
+            text.contains("heard of 12 s ago") && text.contains("again in 19 s, or give --force"),
+            "{text}"
+        );
+        let text = may_be_alive("h2", false, term, None);
+        assert!(text.contains("heard of 30 s ago") && text.contains("again in 1 s"), "{text}");
+        assert!(may_be_alive("h1", true, term, None).contains("is this one"));
+    }
 }

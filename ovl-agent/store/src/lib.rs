@@ -260,6 +260,18 @@ impl Kv {
         }
     }
 
+    /// For how long a key will be there if nobody keeps its lease alive, in whole seconds. None: there is no such key, or it
+    /// has no lease that ends by itself, as in the embedded store.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    pub async fn remaining(&self, key: &str) -> Result<Option<Duration>> {
+        match self {
+            Kv::Local(_) => Ok(None),
+            Kv::Etcd(etcd) => etcd.remaining(key).await,
+        }
+    }
+
     /// Ends a lease, and removes its keys.
     ///
     /// # Errors

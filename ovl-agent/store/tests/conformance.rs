@@ -55,6 +55,7 @@ checks!(
     a_watch_of_a_revision_to_come_is_refused,
     a_watch_that_is_given_up_in_between_loses_nothing,
     a_lease_takes_its_keys_along,
+    what_is_left_of_a_keys_time_is_told,
     a_key_put_without_its_lease_stays,
     a_lease_that_ended_is_told_and_refused,
     many_claim_one_key_and_one_gets_it,
@@ -306,6 +307,20 @@ async fn a_watch_that_is_given_up_in_between_loses_nothing(kv: &Kv) {
         };
         assert_eq!(value, Some(round.to_string().into_bytes()));
         soon(writer).await.unwrap();
+    }
+}
+
+async fn what_is_left_of_a_keys_time_is_told(kv: &Kv) {
+    let lease = kv.grant(Duration::from_secs(600)).await.unwrap();
+    kv.commit(then([Op::Put("c/a".into(), vec![], Some(lease)), put("c/b", "")])).await.unwrap();
+    let left = kv.remaining("c/a").await.unwrap();
+    match kv {
+        // It ends with the process.
+        Kv::Local(_) => assert_eq!(left, None),
+        Kv::Etcd(_) => assert!((1..=600).contains(&left.unwrap().as_secs()), "{left:?}"),
+    }
+    for other in ["c/b", "c/none"] {
+        assert_eq!(kv.remaining(other).await.unwrap(), None);
     }
 }
 

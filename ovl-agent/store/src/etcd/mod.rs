@@ -263,6 +263,28 @@ impl Etcd {
         }
     }
 
+    /// For how long a key will be there if nobody keeps its lease alive.
+    ///
+    /// # Errors
+    /// As [`Etcd::commit`].
+    pub async fn remaining(&self, key: &str) -> Result<Option<Duration>> {
+        let key = self.key(key);
+        let sent = self.inner.links.call(true, |link| {
+            let key = key.clone();
+            async move {
+                let got = link.client.kv_client().get(key, None).await?;
+                let lease = got.kvs().first().map_or(0, etcd_client::KeyValue::lease);
+                if lease == 0 {
+                    return Ok(None);
+                }
+                Ok(Some(link.client.lease_client().time_to_live(lease, None).await?.ttl()))
+            }
+        });
+        let (ttl, _) = sent.await.map_err(|trouble| self.error(trouble, 0))?;
+        // It is -1 when the lease has ended meanwhile.
+        Ok(ttl.and_then(|ttl| u64::try_from(ttl).ok()).map(Duration::from_secs))
+    }
+
     /// Ends a lease and removes its keys. Nothing happens when it has ended.
     ///
     /// # Errors
