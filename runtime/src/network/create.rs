@@ -126,7 +126,7 @@ pub fn ensure_default(paths: &Paths) -> Result<Network> {
     }
 }
 
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     cni::validate::network_name(name)
         .map_err(|error| anyhow::anyhow!("invalid network name {name:?}: {error}"))?;
     if name.len() > LONGEST_NAME {

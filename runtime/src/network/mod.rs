@@ -10,7 +10,7 @@ mod inspect;
 mod lock;
 pub mod meta;
 pub mod options;
-mod overlay;
+pub mod overlay;
 mod plan;
 pub mod pools;
 mod remove;

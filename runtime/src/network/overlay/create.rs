@@ -54,6 +54,15 @@ fn undone(paths: &Paths, client: &Client, made: &model::Network, error: anyhow::
     }
 }
 
+/// Whether a network can be asked for like this, as far as can be told without the agent and the other networks.
+///
+/// # Errors
+/// It cannot: as [`crate::network::create()`].
+pub fn check(request: &Request) -> Result<()> {
+    create::check_name(&request.name)?;
+    checked(request).map(drop)
+}
+
 /// The request to the agent.
 fn checked(request: &Request) -> Result<NetworkCreate> {
     if request.name == DEFAULT {

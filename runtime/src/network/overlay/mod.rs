@@ -11,7 +11,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
-pub use create::create;
+pub use create::{check, create};
 pub use files::{confirm, prepare, refresh};
 pub use inspect::complete;
 pub use options::interface_prefix;
