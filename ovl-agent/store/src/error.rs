@@ -24,10 +24,12 @@ pub enum Error {
         why: String,
     },
     /// The user or password is wrong, or may not do this.
-    #[error("{endpoints} refuses this user: {why}")]
+    #[error("{endpoints} refuses {user}: {why}")]
     Denied {
         /// The endpoints.
         endpoints: String,
+        /// Who was refused, in words: never a password.
+        user: String,
         /// What is wrong.
         why: String,
     },

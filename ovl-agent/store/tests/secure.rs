@@ -147,9 +147,27 @@ async fn http_and_https_mixed_up_is_said() {
     let url = secure.url().replace("https:", "http:");
     let error = refused(EtcdConf::new(&url).unwrap()).await;
     assert!(
-        matches!(error, Error::Unreachable { .. }) && error.to_string().contains("is it https?"),
+        matches!(error, Error::Unreachable { .. }) && error.to_string().contains("speaks TLS, is it https?"),
         "{error:?}"
     );
+}
+
+#[tokio::test]
+async fn https_is_hinted_at_with_a_user_and_where_a_client_certificate_is_asked_for_and_not_for_what_is_down()
+{
+    if !installed() {
+        return;
+    }
+    let authority = Authority::new();
+    for client_ca in [None, Some(authority.ca())] {
+        let server = authority.server("127.0.0.1", client_ca);
+        let url = server.url().replace("https:", "http:");
+        let conf = EtcdConf { user: Some(("weft".into(), PASSWORD.into())), ..EtcdConf::new(&url).unwrap() };
+        let error = refused(conf).await.to_string();
+        assert!(error.contains("speaks TLS, is it https?") && !error.contains(PASSWORD), "{error}");
+    }
+    let error = refused(EtcdConf::new("http://127.0.0.1:1").unwrap()).await.to_string();
+    assert!(!error.contains("https"), "{error}");
 }
 
 #[tokio::test]
@@ -239,11 +257,11 @@ async fn users_are_known_by_their_password_and_may_do_what_they_may() {
     kv.revoke(lease).await.unwrap();
     assert!(!format!("{kv:?}").contains(PASSWORD), "{kv:?}");
 
-    denied(&refused(server.conf()).await, &server, "--etcd-user");
+    denied(&refused(server.conf()).await, &server, "gives no user (--etcd-user)");
     denied(&refused(user(&server, "weft", "hunter2")).await, &server, "wrong user or password");
     denied(&refused(user(&server, "nobody", PASSWORD)).await, &server, "wrong user or password");
     let elsewhere = EtcdConf { prefix: "/other/".into(), ..user(&server, "weft", PASSWORD) };
-    denied(&refused(elsewhere).await, &server, "permission denied");
+    denied(&refused(elsewhere).await, &server, "user \"weft\": permission denied");
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::tls::{self, Files};
-use super::trouble::{CLOSED, Kind, Trouble};
-use crate::target::{EtcdConf, FLAG_CA, FLAG_CERT, FLAG_KEY};
+use super::trouble::{Kind, Trouble};
+use crate::target::{EtcdConf, FLAG_CA, FLAG_CERT, FLAG_KEY, FLAG_USER};
 use crate::{Error, PATIENCE};
 
 /// After this time without an answer the next endpoint is tried too.
@@ -210,9 +210,9 @@ impl Links {
         let (client, status) = match probe.await.map_err(|e: etcd_client::Error| Trouble::from(e)) {
             Ok(both) => both,
             Err(mut trouble) if matches!(trouble.kind, Kind::Lost { .. }) => {
-                // Of a connection that worked before, this would mislead.
-                if trouble.why == CLOSED && !endpoint.starts_with("https:") {
-                    trouble.why += "; is it https?";
+                // What the connection itself says depends on what is under way when it ends. Etcd answers to TLS at once.
+                if tls::is_spoken(endpoint).await {
+                    trouble.why += "; it speaks TLS, is it https?";
                 }
                 return Err(tls::diagnose(&self.conf, endpoint).await.unwrap_or(trouble));
             }
@@ -246,13 +246,21 @@ impl Links {
         Ok(options)
     }
 
+    /// Who etcd is told that this is, for people.
+    fn user(&self) -> String {
+        match &self.conf.user {
+            Some((user, _)) => format!("user {user:?}"),
+            None => format!("this host, which gives no user ({FLAG_USER})"),
+        }
+    }
+
     /// The error that callers of this library get.
     pub(super) fn error(&self, trouble: Trouble) -> Error {
         let (endpoints, why) = (self.endpoints(), trouble.why);
         match trouble.kind {
             Kind::Lost { .. } => Error::Unreachable { endpoints, why },
             Kind::Tls => Error::Tls { endpoints, why },
-            Kind::Denied | Kind::StaleToken => Error::Denied { endpoints, why },
+            Kind::Denied | Kind::StaleToken => Error::Denied { endpoints, user: self.user(), why },
             Kind::Compacted => Error::Compacted(0),
             Kind::NoLease => Error::Refused("the lease has ended".to_owned()),
             Kind::Refused => Error::Refused(format!("{endpoints}: {why}")),

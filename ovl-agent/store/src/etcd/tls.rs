@@ -18,7 +18,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::trouble::{Kind, Trouble, deepest, tls};
+use super::trouble::{Kind, NOT_TLS, Trouble, deepest, tls};
 use crate::target::{EtcdConf, FLAG_CA, FLAG_CERT, FLAG_KEY, is_https};
 
 /// How long a server is listened to that may have a word about the client's certificate.
@@ -110,4 +110,25 @@ pub(super) async fn diagnose(conf: &EtcdConf, endpoint: &str) -> Option<Trouble>
     let error = timeout(LISTEN, listen).await.ok()?.err()?;
     let why = tls(&error.to_string()).or_else(|| tls(&deepest(&error)))?;
     Some(Trouble::new(Kind::Tls, why))
+}
+
+/// Whether TLS is spoken at an endpoint that was given without it.
+pub(super) async fn is_spoken(endpoint: &str) -> bool {
+    let Some(address) = endpoint.strip_prefix("http://") else { return false };
+    let Some((host, _)) = address.rsplit_once(':') else { return false };
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let Ok(builder) = builder.with_safe_default_protocol_versions() else { return false };
+    // No certificate is trusted: that it shows one is enough.
+    let config = builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let listen = async {
+        let stream = TcpStream::connect(address).await?;
+        let name = ServerName::try_from(host).map_err(std::io::Error::other)?;
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    };
+    match timeout(LISTEN, listen).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => tls(&error.to_string()).is_some_and(|why| why != NOT_TLS),
+        Err(_) => false,
+    }
 }

@@ -75,15 +75,17 @@ pub(super) fn deepest(e: &(dyn StdError + 'static)) -> String {
     plain(&chain(e).last().map_or_else(String::new, ToString::to_string))
 }
 
-/// What comes of HTTP/2 sent to TLS, and of a connection that ends without a word.
-pub(super) const CLOSED: &str = "it closed the connection";
+/// What comes of HTTP/2 sent to TLS, in one of several ways, and of a connection that ends without a word.
+const CLOSED: &str = "it closed the connection";
 
 /// Without the number that the standard library adds, and with a hint where one helps.
 fn plain(text: &str) -> String {
     let text = text.split(" (os error").next().unwrap_or(text);
     match text {
         "tls handshake eof" => "it closed the connection in the TLS handshake; is it http?".to_owned(),
-        "stream closed because of a broken pipe" | "frame with invalid size" => CLOSED.to_owned(),
+        "stream closed because of a broken pipe"
+        | "connection closed because of a broken pipe"
+        | "frame with invalid size" => CLOSED.to_owned(),
         _ => text.to_owned(),
     }
 }
@@ -147,6 +149,9 @@ fn of_status(status: &Status) -> Trouble {
     Trouble::new(kind, plain(message.trim_start_matches("etcdserver: ")))
 }
 
+/// What answers to TLS with something else.
+pub(super) const NOT_TLS: &str = "it does not speak TLS; is it http?";
+
 /// What a text of the TLS library means, if it is one.
 pub(super) fn tls(text: &str) -> Option<String> {
     let said = |part: &str| text.contains(part);
@@ -174,7 +179,7 @@ pub(super) fn tls(text: &str) -> Option<String> {
     } else if said("received fatal alert") || said("peer is incompatible") || said("not negotiated") {
         text.to_owned()
     } else if said("InvalidContentType") || said("corrupt message") {
-        "it does not speak TLS; is it http?".to_owned()
+        NOT_TLS.to_owned()
     } else {
         return None;
     })
