@@ -181,8 +181,8 @@ impl Scene<'_> {
         if device.mtu > fits {
             let Underlay { name, mtu, .. } = self.underlay;
             warnings.insert(format!(
-                "network {}: its MTU of {} is more than the {fits} that {name} with an MTU of {mtu} leaves: large packets \
-                 will be lost",
+                "network {}: its MTU of {} is more than the {fits} that {name} with an MTU of {mtu} leaves: larger \
+                 packets are fragmented or have to be sent again smaller, which costs throughput, and are lost where fragments are dropped",
                 network.name, device.mtu
             ));
         }
