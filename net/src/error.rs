@@ -112,6 +112,11 @@ impl Error {
         )
     }
 
+    /// True when the link of the request is down.
+    pub fn is_down(&self) -> bool {
+        self.errno() == Some(libc::ENETDOWN)
+    }
+
     /// True when the object exists already.
     pub fn is_existing(&self) -> bool {
         self.errno() == Some(libc::EEXIST)

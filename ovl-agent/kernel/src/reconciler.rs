@@ -210,6 +210,7 @@ impl Reconciler {
             let drift =
                 |step: &Step| expected.as_ref().is_some_and(|expected| !asked(step, expected, &wanted));
             changes.note(done.map(|(_, step)| (step, drift(step))));
+            let refused = self.without_leavers(refused, &steps, &model)?;
             if refused.is_empty() || tries == TRIES {
                 tell(&mut changes, &steps, refused, &model);
                 break;
@@ -274,6 +275,29 @@ impl Reconciler {
 
     fn scene<'a>(&'a self, model: &'a Model) -> Scene<'a> {
         Scene { model, underlay: &self.underlay }
+    }
+
+    /// Without what was refused because a container's link went, or came, since it was looked at: no fault of its network, and
+    /// of nobody else who waits for this pass.
+    fn without_leavers(
+        &mut self,
+        refused: Vec<Refused>,
+        steps: &[Step],
+        model: &Model,
+    ) -> Result<Vec<Refused>> {
+        let mut left = Vec::new();
+        for (number, error) in refused {
+            let dev = steps.get(number).and_then(|step| dev_of(&step.op));
+            let container = dev.filter(|dev| model.endpoints.contains_key(&***dev));
+            let goes = match container {
+                Some(dev) => error.is_down() || error.is_missing() || self.usable_container(dev)?.is_none(),
+                None => false,
+            };
+            if !goes {
+                left.push((number, error));
+            }
+        }
+        Ok(left)
     }
 
     /// What is there when the last pass left just that, and the devices of the networks of `model` beside.
@@ -420,6 +444,19 @@ fn network_of(op: &Op, model: &Model) -> Option<String> {
         Some(id) => model.parts.contains_key(id).then(|| id.to_owned()),
         None => model.endpoints.get(&**dev).map(|endpoint| endpoint.network.clone()),
     };
+    let dev = dev_of(op).and_then(of_dev);
+    match op {
+        Op::SetRoute(key, _) | Op::DelRoute(key, _) => dev.or_else(|| {
+            let covers = |subnet: &ovl_api::model::Subnet| subnet.subnet.contains(key.dst.network());
+            let part = model.parts.iter().find(|(_, part)| part.network.subnets.iter().any(covers));
+            part.map(|(id, _)| id.clone())
+        }),
+        _ => dev,
+    }
+}
+
+/// The link that a step is about.
+fn dev_of(op: &Op) -> Option<&Dev> {
     match op {
         Op::DeleteDevice(dev)
         | Op::CreateDevice(dev, _)
@@ -430,13 +467,7 @@ fn network_of(op: &Op, model: &Model) -> Option<String> {
         | Op::SetNeigh(dev, ..)
         | Op::DelNeigh(dev, _)
         | Op::SetForward(dev, ..)
-        | Op::DelForward(dev, ..) => of_dev(dev),
-        Op::SetRoute(key, target) | Op::DelRoute(key, target) => {
-            target.dev().and_then(of_dev).or_else(|| {
-                let covers = |subnet: &ovl_api::model::Subnet| subnet.subnet.contains(key.dst.network());
-                let part = model.parts.iter().find(|(_, part)| part.network.subnets.iter().any(covers));
-                part.map(|(id, _)| id.clone())
-            })
-        }
+        | Op::DelForward(dev, ..) => Some(dev),
+        Op::SetRoute(_, target) | Op::DelRoute(_, target) => target.dev(),
     }
 }

@@ -139,6 +139,32 @@ fn the_hosts_half_of_a_containers_link() {
 }
 
 #[test]
+fn a_containers_link_that_goes_during_a_pass_is_nobodys_failure() {
+    scene(&network(), |mut scene| {
+        let going = std::sync::atomic::AtomicBool::new(true);
+        let mut netlink = net::Netlink::open_in(&scene.host.netns).unwrap();
+        let index = netlink.need_link("vethone").unwrap().index;
+        let failed = std::thread::scope(|scope| {
+            // What is on a link goes when it goes down, so each pass finds something to mend where it may be up no more.
+            scope.spawn(|| {
+                while going.load(std::sync::atomic::Ordering::Relaxed) {
+                    for up in [false, true] {
+                        netlink
+                            .set(index, &net::LinkSet { up: Some(up), ..net::LinkSet::default() })
+                            .unwrap();
+                    }
+                }
+            });
+            let passes: Vec<_> = (0..500).map(|_| scene.host.full(&scene.view)).collect();
+            going.store(false, std::sync::atomic::Ordering::Relaxed);
+            passes.into_iter().filter(|pass| !pass.is_complete()).collect::<Vec<_>>()
+        });
+        assert!(failed.is_empty(), "{} of 500 passes, the first: {:#?}", failed.len(), failed[0]);
+        assert!(scene.host.full(&scene.view).is_complete());
+    });
+}
+
+#[test]
 fn routes_for_direct_routing() {
     let network = Network { encap: Encap::Direct, ..network() };
     scene(&network, |mut scene| {

@@ -159,7 +159,7 @@ impl Reconciler {
     }
 
     /// A container's link may be on its way in or out: then its pieces are not wanted.
-    fn usable_container(&mut self, dev: &Dev) -> Result<Option<u32>> {
+    pub(super) fn usable_container(&mut self, dev: &Dev) -> Result<Option<u32>> {
         let link = self.netlink.link(dev)?.filter(|link| link.up && link.kind.as_deref() == Some("veth"));
         let index = link.map(|link| link.index);
         if let Some(index) = index {
