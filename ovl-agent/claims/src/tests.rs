@@ -14,6 +14,8 @@ use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
 
+mod attachments;
+
 async fn store() -> (TempDir, Kv) {
     let dir = tempfile::tempdir().unwrap();
     let kv = Kv::open(&Target::Local(dir.path().join("store"))).await.unwrap();
@@ -327,87 +329,6 @@ async fn an_agent_that_ends_between_the_mark_and_the_record_is_taken_up_by_its_o
 fn nodes_can_be_shared_between_threads() {
     fn shared<T: Send + Sync + Clone + 'static>() {}
     shared::<Node>();
-}
-
-fn leave_note(inner: &Inner, container: &str) {
-    let ask = Detach { network: "web".into(), container: container.into(), ifname: "eth0".into() };
-    std::fs::create_dir_all(inner.files.notes()).unwrap();
-    std::fs::write(inner.files.notes().join(format!("{container}.json")), keys::json(&ask)).unwrap();
-}
-
-#[tokio::test]
-async fn a_note_of_an_earlier_attachment_does_not_end_the_next_one_of_its_name() {
-    let (dir, kv) = store().await;
-    let one = frozen(dir.path(), "one", &kv).await;
-    network(&one).await;
-    attach(&one, "c1", None).await.unwrap();
-    // A DEL that the agent did not answer in time left it.
-    leave_note(&one, "c1");
-    attach(&one, "c1", None).await.unwrap();
-    one.read_notes().unwrap();
-    assert_eq!(one.look(|state| state.locals.len()), 1);
-    // One that comes later is meant.
-    leave_note(&one, "c1");
-    one.read_notes().unwrap();
-    assert_eq!(one.look(|state| state.locals.len()), 0);
-}
-
-#[tokio::test]
-async fn a_note_that_is_taken_back_while_they_are_read_is_no_error() {
-    let (dir, kv) = store().await;
-    let one = frozen(dir.path(), "one", &kv).await;
-    network(&one).await;
-    attach(&one, "c1", None).await.unwrap();
-    leave_note(&one, "c1");
-    std::os::unix::fs::symlink("nowhere", one.files.notes().join("a.json")).unwrap();
-    std::fs::create_dir(one.files.notes().join("b.json")).unwrap();
-    one.read_notes().unwrap();
-    assert_eq!(one.look(|state| state.locals.len()), 0);
-}
-
-#[tokio::test]
-async fn an_attachment_that_is_ended_while_it_claims_gets_nothing() {
-    let (dir, kv) = store().await;
-    let one = frozen(dir.path(), "one", &kv).await;
-    let web = network(&one).await;
-    // It waits behind another claim.
-    let queue = std::sync::Arc::default();
-    crate::inner::lock(&one.claiming).insert((web.id.clone(), false), std::sync::Arc::clone(&queue));
-    let held = queue.lock().await;
-    let ending = async {
-        while std::sync::Arc::strong_count(&queue) < 3 {
-            tokio::task::yield_now().await;
-        }
-        let ask = Detach { network: "web".into(), container: "c1".into(), ifname: "eth0".into() };
-        assert!(!one.detach(&ask).unwrap());
-        drop(held);
-    };
-    let (attached, ()) = tokio::join!(attach(&one, "c1", None), ending);
-    let problem = attached.unwrap_err();
-    assert!(problem.message.contains("was detached meanwhile"), "{problem}");
-    assert!(one.look(|state| state.locals.is_empty() && state.used.is_empty() && state.attaching.is_empty()));
-    attach(&one, "c1", None).await.unwrap();
-}
-
-#[tokio::test]
-async fn undoing_an_attachment_does_not_end_the_next_one_of_its_name() {
-    let (dir, kv) = store().await;
-    let one = frozen(dir.path(), "one", &kv).await;
-    network(&one).await;
-    let ask = Attach {
-        network: "web".into(),
-        container: "c1".into(),
-        ifname: "eth0".into(),
-        veth: "vc1".into(),
-        ..Attach::default()
-    };
-    let first = one.attach(&ask).await.unwrap();
-    detach(&one, "c1");
-    let second = one.attach(&ask).await.unwrap();
-    one.undo(&first).unwrap();
-    assert_eq!(one.look(|state| state.locals.len()), 1);
-    one.undo(&second).unwrap();
-    assert_eq!(one.look(|state| state.locals.len()), 0);
 }
 
 #[tokio::test]
