@@ -159,6 +159,14 @@ impl Rule {
         });
     }
 
+    fn fib(&mut self, result: u32, flags: u32) {
+        self.expr("fib", |w| {
+            w.u32(1, REG1);
+            w.u32(2, result);
+            w.u32(3, flags);
+        });
+    }
+
     fn offset(side: Side, v6: bool) -> u32 {
         match (side, v6) {
             (Side::Source, false) => 12,
@@ -275,11 +283,8 @@ impl Rule {
 
     /// `fib daddr type local`
     pub fn for_this_host(mut self) -> Self {
-        self.expr("fib", |w| {
-            w.u32(1, REG1);
-            w.u32(2, 3);
-            w.u32(3, 2);
-        });
+        // NFT_FIB_RESULT_ADDRTYPE; NFTA_FIB_F_DADDR
+        self.fib(3, 2);
         self.compare(false, &2u32.to_ne_bytes());
         self
     }
@@ -293,12 +298,8 @@ impl Rule {
 
     /// `fib saddr . iif oif 0`: no route leads back to the source by the link that the packet came by
     pub fn no_way_back(mut self) -> Self {
-        self.expr("fib", |w| {
-            w.u32(1, REG1);
-            // NFT_FIB_RESULT_OIF; NFTA_FIB_F_SADDR and NFTA_FIB_F_IIF
-            w.u32(2, 1);
-            w.u32(3, 9);
-        });
+        // NFT_FIB_RESULT_OIF; NFTA_FIB_F_SADDR and NFTA_FIB_F_IIF
+        self.fib(1, 9);
         self.compare(false, &[0; 4]);
         self
     }

@@ -260,13 +260,18 @@ fn internal(group: u32) -> Key {
     Key::group(Map::Internal, group)
 }
 
-/// The subnets that lie in no other: the kernel refuses ranges that overlap.
+/// The subnets that lie in no other: the kernel refuses ranges that overlap. In order, one comes behind what it lies in.
 fn outermost(rules: &Rules) -> BTreeSet<IpNetwork> {
-    let within = |net: &IpNetwork, outer: &IpNetwork| {
-        net.prefix() > outer.prefix() && net.is_ipv4() == outer.is_ipv4() && outer.contains(net.network())
-    };
     let nets: BTreeSet<IpNetwork> = rules.nets.iter().map(|net| subnet(*net)).collect();
-    nets.iter().filter(|net| !nets.iter().any(|outer| within(net, outer))).copied().collect()
+    let mut last: Option<IpNetwork> = None;
+    let outside = |net: &IpNetwork| {
+        let outside = last.is_none_or(|outer| !outer.contains(net.network()));
+        if outside {
+            last = Some(*net);
+        }
+        outside
+    };
+    nets.into_iter().filter(outside).collect()
 }
 
 /// All that is in the sets.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use etcd_client::{
     Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, PutOptions, ResponseHeader, Txn as EtcdTxn,
-    TxnOp, TxnOpResponse,
+    TxnOp, TxnOpResponse, TxnResponse,
 };
 
 use crate::target::EtcdConf;
@@ -178,14 +178,7 @@ impl Etcd {
         let request = EtcdTxn::new().and_then([TxnOp::get(first, Some(count)), TxnOp::get(from, Some(some))]);
         let before = self.inner.seen.mark();
         self.inner.parts.fetch_add(1, Ordering::Relaxed);
-        let read = self.inner.links.call(true, |link| {
-            let request = request.clone();
-            async move {
-                let mut kv = link.client.kv_client().max_decoding_message_size(MAX_ANSWER);
-                Ok(kv.txn(request).await?)
-            }
-        });
-        let (answer, _) = read.await.map_err(|trouble| self.error(trouble, 0))?;
+        let answer = self.transact(request, true).await?;
         let mark = header(answer.header())?;
         self.admit(before, mark)?;
         let mut got = answer.op_responses().into_iter().filter_map(|op| match op {
@@ -214,15 +207,7 @@ impl Etcd {
     /// [`Error::Unreachable`]: whether it was done is not known; [`Error::Tls`], [`Error::Denied`], [`Error::Refused`].
     pub async fn commit(&self, txn: Txn) -> Result<Done> {
         txn.check()?;
-        let request = self.request(&txn);
-        let sent = self.inner.links.call(false, |link| {
-            let request = request.clone();
-            async move {
-                let mut kv = link.client.kv_client().max_decoding_message_size(MAX_ANSWER);
-                Ok(kv.txn(request).await?)
-            }
-        });
-        let (answer, _) = sent.await.map_err(|trouble| self.error(trouble, 0))?;
+        let answer = self.transact(self.request(&txn), false).await?;
         let mark = header(answer.header())?;
         self.inner.seen.note(mark);
         let mut got = Vec::new();
@@ -232,6 +217,18 @@ impl Etcd {
             }
         }
         Ok(Done { held: answer.succeeded(), revision: mark.revision(), got })
+    }
+
+    /// Sends a transaction; `again`: it may be done twice, so it is sent once more when nobody knows what came of it.
+    async fn transact(&self, request: EtcdTxn, again: bool) -> Result<TxnResponse> {
+        let sent = self.inner.links.call(again, |link| {
+            let request = request.clone();
+            async move {
+                let mut kv = link.client.kv_client().max_decoding_message_size(MAX_ANSWER);
+                Ok(kv.txn(request).await?)
+            }
+        });
+        sent.await.map(|(answer, _)| answer).map_err(|trouble| self.error(trouble, 0))
     }
 
     /// A lease; the term is rounded up to seconds.
