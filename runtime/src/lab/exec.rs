@@ -34,18 +34,19 @@ const SYS: &str = "/sys";
 /// Executes a command as on a host; comes back only when that does not work.
 ///
 /// # Errors
-/// There is no such host, or the program cannot be executed (126) or is not there (127).
+/// There is no such host, its directories cannot be mounted, or the program cannot be executed (126) or is not there (127).
 pub fn exec(lab: &Lab, host: &str, command: &[String]) -> Result<std::convert::Infallible> {
     lab.plan.host(host)?;
     let netns = Netns::open(lab.netns(host))
         .with_context(|| format!("lab {} is not up (any more)", lab.plan.name))?;
     setns(&netns, CloneFlags::CLONE_NEWNET).context("cannot enter the host's network namespace")?;
     drop(netns);
-    // The host's name and directories in their usual places are a convenience: it does without.
+    // The host's name is a convenience. Its directories are not: without them the command would change the machine's own.
     if unshare(CloneFlags::CLONE_NEWUTS).is_ok() {
         let _ = nix::unistd::sethostname(host);
     }
-    let _ = usual_places(lab, host);
+    usual_places(lab, host)
+        .with_context(|| format!("cannot mount the directories of {host} over those of this machine"))?;
     let paths = lab.host(host);
     let Some((program, args)) = command.split_first() else { anyhow::bail!("a command is missing") };
     let mut path = daemons::own_dir()?.into_os_string();
@@ -160,5 +161,5 @@ fn make_mount_point(lab: &Lab, place: &Path) -> Result<()> {
     for dir in missing.iter().rev() {
         writeln!(list, "{}", dir.display())?;
     }
-    Ok(fs::create_dir_all(place)?)
+    fs::create_dir_all(place).with_context(|| format!("cannot make the directory {}", place.display()))
 }

@@ -124,6 +124,18 @@ fn a_command_runs_as_on_a_host() {
 }
 
 #[test]
+fn lab_exec_without_its_mounts_runs_nothing() {
+    let host = Host::new();
+    ok(&host, "up -q --hosts 1");
+    // `ip netns` needs a directory there, and finds a file.
+    host.run("umount -i -l /run/netns && rmdir /run/netns && touch /run/netns").ok();
+    fails(&host, "exec host1 -- touch /run/executed", &["directories of host1", "/run/netns"]);
+    assert!(!host.path("/run/executed").exists(), "the command ran in the machine's own directories");
+    host.run("rm -rf /run/netns /run/mount && ip netns add again && ip netns delete again").ok();
+    down(&host, "lab");
+}
+
+#[test]
 fn what_breaks_is_named_by_its_hop_and_heals() {
     let host = Host::new();
     ok(&host, "up -q --hosts 3");
