@@ -197,10 +197,8 @@ fn a_pipeline_whose_reader_has_gone_ends_and_the_container_goes_on() {
     let host = Host::new();
     let script = "while echo line; do sleep 0.01; done";
     let run = format!("{} run --name one --network none sh -c '{script}' | head -1", host.line());
-    let begin = std::time::Instant::now();
     let out = std::process::Command::new("sh").args(["-c", &run]).output().unwrap();
     assert_eq!(String::from_utf8(out.stdout).unwrap(), "line\n");
-    assert!(begin.elapsed() < std::time::Duration::from_secs(10));
     assert_eq!(host.ok(&["ps", "--format", "{{.Names}}"]), "one");
     host.ok(&["rm", "-f", "one"]);
     host.assert_clean();

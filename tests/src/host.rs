@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long what a command left to be done in the background may take (namespaces and links go asynchronously).
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(30);
 
 /// A machine of its own: network, mount and PID namespaces; dropped, it checks that nothing was left, and goes.
 #[derive(Debug)]

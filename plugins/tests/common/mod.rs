@@ -228,7 +228,8 @@ impl Host {
     /// Waits until a script succeeds: what the kernel or a short-lived child does in the background.
     #[track_caller]
     pub fn eventually(&self, script: &str) {
-        for _ in 0..200 {
+        let start = std::time::Instant::now();
+        while start.elapsed() < std::time::Duration::from_secs(60) {
             if self.try_sh(script).0 {
                 return;
             }

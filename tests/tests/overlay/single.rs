@@ -184,7 +184,7 @@ fn ls_and_inspect_show_the_network_its_host_blocks_and_endpoints() {
             assert_eq!(shown[0]["Addresses"], json!([one.address(), one.address6()]));
             break;
         }
-        assert!(start.elapsed() < Duration::from_secs(10), "never among the endpoints: {shown}");
+        assert!(start.elapsed() < Duration::from_secs(60), "never among the endpoints: {shown}");
         std::thread::sleep(Duration::from_millis(50));
     }
     let endpoint = one.inspect()["NetworkSettings"]["Networks"]["ov"].clone();
