@@ -9,6 +9,7 @@ use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage, AddressScope,
+    CacheInfo,
 };
 
 use crate::batch::Batch;
@@ -45,6 +46,14 @@ impl Addr {
     /// Another machine has the address.
     pub fn is_duplicate(&self) -> bool {
         self.flags & libc::IFA_F_DADFAILED != 0
+    }
+
+    /// The kernel may choose the address as a source. A link-local IPv6 address counts as one, on its link.
+    pub fn may_be_source(&self) -> bool {
+        match self.net {
+            IpNetwork::V4(_) => self.scope == u8::from(AddressScope::Universe),
+            IpNetwork::V6(_) => self.flags & libc::IFA_F_DEPRECATED == 0,
+        }
     }
 
     fn parse(body: &[u8]) -> Option<Addr> {
@@ -86,12 +95,15 @@ pub struct NewAddr {
     pub nodad: bool,
     /// No route to the subnet comes with it (IFA_F_NOPREFIXROUTE).
     pub noprefixroute: bool,
+    /// The kernel never chooses the address as the source of the host's own packets, nor for masquerade: IPv4 scope link,
+    /// IPv6 preferred lifetime 0. An IPv4 address keeps its scope in a replacement: remove it first to change this.
+    pub never_source: bool,
 }
 
 impl NewAddr {
     /// An address that is usable at once: the address manager saw to it that it is nobody else's.
     pub fn new(net: IpNetwork) -> NewAddr {
-        NewAddr { net, nodad: true, noprefixroute: false }
+        NewAddr { net, nodad: true, noprefixroute: false, never_source: false }
     }
 
     fn message(&self, index: u32) -> AddressMessage {
@@ -101,6 +113,8 @@ impl NewAddr {
         message.header.index = index;
         if self.net.ip().is_loopback() {
             message.header.scope = AddressScope::Host;
+        } else if self.never_source && self.net.is_ipv4() {
+            message.header.scope = AddressScope::Link;
         }
         message.attributes.push(AddressAttribute::Local(self.net.ip()));
         message.attributes.push(AddressAttribute::Address(self.net.ip()));
@@ -109,6 +123,12 @@ impl NewAddr {
             && !net.ip().is_loopback()
         {
             message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+        }
+        if self.never_source && self.net.is_ipv6() {
+            // It is valid for ever, and deprecated at once (RFC 6724, section 5, rule 3).
+            let mut lifetimes = CacheInfo::default();
+            (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, u32::MAX);
+            message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
         }
         let mut flags = AddressFlags::empty();
         flags.set(AddressFlags::Nodad, self.nodad && self.net.is_ipv6());
@@ -140,7 +160,7 @@ impl Batch {
     /// Takes an address from a link.
     pub fn addr_del(&mut self, index: u32, net: IpNetwork) -> &mut Batch {
         let what = format!("remove address {net} from {}", self.name_of(index));
-        let mut message = NewAddr { net, nodad: false, noprefixroute: false }.message(index);
+        let mut message = NewAddr { nodad: false, ..NewAddr::new(net) }.message(index);
         message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
         self.push(what, libc::RTM_DELADDR, 0, |bytes| emit(bytes, &message))
     }

@@ -146,7 +146,7 @@ pub fn configure(
     for &net in settings.addresses {
         // With IPv6 an address without NODAD cannot be used for a second or two.
         let noprefixroute = settings.no_prefix_routes;
-        batch.addr_add(index, &NewAddr { net, nodad: !settings.dad, noprefixroute });
+        batch.addr_add(index, &NewAddr { nodad: !settings.dad, noprefixroute, ..NewAddr::new(net) });
     }
     batch.set(index, &LinkSet { up: Some(true), arp_notify: Some(true), ..LinkSet::default() });
     for &(ip, mac) in settings.neighbours {

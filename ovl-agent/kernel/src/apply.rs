@@ -7,7 +7,7 @@ use net::route::{Family, Route, SCOPE_LINK, UNREACHABLE};
 use net::{Batch, LinkSet, Netlink, NewAddr, Vxlan, sysctl};
 use ovl_api::names::ROUTE_PROTOCOL;
 
-use crate::objects::{Dev, Device, MIN_MTU_V6, RouteKey, Target};
+use crate::objects::{AddrRole, Dev, Device, MIN_MTU_V6, RouteKey, Target};
 use crate::plan::{DeviceChange, Op, Step};
 
 /// How many changes go into one send. The kernel works through them holding the lock on all of its networking, and keeps a
@@ -29,7 +29,7 @@ pub fn apply(
 ) -> net::Result<Vec<Refused>> {
     let mut refused = Vec::new();
     let mut batch = Pending::default();
-    for (number, Step { op, .. }) in steps.iter().enumerate() {
+    for (number, Step { op, replaces }) in steps.iter().enumerate() {
         match op {
             Op::DeleteDevice(dev) => {
                 links.remove(dev);
@@ -50,7 +50,7 @@ pub fn apply(
                 batch.batch.call(*index, dev);
                 change_device(&mut batch, number, *index, device, change);
             }
-            op => rest(&mut batch, number, op, links),
+            op => rest(&mut batch, number, op, *replaces, links),
         }
         if batch.batch.len() >= CHUNK {
             batch.send(netlink, &mut refused)?;
@@ -148,10 +148,10 @@ fn change_device(batch: &mut Pending, number: usize, index: u32, device: &Device
 }
 
 /// Adds what is on a link that is there, or on none.
-fn rest(pending: &mut Pending, number: usize, op: &Op, links: &BTreeMap<Dev, u32>) {
+fn rest(pending: &mut Pending, number: usize, op: &Op, replaces: bool, links: &BTreeMap<Dev, u32>) {
     let dev = match op {
         Op::SetGroup(dev, _)
-        | Op::SetAddr(dev, _)
+        | Op::SetAddr(dev, ..)
         | Op::DelAddr(dev, _)
         | Op::SetNeigh(dev, ..)
         | Op::DelNeigh(dev, _)
@@ -172,10 +172,15 @@ fn rest(pending: &mut Pending, number: usize, op: &Op, links: &BTreeMap<Dev, u32
     };
     pending.add(number, |batch| match op {
         Op::SetGroup(_, group) => batch.set(index, &LinkSet { group: Some(*group), ..LinkSet::default() }),
-        Op::SetAddr(_, net) => {
+        Op::SetAddr(_, net, role) => {
+            if replaces && net.is_ipv4() {
+                // Another scope stands there, which no replacement changes.
+                batch.addr_del(index, *net).or_missing();
+            }
             // The link-local prefix' route is what `ping fe80::…%vx-…` takes.
             let local = matches!(net.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-            batch.addr_replace(index, &NewAddr { net: *net, nodad: true, noprefixroute: !local })
+            let never_source = *role == AddrRole::Shared;
+            batch.addr_replace(index, &NewAddr { noprefixroute: !local, never_source, ..NewAddr::new(*net) })
         }
         Op::DelAddr(_, net) => batch.addr_del(index, *net).or_missing(),
         Op::SetNeigh(_, ip, mac) => batch.neigh_replace(index, *ip, *mac),

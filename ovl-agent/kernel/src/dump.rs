@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use net::route::{MAIN_TABLE, Route, RouteFilter, UNICAST, UNREACHABLE};
-use net::{Link, Netlink};
+use net::{Addr, Link, Netlink};
 use ovl_api::names::{DEVICE_ALIAS, ROUTE_PROTOCOL};
 
-use crate::objects::{Dev, Forward, Objects, RouteKey, Target};
+use crate::objects::{AddrRole, Dev, Forward, Objects, RouteKey, Target};
 use crate::plan::{Dumped, Shown};
 
 /// Reads what may be ours: VXLAN devices with our alias, the links that `wanted` names, the link `underlay`, what is on them,
@@ -35,7 +35,7 @@ pub fn dump(netlink: &mut Netlink, links: &[Link], wanted: &Objects, underlay: &
     // What is on the underlay's link is not ours.
     let ours = |index: u32| names.get(&index).filter(|name| &***name != underlay).cloned();
     for addr in netlink.addrs(None)? {
-        dumped.addrs.extend(ours(addr.index).map(|dev| ((dev, addr.net), ())));
+        dumped.addrs.extend(ours(addr.index).map(|dev| ((dev, addr.net), role(&addr))));
     }
     for neigh in netlink.neighs(None)?.into_iter().filter(|neigh| neigh.permanent) {
         if let (Some(dev), Some(mac)) = (ours(neigh.index), neigh.mac) {
@@ -66,6 +66,11 @@ pub fn dump(netlink: &mut Netlink, links: &[Link], wanted: &Objects, underlay: &
     dumped.forwards.sort_by(|(a, _), (b, _)| a.cmp(b));
     dumped.routes.sort_by_key(|(key, _)| *key);
     Ok(dumped)
+}
+
+/// What an address can be for, as it is there.
+pub fn role(addr: &Addr) -> AddrRole {
+    if addr.may_be_source() { AddrRole::Own } else { AddrRole::Shared }
 }
 
 /// A link as it is there.

@@ -88,6 +88,15 @@ pub struct Forward {
     pub permanent: bool,
 }
 
+/// What an address of this host is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AddrRole {
+    /// This host's own: the source of its packets, also of those that it masquerades.
+    Own,
+    /// Every host has it, so answers to it would stay on the host that receives them: never a source.
+    Shared,
+}
+
 /// Objects as they are wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
@@ -97,7 +106,7 @@ pub struct Objects {
     /// or is down, is not wanted.
     pub links: BTreeMap<Dev, u32>,
     /// Addresses; all get no prefix route and no duplicate address detection, link-local ones get their prefix route.
-    pub addrs: BTreeMap<(Dev, IpNetwork), ()>,
+    pub addrs: BTreeMap<(Dev, IpNetwork), AddrRole>,
     /// Permanent neighbours.
     pub neighs: BTreeMap<(Dev, IpAddr), Mac>,
     /// Forwarding entries of the VXLAN devices.

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use net::Vxlanning;
 
-use crate::objects::{Dev, Device, Forward, MIN_MTU_V6, Mac, Objects, RouteKey, Target};
+use crate::objects::{AddrRole, Dev, Device, Forward, MIN_MTU_V6, Mac, Objects, RouteKey, Target};
 
 /// A link as it is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct Dumped {
     /// Links: our devices, the wanted ones, the containers', the underlay's.
     pub links: BTreeMap<Dev, Shown>,
     /// Addresses of those.
-    pub addrs: Vec<((Dev, IpNetwork), ())>,
+    pub addrs: Vec<((Dev, IpNetwork), AddrRole)>,
     /// Permanent neighbours of those.
     pub neighs: Vec<((Dev, IpAddr), Mac)>,
     /// Forwarding entries of the VXLAN devices among them, several of a key where somebody appended.
@@ -61,7 +61,7 @@ pub enum Op {
     /// Puts a container's link into a device group.
     SetGroup(Dev, u32),
     /// Gives a link an address.
-    SetAddr(Dev, IpNetwork),
+    SetAddr(Dev, IpNetwork, AddrRole),
     /// Enters a neighbour.
     SetNeigh(Dev, IpAddr, Mac),
     /// Enters a forwarding entry.
@@ -212,15 +212,15 @@ impl Planner<'_> {
         let own = |dev: &Dev| dumped.links.get(dev).is_some_and(|shown| shown.vxlan.is_some());
 
         // Addresses that go with their device take the routes with them that have them as source.
-        let lost = dumped.addrs.iter().filter(|((dev, _), ())| !stays(dev)).map(|((_, net), ())| net.ip());
+        let lost = dumped.addrs.iter().filter(|((dev, _), _)| !stays(dev)).map(|((_, net), _)| net.ip());
         let lost: BTreeSet<IpAddr> = lost.collect();
 
-        let there = dumped.addrs.iter().filter(|((dev, _), ())| stays(dev));
-        let found = compare(wanted.addrs.iter().filter(|((dev, _), ())| on(dev)), there);
-        for ((dev, net), replaces) in found.set.into_iter().map(|(key, _, replaces)| (key, replaces)) {
-            set(Op::SetAddr(dev.clone(), *net), replaces);
+        let there = dumped.addrs.iter().filter(|((dev, _), _)| stays(dev));
+        let found = compare(wanted.addrs.iter().filter(|((dev, _), _)| on(dev)), there);
+        for ((dev, net), role, replaces) in found.set {
+            set(Op::SetAddr(dev.clone(), *net, *role), replaces);
         }
-        for ((dev, net), ()) in found.del.into_iter().filter(|((dev, _), ())| own(dev)) {
+        for ((dev, net), _) in found.del.into_iter().filter(|((dev, _), _)| own(dev)) {
             del(Op::DelAddr(dev.clone(), *net));
         }
 

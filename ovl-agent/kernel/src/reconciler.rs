@@ -415,7 +415,7 @@ fn asked(step: &Step, expected: &Objects, wanted: &Objects) -> bool {
             differs(dev, &expected.devices, &wanted.devices)
         }
         Op::SetGroup(dev, _) => differs(dev, &expected.links, &wanted.links),
-        Op::SetAddr(dev, net) | Op::DelAddr(dev, net) => {
+        Op::SetAddr(dev, net, _) | Op::DelAddr(dev, net) => {
             differs(&(dev.clone(), *net), &expected.addrs, &wanted.addrs)
         }
         Op::SetNeigh(dev, ip, _) | Op::DelNeigh(dev, ip) => {
@@ -462,7 +462,7 @@ fn dev_of(op: &Op) -> Option<&Dev> {
         | Op::CreateDevice(dev, _)
         | Op::ChangeDevice(dev, ..)
         | Op::SetGroup(dev, _)
-        | Op::SetAddr(dev, _)
+        | Op::SetAddr(dev, ..)
         | Op::DelAddr(dev, _)
         | Op::SetNeigh(dev, ..)
         | Op::DelNeigh(dev, _)

@@ -10,7 +10,7 @@ use ovl_api::names;
 
 use crate::model::{HostName, Model, Part, Touched, own_address};
 use crate::objects::{
-    BLOCK_METRIC, Dev, Device, Forward, MIN_MTU_V6, Objects, RouteKey, Target, UNREACHABLE_METRIC,
+    AddrRole, BLOCK_METRIC, Dev, Device, Forward, MIN_MTU_V6, Objects, RouteKey, Target, UNREACHABLE_METRIC,
     container_metric,
 };
 use crate::rules::Rules;
@@ -141,13 +141,13 @@ impl Scene<'_> {
         self.warn_of_mtu(part, &device, &mut wanted.warnings);
         let objects = &mut wanted.objects;
         objects.devices.insert(dev.clone(), device);
-        let gateways = network.subnets.iter().map(|subnet| subnet.gateway);
-        let ips = gateways.chain(own.iter().flatten().copied());
-        for ip in ips.filter(|ip| ip.is_ipv4() || ipv6) {
-            objects.addrs.insert((dev.clone(), host_net(ip)), ());
+        let gateways = network.subnets.iter().map(|subnet| (subnet.gateway, AddrRole::Shared));
+        let ips = gateways.chain(own.iter().flatten().map(|ip| (*ip, AddrRole::Own)));
+        for (ip, role) in ips.filter(|(ip, _)| ip.is_ipv4() || ipv6) {
+            objects.addrs.insert((dev.clone(), host_net(ip)), role);
         }
         if ipv6 {
-            objects.addrs.insert((dev, link_local_net(names::link_local(mac))), ());
+            objects.addrs.insert((dev, link_local_net(names::link_local(mac))), AddrRole::Own);
         }
         // An own single address is not covered by the subnet's where the block around it is another host's: while its
         // container's link is not there, packets would go back and forth between the two hosts.
@@ -273,7 +273,7 @@ fn container(part: &Part, ipv6: bool, veth: &str, endpoint: &Endpoint, objects: 
     let dev: Dev = veth.into();
     objects.links.insert(dev.clone(), names::group(part.network.vni));
     if ipv6 {
-        objects.addrs.insert((dev.clone(), link_local_net(CONTAINER_GATEWAY)), ());
+        objects.addrs.insert((dev.clone(), link_local_net(CONTAINER_GATEWAY)), AddrRole::Own);
     }
     let mac = net::parse_mac(&endpoint.mac).ok();
     for ip in endpoint.addresses.iter().filter(|ip| ip.is_ipv4() || ipv6) {

@@ -47,7 +47,7 @@ fn object(op: &Op) -> String {
             format!("VXLAN device {dev} ({})", parts.join(", "))
         }
         Op::SetGroup(dev, group) => format!("group {group:#x} of {dev}"),
-        Op::SetAddr(dev, net) | Op::DelAddr(dev, net) => format!("address {net} of {dev}"),
+        Op::SetAddr(dev, net, _) | Op::DelAddr(dev, net) => format!("address {net} of {dev}"),
         Op::SetNeigh(dev, ip, mac) => format!("neighbour {ip} ({}) on {dev}", mac_text(*mac)),
         Op::DelNeigh(dev, ip) => format!("neighbour {ip} on {dev}"),
         Op::SetForward(dev, mac, forward) | Op::DelForward(dev, mac, forward) => {

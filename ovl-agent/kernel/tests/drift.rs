@@ -103,6 +103,11 @@ fn addresses() {
         let gateway = &["address 10.42.0.1/32 of vx-0123456789ab was missing: restored"];
         scene.mends(&format!("ip addr del 10.42.0.1/32 dev {DEV}"), gateway, 1);
         scene.mends(&format!("ip addr del fd42::2/128 dev {DEV}"), &["address fd42::2/128"], 30);
+        // As an older agent made them: addresses that the kernel may choose as sources.
+        let global = format!("ip addr del 10.42.0.1/32 dev {DEV}; ip addr add 10.42.0.1/32 dev {DEV}");
+        scene.mends(&global, &["address 10.42.0.1/32 of vx-0123456789ab was changed: restored"], 1);
+        let preferred = format!("ip addr change fd42::1/128 dev {DEV} preferred_lft forever");
+        scene.mends(&preferred, &["address fd42::1/128 of vx-0123456789ab was changed: restored"], 1);
         let local =
             format!("ip addr del $(ip -6 -o addr show dev {DEV} scope link | awk '{{print $4}}') dev {DEV}");
         scene.mends(&local, &["address fe80::"], 30);

@@ -178,3 +178,42 @@ fn a_new_block_and_a_borrowed_address_are_reached_by_a_delta() {
         assert!(a.full(&seen).is_empty());
     });
 }
+
+/// As kube-proxy does it for a connection of the node's own to a Service: the masqueraded source is what the kernel finds
+/// first on the device. The shared gateway address would bring the answers to the node that sends them.
+#[test]
+fn masquerade_takes_the_nodes_own_address() {
+    if !kernel_has_vxlan() {
+        return;
+    }
+    net::testns::in_fresh(|| {
+        let hosts = three(&network(), ["192.0.2.1/24", "192.0.2.2/24", "192.0.2.3/24"], None);
+        let nft = format!(
+            "nft -f - <<END
+             table inet services {{
+                 chain output {{
+                     type nat hook output priority -100;
+                     ip daddr 10.96.0.1 dnat ip to 10.42.0.69
+                     ip6 daddr fd96::1 dnat ip6 to fd42::45
+                 }}
+                 chain postrouting {{ type nat hook postrouting priority 100; oifname {DEV} masquerade; }}
+             }}
+END"
+        );
+        let iptables = |program: &str, service: &str, pod: &str| {
+            format!(
+                "{program} -w -t nat -A OUTPUT -d {service} -j DNAT --to-destination {pod}
+                 {program} -w -t nat -A POSTROUTING -o {DEV} -j MASQUERADE\n"
+            )
+        };
+        let iptables =
+            iptables("iptables", "10.96.0.1", "10.42.0.69") + &iptables("ip6tables", "fd96::1", "fd42::45");
+        for (host, rules) in [(&hosts[0], &nft), (&hosts[2], &iptables)] {
+            host.sh("ip route add 10.96.0.0/16 dev eth0; ip -6 route add fd96::/112 dev eth0");
+            host.sh(rules);
+            for service in ["10.96.0.1", "fd96::1"] {
+                host.ping(service).unwrap_or_else(|text| panic!("{service} with {rules}: {text}"));
+            }
+        }
+    });
+}

@@ -63,6 +63,10 @@ fn addresses() -> Vec<IpNetwork> {
     ["10.1.0.1/32", "10.1.0.2/32", "fd00::1/128", "fe80::1/64"].map(prefix).into()
 }
 
+fn roles() -> impl Strategy<Value = AddrRole> {
+    select(vec![AddrRole::Own, AddrRole::Shared])
+}
+
 /// What is wanted: some devices with things on them, a container's link, the underlay.
 fn wanted() -> impl Strategy<Value = Objects> {
     subsequence(devs(), 1..=3).prop_flat_map(|chosen| {
@@ -71,7 +75,7 @@ fn wanted() -> impl Strategy<Value = Objects> {
         let on = usable.clone();
         let addrs = prop::collection::btree_map(
             (select(usable.clone()).prop_filter("not ours", |dev| &**dev != "eth0"), select(addresses())),
-            Just(()),
+            roles(),
             0..6,
         );
         let pairs = prop::collection::btree_map((select(usable.clone()), 0..4u8), macs(), 0..6);
@@ -83,7 +87,7 @@ fn wanted() -> impl Strategy<Value = Objects> {
                 let vni = |dev: &Dev| u32::from(dev.as_bytes()[3]);
                 // Sources are the hosts' own addresses, which are wanted on the first device.
                 for net in addresses() {
-                    addrs.insert((chosen[0].clone(), net), ());
+                    addrs.entry((chosen[0].clone(), net)).or_insert(AddrRole::Own);
                 }
                 routes.retain(|_, target| !matches!(target, Target::Other(_)));
                 Objects {
@@ -116,7 +120,7 @@ fn kernel() -> impl Strategy<Value = Kernel> {
     let link = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), 0..3u32);
     let links = prop::collection::vec(prop::option::weighted(0.7, link), 3);
     let veth = prop::option::of((any::<bool>(), 6..8u32));
-    let addrs = prop::collection::btree_map((select(all()), select(addresses())), Just(()), 0..8);
+    let addrs = prop::collection::btree_map((select(all()), select(addresses())), roles(), 0..8);
     let neighs = prop::collection::btree_map((select(all()), 0..4u8), macs(), 0..8);
     let forwards = prop::collection::vec(((select(devs()), macs()), forward()), 0..8);
     let mut on = all();
@@ -146,7 +150,7 @@ fn kernel() -> impl Strategy<Value = Kernel> {
             }
             dumped.links.insert("eth0".into(), Shown { up: underlay, ..Shown::default() });
             let there = |dev: &Dev| dumped.links.contains_key(dev);
-            dumped.addrs = addrs.into_iter().filter(|((dev, _), ())| there(dev)).collect();
+            dumped.addrs = addrs.into_iter().filter(|((dev, _), _)| there(dev)).collect();
             let neighs = neighs.into_iter().filter(|((dev, _), _)| there(dev));
             dumped.neighs =
                 neighs.map(|((dev, last), mac)| ((dev, IpAddr::from([10, 1, 0, last])), mac)).collect();
@@ -206,7 +210,7 @@ fn possible(wanted: &Objects, kernel: &Kernel) -> Objects {
     let on =
         |dev: &Dev| wanted.devices.contains_key(dev) || kernel.0.links.get(dev).is_some_and(|link| link.up);
     let mut wanted = wanted.clone();
-    wanted.addrs.retain(|(dev, _), ()| on(dev));
+    wanted.addrs.retain(|(dev, _), _| on(dev));
     wanted.neighs.retain(|(dev, _), _| on(dev));
     wanted.forwards.retain(|(dev, _), _| on(dev));
     wanted.routes.retain(|_, target| target.dev().is_none_or(on));
@@ -231,7 +235,7 @@ proptest! {
         let before = kernel.clone();
         let mut kernel = kernel;
         // A route whose source is no address of the host's any more is none that a kernel would have.
-        let has: Vec<IpAddr> = kernel.0.addrs.iter().map(|((_, net), ())| net.ip()).collect();
+        let has: Vec<IpAddr> = kernel.0.addrs.iter().map(|((_, net), _)| net.ip()).collect();
         kernel.0.routes.retain(|(_, target)| match target {
             Target::Dev { src: Some(src), .. } => has.contains(src),
             _ => true,
@@ -243,7 +247,7 @@ proptest! {
         prop_assert_eq!(&kernel.0.forwards, &same(&possible.forwards));
         prop_assert_eq!(&kernel.0.neighs, &same(&possible.neighs));
         // On others' links foreign addresses stay.
-        let ours = kernel.0.addrs.iter().filter(|(key, ())| &*key.0 != "veth1" || possible.addrs.contains_key(key));
+        let ours = kernel.0.addrs.iter().filter(|(key, _)| &*key.0 != "veth1" || possible.addrs.contains_key(key));
         prop_assert_eq!(ours.cloned().collect::<Vec<_>>(), same(&possible.addrs));
         for (dev, wanted) in &wanted.devices {
             prop_assert_eq!(&kernel.0.links[dev], &shown(wanted));
@@ -280,8 +284,8 @@ proptest! {
             Op::ChangeDevice(dev, _, change) if change.mac => Some(dev),
             _ => None,
         }).collect();
-        let lost: Vec<IpAddr> = kernel.0.addrs.iter().filter(|((dev, _), ())| anew.contains(&dev))
-            .map(|((_, net), ())| net.ip()).collect();
+        let lost: Vec<IpAddr> = kernel.0.addrs.iter().filter(|((dev, _), _)| anew.contains(&dev))
+            .map(|((_, net), _)| net.ip()).collect();
         let steady = |target: &Target| match target {
             Target::Dev { dev, src, .. } => {
                 let up = kernel.0.links.get(dev).is_some_and(|link| link.up || link.ours);

@@ -130,8 +130,9 @@ impl Reconciler {
             return Ok(false);
         }
         let addrs = self.netlink.addrs(Some(index))?;
-        let mut wanted = wanted.addrs.keys().filter(|(on, _)| on == dev);
-        Ok(wanted.all(|(_, net)| addrs.iter().any(|addr| addr.net == *net)))
+        let mut wanted = wanted.addrs.iter().filter(|((on, _), _)| on == dev);
+        Ok(wanted
+            .all(|((_, net), role)| addrs.iter().any(|addr| addr.net == *net && dump::role(addr) == *role)))
     }
 
     fn restore_filter(&mut self, model: &Model, restored: &mut Restored) {

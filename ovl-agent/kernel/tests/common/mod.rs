@@ -175,7 +175,7 @@ impl TestHost {
         for address in &endpoint.addresses {
             let Subnet { subnet, gateway, .. } = *network.subnet(address.is_ipv6()).unwrap();
             let net = IpNetwork::new(*address, subnet.prefix()).unwrap();
-            batch.addr_add(eth0, &NewAddr { net, nodad: true, noprefixroute: true });
+            batch.addr_add(eth0, &NewAddr { noprefixroute: true, ..NewAddr::new(net) });
             let next = if address.is_ipv4() { gateway } else { ip("fe80::1") };
             batch.neigh_replace(eth0, next, gateway_mac);
             if address.is_ipv4() {

@@ -20,8 +20,8 @@ impl Kernel {
 
     fn clear(&mut self, dev: &Dev) {
         let lost: Vec<IpAddr> =
-            self.0.addrs.iter().filter(|((on, _), ())| on == dev).map(|((_, net), ())| net.ip()).collect();
-        self.0.addrs.retain(|((on, _), ())| on != dev);
+            self.0.addrs.iter().filter(|((on, _), _)| on == dev).map(|((_, net), _)| net.ip()).collect();
+        self.0.addrs.retain(|((on, _), _)| on != dev);
         self.0.neighs.retain(|((on, _), _)| on != dev);
         self.0.forwards.retain(|((on, _), _)| on != dev);
         self.0.routes.retain(|(_, target)| match target {
@@ -61,11 +61,11 @@ impl Kernel {
                 }
             }
             Op::SetGroup(dev, group) => kernel.links.get_mut(dev).unwrap().group = *group,
-            Op::SetAddr(dev, net) => {
+            Op::SetAddr(dev, net, role) => {
                 self.on(dev);
-                let key = ((dev.clone(), *net), ());
-                self.0.addrs.retain(|addr| *addr != key);
-                self.0.addrs.push(key);
+                let key = (dev.clone(), *net);
+                self.0.addrs.retain(|(found, _)| *found != key);
+                self.0.addrs.push((key, *role));
             }
             Op::SetNeigh(dev, ip, mac) => {
                 self.on(dev);
@@ -83,7 +83,7 @@ impl Kernel {
                     self.on(dev);
                 }
                 if let Target::Dev { src: Some(src), .. } = target {
-                    let has = self.0.addrs.iter().any(|((_, net), ())| net.ip() == *src);
+                    let has = self.0.addrs.iter().any(|((_, net), _)| net.ip() == *src);
                     assert!(has, "the source {src} is no address of the host");
                 }
                 replace_first(&mut self.0.routes, *key, target.clone());
@@ -95,7 +95,7 @@ impl Kernel {
             Op::DelNeigh(dev, ip) => kernel.neighs.retain(|(key, _)| *key != (dev.clone(), *ip)),
             Op::DelAddr(dev, net) => {
                 assert!(kernel.links[dev].vxlan.is_some(), "an address of another's link");
-                kernel.addrs.retain(|(key, ())| *key != (dev.clone(), *net));
+                kernel.addrs.retain(|(key, _)| *key != (dev.clone(), *net));
             }
         }
         self.sort();

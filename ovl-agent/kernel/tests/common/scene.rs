@@ -40,7 +40,27 @@ impl Scene {
         assert!(scene.host.full(&scene.view).is_complete());
         scene.host.attach(network, &one);
         assert!(scene.host.full(&scene.view).is_empty());
+        scene.wait_for_links();
         scene
+    }
+
+    /// Waits until the kernel shows no link as about to come up: carrier and link-local addresses come in the background.
+    fn wait_for_links(&self) {
+        let pending = "ip link | grep NO-CARRIER || ip -6 addr show tentative | grep inet6 || \
+                       ! ip -6 addr show dev vethone | grep inet6 | grep -v fe80::1/";
+        let start = std::time::Instant::now();
+        loop {
+            let found = self.host.sh(&format!("{{ {pending}; }} && echo pending || true"));
+            if !found.contains("pending") {
+                return;
+            }
+            assert!(
+                start.elapsed() < std::time::Duration::from_secs(60),
+                "links never come up: {}",
+                self.all()
+            );
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 
     pub fn all(&self) -> String {
