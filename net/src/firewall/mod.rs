@@ -4,6 +4,7 @@
 //! Both find what they made by the owner's tag ([`Owner::tag`]), which every element and rule carries as its comment; no
 //! state is kept elsewhere. Both work in the network namespace that the calling thread is in: open and use them there.
 
+pub mod forward;
 pub mod ipt;
 pub mod nft;
 pub mod overlay;

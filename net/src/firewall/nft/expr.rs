@@ -84,6 +84,11 @@ impl Rule {
         Rule { expressions: Writer::default(), family: None, comment: None }
     }
 
+    /// A rule for a table of this family alone (is it IPv6?), which need not ask for it.
+    pub fn of_family(v6: bool) -> Self {
+        Rule { family: Some(v6), ..Rule::new() }
+    }
+
     /// The bytes of NFTA_RULE_EXPRESSIONS' content.
     pub fn bytes(&self) -> &[u8] {
         &self.expressions.buf
@@ -419,6 +424,21 @@ impl Rule {
         self.meta_to(Meta::Iifname, REG1);
         self.meta_to(Meta::Oifname, REG32 + 4);
         self.lookup(map, None);
+        self
+    }
+
+    /// `iifname "br0"` or `oifname "br0"`
+    pub fn by_name(mut self, way: Way, name: &str) -> Self {
+        self.meta_to(if way == Way::In { Meta::Iifname } else { Meta::Oifname }, REG1);
+        let mut bytes = name.as_bytes().to_vec();
+        bytes.resize(16, 0);
+        self.compare(false, &bytes);
+        self
+    }
+
+    /// `counter`
+    pub fn counter(mut self) -> Self {
+        self.expr("counter", |_| {});
         self
     }
 

@@ -247,16 +247,28 @@ impl Socket {
         table: Table,
         kind: u16,
         fill: impl Fn(&mut Writer),
+        each: impl FnMut(&Message<'_>) -> bool,
+    ) -> Result<()> {
+        let fill = |w: &mut Writer| {
+            w.str(1, table.name());
+            fill(w);
+        };
+        self.dump_family(table.family(), kind, fill, each)
+    }
+
+    /// As [`Socket::dump`], of any table of a family (0: of all families); `fill` writes the table's name, if it is to be one.
+    pub fn dump_family(
+        &mut self,
+        family: u8,
+        kind: u16,
+        fill: impl Fn(&mut Writer),
         mut each: impl FnMut(&Message<'_>) -> bool,
     ) -> Result<()> {
         for _ in 0..DUMPS {
             let seq = self.seq;
             self.seq = seq.wrapping_add(1);
             let mut writer = Writer::default();
-            writer.message(table.family(), kind, flag::DUMP, seq, |w| {
-                w.str(1, table.name());
-                fill(w);
-            });
+            writer.message(family, kind, flag::DUMP, seq, &fill);
             self.send(&writer.buf, 1)?;
             let (mut disturbed, mut enough, mut rest) = (false, false, REST);
             'dump: while self.receive()? {

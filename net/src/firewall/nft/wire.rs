@@ -48,6 +48,7 @@ pub mod msg {
     pub const DELCHAIN: u16 = 5;
     pub const NEWRULE: u16 = 6;
     pub const GETRULE: u16 = 7;
+    pub const DELRULE: u16 = 8;
     pub const NEWSET: u16 = 9;
     pub const GETSET: u16 = 10;
     pub const DELSET: u16 = 11;
@@ -149,12 +150,24 @@ impl Batch {
     /// Adds a message; `what` says for an error what it does, and the table's name follows.
     /// What is filled in follows the table's name.
     pub fn push(&mut self, what: &'static str, kind: u16, flags: u16, fill: impl FnOnce(&mut Writer)) {
+        let table = self.table;
+        self.push_to((table.family(), table.name()), what, kind, flags, fill);
+    }
+
+    /// As [`Batch::push`], with the family and the name of another program's table.
+    pub fn push_to(
+        &mut self,
+        (family, table): (u8, &str),
+        what: &'static str,
+        kind: u16,
+        flags: u16,
+        fill: impl FnOnce(&mut Writer),
+    ) {
         self.last = self.writer.buf.len();
         let seq = self.next_seq();
         self.what.push(what);
-        let table = self.table;
-        self.writer.message(table.family(), kind, flags, seq, |w| {
-            w.str(1, table.name());
+        self.writer.message(family, kind, flags, seq, |w| {
+            w.str(1, table);
             fill(w);
         });
     }
@@ -246,6 +259,11 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
+    /// The family (NFPROTO_…) in `nfgenmsg`.
+    pub fn family(&self) -> u8 {
+        self.body.first().copied().unwrap_or_default()
+    }
+
     /// The attributes behind `nfgenmsg`.
     pub fn attrs(&self) -> &'a [u8] {
         self.body.get(HEADER - NLMSG_HEADER..).unwrap_or_default()

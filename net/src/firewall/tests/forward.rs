@@ -1,0 +1,88 @@
+//! Accepting in forward chains of others whose policy is drop, as packets, nft and iptables see it.
+
+use super::lab::Lab;
+use super::*;
+use crate::firewall::forward::{Traffic, accept, dropping, withdraw};
+use crate::testns;
+
+const CHAINS: &str = "add table inet hard
+add chain inet hard forward { type filter hook forward priority 0; policy drop; }
+add chain inet hard open { type filter hook forward priority 5; policy accept; }
+add chain inet hard input { type filter hook input priority 0; policy drop; }";
+
+fn load(rules: &str) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), rules).unwrap();
+    run(&format!("nft -f {}", file.path().display()));
+}
+
+#[test]
+fn forward_policy_drop_lets_accepted_link_pass() {
+    testns::in_fresh(|| {
+        let lab = Lab::new();
+        assert!(!accept("br0", &[Traffic::Link("br0".into())]).unwrap(), "no chain drops yet");
+        assert_eq!(ruleset(), "");
+        load(
+            "add table inet hard\nadd chain inet hard f { type filter hook forward priority 0; policy drop; }",
+        );
+        let reaches = |to| lab.ask(Some(&lab.a), to, Protocol::Udp).is_some();
+        assert!(!reaches("192.0.2.2:80") && !reaches("[2001:db8::2]:80"));
+        for _ in 0..2 {
+            assert!(accept("br0", &[Traffic::Link("br0".into())]).unwrap());
+        }
+        assert!(reaches("192.0.2.2:80") && reaches("[2001:db8::2]:80"));
+        assert_eq!(ruleset().matches("weft: forward br0").count(), 2, "{}", ruleset());
+        assert_eq!(withdraw("br").unwrap(), 0);
+        assert_eq!(withdraw("br0").unwrap(), 2);
+        assert!(!reaches("192.0.2.2:80"));
+    });
+}
+
+#[test]
+fn forward_accept_of_subnets_goes_to_their_family() {
+    testns::in_fresh(|| {
+        load(CHAINS);
+        let before = ruleset();
+        let nets: Vec<_> =
+            ["10.9.0.0/17", "fd09::/64"].map(|net| Traffic::Subnet(net.parse().unwrap())).into();
+        assert!(accept("pods", &nets).unwrap());
+        assert_eq!(
+            dropping().unwrap().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["inet hard forward"]
+        );
+        let text = ruleset();
+        assert!(text.contains("ip saddr 10.9.0.0/17 counter packets 0 bytes 0 accept"), "{text}");
+        assert!(text.contains("ip6 daddr fd09::/64 counter packets 0 bytes 0 accept"), "{text}");
+        run("nft add rule inet hard forward counter");
+        assert_eq!(withdraw("pods").unwrap(), 4);
+        run("nft flush chain inet hard forward");
+        assert_eq!(ruleset(), before);
+    });
+}
+
+#[test]
+fn forward_accept_stays_readable_to_iptables() {
+    if !has("iptables") || !has("ip6tables") {
+        return;
+    }
+    testns::in_fresh(|| {
+        run("iptables -P FORWARD DROP");
+        run("ip6tables -P FORWARD DROP");
+        if dropping().unwrap().is_empty() {
+            println!("skipped: iptables is not of nftables here");
+            return;
+        }
+        let nets: Vec<_> =
+            ["10.9.0.0/17", "fd09::/64"].map(|net| Traffic::Subnet(net.parse().unwrap())).into();
+        accept("pods", &nets).unwrap();
+        accept("br0", &[Traffic::Link("br0".into())]).unwrap();
+        let (v4, v6) = (run("iptables -S FORWARD"), run("ip6tables -S FORWARD"));
+        for (text, of) in [(&v4, "-s 10.9.0.0/17"), (&v4, "-i br0"), (&v6, "-d fd09::/64"), (&v6, "-o br0")] {
+            assert!(text.contains(&format!("-A FORWARD {of}")), "{of}: {text}");
+            assert!(text.contains("weft: forward"), "{text}");
+        }
+        run("iptables -A FORWARD -s 10.0.0.1 -j ACCEPT");
+        assert_eq!((withdraw("pods").unwrap(), withdraw("br0").unwrap()), (4, 4));
+        assert_eq!(run("iptables -S FORWARD").trim(), "-P FORWARD DROP\n-A FORWARD -s 10.0.0.1/32 -j ACCEPT");
+    });
+}
