@@ -65,7 +65,8 @@ fn bridge_killed_anywhere_then_del_then_gc() {
         settled(&host, &empty, &format!("killed at {at}"));
     });
     println!("killed at {tried} places");
-    assert!(tried > 100);
+    // How many there are depends on the libc and its files.
+    assert!(tried > 50);
 }
 
 #[test]

@@ -38,7 +38,8 @@ fn killed_everywhere(verb: &str, step: usize) {
         at += step;
     }
     println!("{verb} killed at {} places", at / step);
-    assert!(at > 100);
+    // How many there are depends on the libc and its files.
+    assert!(at > 50);
 }
 
 #[test]
