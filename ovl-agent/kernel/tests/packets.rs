@@ -105,6 +105,10 @@ fn on_one_segment_packets_go_as_they_are() {
         all_reach_all(&hosts);
         let route = hosts[0].sh("ip route get 10.42.0.69; ip -6 route get fd42::45");
         assert!(route.contains("via 192.0.2.2 dev eth0 src 10.42.0.2"), "{route}");
+        // As a node's own programs do that are bound to its address, and what is masqueraded there.
+        for host in &hosts[..2] {
+            host.sh("ping -c 2 -i 0.05 -W 5 -I eth0 10.42.0.133");
+        }
         assert!(route.contains(&format!("dev {DEV}")), "IPv6 cannot go direct on an IPv4 underlay: {route}");
         wrong_addresses_fail_at_once(&hosts);
     });

@@ -44,13 +44,12 @@ impl Frame {
         let hooked = |at| hook("filter", at, PRIORITY);
         Frame {
             chains: vec![
-                chain("prerouting", hook("filter", PREROUTING, RAW), prerouting()),
+                chain("prerouting", hook("filter", PREROUTING, RAW), prerouting(rules.port, rules.underlay)),
                 chain("input", hooked(INPUT), input(rules.port)),
                 chain("forward", hooked(FORWARD), forward(rules.port, rules.underlay)),
                 chain("foreign", None, foreign()),
-                chain("others", None, others()),
-                chain("arrive", None, arrive()),
-                chain("vxlan", None, vxlan()),
+                chain("arrive", None, arrive(rules.underlay)),
+                chain("vxlan", None, vxlan(rules.underlay)),
                 chain("inward", None, inward()),
             ],
         }
@@ -105,15 +104,33 @@ fn fnv(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
-/// A container's packets that are not from an address which is routed to it by that link. A network's device is in the
-/// network's group, too: what comes by it another host has looked at.
-fn prerouting() -> Vec<Rule> {
+/// Forged sources, before connections are tracked: an answer to one would make a connection that lets its sender in. A
+/// container sends from addresses that are routed to it by its link alone, and a network's address is the source of packets
+/// only by the link that its route leads to: a container's, the network's device, or with direct routing the underlay's.
+/// Other nodes' VXLAN packets, which are most of what the underlay's link brings, have to pass the cheap rules alone.
+fn prerouting(port: u16, underlay: u32) -> Vec<Rule> {
     let from_container = Rule::new().grouped(Way::In).by_veth().group_in(Way::In, Map::Groups).no_way_back();
-    vec![
+    let mut rules = vec![
         from_container
             .then(Verdict::Jump("foreign"))
             .commented("from an address that is not the container's"),
-    ]
+    ];
+    if underlay != 0 {
+        let vxlan =
+            |v6, set| Rule::new().by_link(Way::In, underlay).udp_port(port).address_in(Side::Source, v6, set);
+        rules.push(vxlan(false, Map::Vteps4).then(Verdict::Return).commented("VXLAN of another node"));
+        rules.push(vxlan(true, Map::Vteps6).then(Verdict::Return).commented("VXLAN of another node, IPv6"));
+    }
+    let forged = |v6, set| {
+        Rule::new()
+            .not_from_loopback()
+            .address_and_family_in(Side::Source, v6, set)
+            .no_way_back()
+            .then(Verdict::Drop)
+    };
+    rules.push(forged(false, Map::Nets4).commented("a network's address by another link"));
+    rules.push(forged(true, Map::Nets6).commented("a network's address by another link, IPv6"));
+    rules
 }
 
 /// What is said on the link itself is never forwarded, and the host may have no route for these addresses on each link.
@@ -140,29 +157,34 @@ fn input(port: u16) -> Vec<Rule> {
     ]
 }
 
-/// They are taken from hosts that we know, and from no container of this host, whatever address it has as its source. Links
-/// of hosts are mostly in no group, which is seen without a look into the set.
-fn arrive() -> Vec<Rule> {
+/// They are taken from nodes that we know, by the underlay's link: a container of this host, also one of an ordinary bridge,
+/// may have any address as its source.
+fn arrive(underlay: u32) -> Vec<Rule> {
     let foreign = |v6, set| Rule::new().address_not_in(Side::Source, v6, set).then(Verdict::Drop);
+    let elsewhere = if underlay == 0 {
+        Rule::new().grouped(Way::In).group_in(Way::In, Map::Groups)
+    } else {
+        Rule::new().not_by_link(Way::In, underlay)
+    };
     vec![
-        Rule::new()
-            .grouped(Way::In)
-            .group_in(Way::In, Map::Groups)
-            .then(Verdict::Drop)
-            .commented("from a container"),
+        elsewhere.then(Verdict::Drop).commented("by another link than the underlay's"),
         foreign(false, Map::Vteps4).commented("from a host that is none of ours"),
         foreign(true, Map::Vteps6).commented("from a host that is none of ours, IPv6"),
     ]
 }
 
 /// VXLAN packets that are forwarded to a host. Hosts make their own; masqueraded, a container's would seem to be its host's.
-fn vxlan() -> Vec<Rule> {
+fn vxlan(underlay: u32) -> Vec<Rule> {
     let to = |rule: Rule, v6, set| rule.address_in(Side::Destination, v6, set).then(Verdict::Drop);
-    let from_container = || Rule::new().group_in(Way::In, Map::Groups);
+    let from_container = || match underlay {
+        0 => Rule::new().group_in(Way::In, Map::Groups),
+        link => Rule::new().not_by_link(Way::In, link),
+    };
     let foreign = |v6, set| Rule::new().address_not_in(Side::Source, v6, set);
     vec![
-        to(from_container(), false, Map::Vteps4).commented("from a container to a host"),
-        to(from_container(), true, Map::Vteps6).commented("from a container to a host, IPv6"),
+        to(from_container(), false, Map::Vteps4).commented("by another link than the underlay's to a node"),
+        to(from_container(), true, Map::Vteps6)
+            .commented("by another link than the underlay's to a node, IPv6"),
         to(foreign(false, Map::Vteps4), false, Map::Vteps4).commented("from none of ours to a host"),
         to(foreign(true, Map::Vteps6), true, Map::Vteps6).commented("from none of ours to a host, IPv6"),
     ]
@@ -181,9 +203,13 @@ fn forward(port: u16, underlay: u32) -> Vec<Rule> {
         rules.push(known.then(Accept).commented("of a connection that has got in"));
     }
     rules.push(Rule::new().groups_in(Map::GroupPairs).then(Accept).commented("within a network"));
-    let others = Rule::new().not_by_link(Way::In, underlay).group_not_in(Way::In, Map::Groups);
-    rules.push(others.then(Jump("others")).commented("from neither a network nor the underlay"));
     if underlay != 0 {
+        // A node's own programs, and what kube-proxy masquerades there, come from its underlay address as they are.
+        for (v6, set) in [(false, Map::Vteps4), (true, Map::Vteps6)] {
+            let node = by(Way::In).address_in(Side::Source, v6, set);
+            let node = node.group_in(Way::Out, Map::Groups).group_not_in(Way::Out, Map::Internal);
+            rules.push(node.then(Accept).commented(if v6 { "from a node, IPv6" } else { "from a node" }));
+        }
         let families = [
             (false, Map::Direct4, "from another host, as it is", "to another host, as it is"),
             (true, Map::Direct6, "from another host, as it is, IPv6", "to another host, as it is, IPv6"),
@@ -200,17 +226,6 @@ fn forward(port: u16, underlay: u32) -> Vec<Rule> {
         Rule::new().group_in(Way::Out, Map::Groups).then(Jump("inward")).commented("from outside"),
     ]);
     rules
-}
-
-/// From containers of a bridge or of another program. Other hosts take what has a source in a direct network for that
-/// network's, and here it may look like a connection that is known: nobody else has such an address. Of networks' own
-/// containers `prerouting` has seen to that.
-fn others() -> Vec<Rule> {
-    let from = |v6, set| Rule::new().address_and_family_in(Side::Source, v6, set).then(Verdict::Drop);
-    vec![
-        from(false, Map::Nets4).commented("a network's address"),
-        from(true, Map::Nets6).commented("a network's address, IPv6"),
-    ]
 }
 
 /// What gets into a network from outside, or from another network.

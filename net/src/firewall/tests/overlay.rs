@@ -96,6 +96,7 @@ fn vxlan_is_taken_from_known_hosts_only_and_others_vnis_are_left_alone() {
             let other = underlay(local, 42);
             assert!(forge(&other, unknown, local, 42), "{unknown}: the kernel takes it, without us");
             let mut table = OverlayTable::open().unwrap();
+            let rules = || Rules { underlay: index("out"), ..rules() };
             assert!(table.apply(&rules()).unwrap());
             assert!(!forge(&other, unknown, local, 42), "{unknown} is unknown");
             assert!(forge(&other, known, local, 42), "{known} is known");
@@ -165,7 +166,7 @@ fn containers_send_no_vxlan_to_hosts() {
         }
         let mut table = OverlayTable::open().unwrap();
         let hosts = ["192.0.2.2", "192.0.2.9", "2001:db8::2"].map(|ip| ip.parse().unwrap());
-        table.apply(&Rules { vteps: set(hosts), ..rules() }).unwrap();
+        table.apply(&Rules { vteps: set(hosts), underlay: index("out"), ..rules() }).unwrap();
         for (from, source, to) in &all {
             assert!(!gets_to(from, source, &other, to), "{source}");
             assert!(
@@ -181,10 +182,10 @@ fn containers_send_no_vxlan_to_hosts() {
         for source in ["10.1.1.2", "192.0.2.9"] {
             assert!(!forge(&one, source, "192.0.2.1", 42), "{source}");
         }
-        // A host behind this one.
+        // A node's address by a link that is not the underlay's: an ordinary bridge's container may have any.
         run("ip link set c1-1 group 0");
-        assert!(forge(&one, "192.0.2.9", "192.0.2.1", 42));
-        assert!(gets_there(&one, "192.0.2.9", &other, "192.0.2.2"));
+        assert!(!forge(&one, "192.0.2.9", "192.0.2.1", 42));
+        assert!(!gets_to(&one, "192.0.2.9", &other, "192.0.2.2"));
     });
 }
 
@@ -408,8 +409,13 @@ fn nobody_else_on_the_host_sends_from_a_networks_subnet() {
                 assert!(gets_there(&lab.direct, source, &lab.out, to), "{source}: the network's own");
             }
         }
-        // Another host's by the underlay.
+        // Another node's by the underlay, once a route leads there: an address of a container on this node is forged.
         table.apply(&Rules { underlay: index("c8-1"), ..wanted }).unwrap();
+        for (source, to) in [("10.4.1.77", "10.4.1.2"), ("fd00:4:1::77", "fd00:4:1::2")] {
+            assert!(!gets_to(&bridged, source, &lab.direct, to), "{source} by the underlay without a route");
+        }
+        run("ip route add 10.4.1.77 dev c8-1");
+        run("ip -6 route add fd00:4:1::77 dev c8-1");
         for (source, to) in [("10.4.1.77", "10.4.1.2"), ("fd00:4:1::77", "fd00:4:1::2")] {
             assert!(gets_there(&bridged, source, &lab.direct, to), "{source} by the underlay");
         }

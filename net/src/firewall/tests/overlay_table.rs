@@ -82,6 +82,10 @@ const FULL: &str = r#"table inet weft-overlay {
 	chain prerouting {
 		type filter hook prerouting priority raw; policy accept;
 		iifgroup != "default" meta iifkind "veth" iifgroup @groups fib saddr . iif oif 0 jump foreign comment "from an address that is not the container's"
+		iif "lo" udp dport 4789 ip saddr @vteps4 return comment "VXLAN of another node"
+		iif "lo" udp dport 4789 ip6 saddr @vteps6 return comment "VXLAN of another node, IPv6"
+		iif != "lo" ip saddr . meta nfproto @nets4 fib saddr . iif oif 0 drop comment "a network's address by another link"
+		iif != "lo" ip6 saddr . meta nfproto @nets6 fib saddr . iif oif 0 drop comment "a network's address by another link, IPv6"
 	}
 
 	chain input {
@@ -95,7 +99,8 @@ const FULL: &str = r#"table inet weft-overlay {
 		oif "lo" iifgroup @groups iifgroup != @internal accept comment "out"
 		iif "lo" ct state established,related oifgroup != @internal accept comment "of a connection that has got in"
 		iifgroup . oifgroup @group_pairs accept comment "within a network"
-		iif != "lo" iifgroup != @groups jump others comment "from neither a network nor the underlay"
+		iif "lo" ip saddr @vteps4 oifgroup @groups oifgroup != @internal accept comment "from a node"
+		iif "lo" ip6 saddr @vteps6 oifgroup @groups oifgroup != @internal accept comment "from a node, IPv6"
 		iif "lo" ip saddr . oifgroup @direct4 accept comment "from another host, as it is"
 		oif "lo" ip daddr . iifgroup @direct4 accept comment "to another host, as it is"
 		iif "lo" ip6 saddr . oifgroup @direct6 accept comment "from another host, as it is, IPv6"
@@ -110,20 +115,15 @@ const FULL: &str = r#"table inet weft-overlay {
 		drop comment "another's address"
 	}
 
-	chain others {
-		ip saddr . meta nfproto @nets4 drop comment "a network's address"
-		ip6 saddr . meta nfproto @nets6 drop comment "a network's address, IPv6"
-	}
-
 	chain arrive {
-		iifgroup != "default" iifgroup @groups drop comment "from a container"
+		iif != "lo" drop comment "by another link than the underlay's"
 		ip saddr != @vteps4 drop comment "from a host that is none of ours"
 		ip6 saddr != @vteps6 drop comment "from a host that is none of ours, IPv6"
 	}
 
 	chain vxlan {
-		iifgroup @groups ip daddr @vteps4 drop comment "from a container to a host"
-		iifgroup @groups ip6 daddr @vteps6 drop comment "from a container to a host, IPv6"
+		iif != "lo" ip daddr @vteps4 drop comment "by another link than the underlay's to a node"
+		iif != "lo" ip6 daddr @vteps6 drop comment "by another link than the underlay's to a node, IPv6"
 		ip saddr != @vteps4 ip daddr @vteps4 drop comment "from none of ours to a host"
 		ip6 saddr != @vteps6 ip6 daddr @vteps6 drop comment "from none of ours to a host, IPv6"
 	}
