@@ -70,6 +70,7 @@ impl Container {
         env.extend(options.env.iter().cloned());
         let hostname = etc::hostname(self)?;
         let filters = Filters::new()?;
+        let null = launch::open_null()?;
         let cgroup = Cgroup::open(self.id());
         let (listener, reporter) = report::pair()?;
         let own = File::open("/proc/self/ns/pid").context("/proc/self/ns/pid")?;
@@ -86,6 +87,7 @@ impl Container {
                     user: options.user.as_deref().or(self.spec.user.as_deref()),
                     hostname: &hostname,
                     stdio,
+                    null,
                     filters: &filters,
                     dies_with_parent: false,
                 }
@@ -96,7 +98,7 @@ impl Container {
         // A process whose children go elsewhere cannot make threads (kernel/fork.c: copy_process).
         setns(&own, CloneFlags::CLONE_NEWPID)
             .context("cannot come back from the container's PID namespace")?;
-        drop((reporter, stdio));
+        drop((reporter, stdio, null));
         match cloned.context("cannot make a process in the container")? {
             Cloned::Parent(pid, pidfd) => launch::hear(&listener, pid, pidfd),
             Cloned::Child => bail!("a child went on as its parent"),

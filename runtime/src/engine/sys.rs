@@ -16,6 +16,13 @@ use tokio::io::unix::AsyncFd;
 /// include/uapi/linux/sched.h; the libc crate's is too narrow.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+/// include/uapi/linux/mount.h.
+const FSOPEN_CLOEXEC: c_uint = 1;
+const FSMOUNT_CLOEXEC: c_uint = 1;
+const FSCONFIG_SET_FLAG: c_uint = 0;
+const FSCONFIG_SET_STRING: c_uint = 1;
+const FSCONFIG_CMD_CREATE: c_uint = 6;
+
 /// Which side of [`clone`] this is.
 pub enum Cloned {
     /// The new process.
@@ -82,21 +89,58 @@ pub fn open_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     fd(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })
 }
 
-/// Mounts what [`open_tree`] gave at `target`, following symbolic links.
-pub fn move_mount(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
-    let target = c_string(target)?;
-    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_SYMLINKS;
+/// A detached copy of the mount that `place`, an open file or directory, is on; as [`open_tree`] for a path.
+pub fn clone_tree(place: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as c_uint;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as c_uint;
+    }
+    // SAFETY: the path is a C string that outlives the call.
+    fd(unsafe { libc::syscall(libc::SYS_open_tree, place.as_raw_fd(), c"".as_ptr(), flags) })
+}
+
+/// Makes a new, detached mount of file system `kind` with these options (an empty value: a flag) and attributes
+/// (`MOUNT_ATTR_*`). Close-on-exec; unmounted when it is closed without [`move_mount`].
+pub fn new_mount(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> io::Result<OwnedFd> {
+    // SAFETY: `kind` is a C string that outlives the call.
+    let context = fd(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
+    let configure = |command: c_uint, key: *const libc::c_char, value: *const libc::c_char| {
+        // SAFETY: `key` and `value` are null or C strings that outlive the call, as the command asks for.
+        check(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0) })
+    };
+    configure(FSCONFIG_SET_STRING, c"source".as_ptr(), kind.as_ptr())?;
+    for (key, value) in options {
+        match value.is_empty() {
+            true => configure(FSCONFIG_SET_FLAG, key.as_ptr(), std::ptr::null())?,
+            false => configure(FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?,
+        }
+    }
+    configure(FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null())?;
+    // SAFETY: takes integers only.
+    fd(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })
+}
+
+/// Mounts a detached mount on the open file or directory `target`. No path is followed.
+pub fn move_mount(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
     // SAFETY: both strings are C strings that outlive the call.
     check(unsafe {
         libc::syscall(
             libc::SYS_move_mount,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_FDCWD,
-            target.as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
             flags,
         )
     })
+}
+
+/// Opens the other end of the terminal whose master this is. No path of the container is followed (ioctl_tty(2)).
+pub fn terminal_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes an integer and gives a new descriptor.
+    fd(c_long::from(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) }))
 }
 
 /// Sets attributes (`MOUNT_ATTR_*`) of a mount that [`open_tree`] gave.

@@ -5,13 +5,13 @@
 
 mod caps;
 mod mounts;
+mod place;
 mod program;
 pub mod report;
 mod rootfs;
 mod seccomp;
 mod user;
 
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +22,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{sethostname, setsid};
 
+pub use mounts::open_null;
 pub use program::{Program, Stdio};
 pub use rootfs::Root;
 pub use seccomp::Filters;
@@ -68,6 +69,7 @@ impl Plan<'_> {
     /// Launches the program; returns when it runs. An error leaves no process. The caller has one thread.
     pub fn launch(&self, stdio: Stdio) -> Result<Launched> {
         let (listener, reporter) = report::pair()?;
+        let null = open_null()?;
         let flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
         let cgroup = self.cgroup.and_then(Cgroup::directory);
         match sys::clone(flags, cgroup).context("cannot make the container's process")? {
@@ -75,19 +77,19 @@ impl Plan<'_> {
                 drop(listener);
                 // Not without the supervisor: it would be nobody's.
                 let error = match reporter.wait().and_then(|()| self.set_up(&reporter)) {
-                    Ok(()) => self.program(stdio).run(&reporter),
+                    Ok(()) => self.program(stdio, null).run(&reporter),
                     Err(error) => error,
                 };
                 give_up(&reporter, error)
             }
             Cloned::Parent(pid, pidfd) => {
-                drop((reporter, stdio));
+                drop((reporter, stdio, null));
                 hear(&listener, pid, pidfd)
             }
         }
     }
 
-    fn program(&self, stdio: Stdio) -> Program<'_> {
+    fn program(&self, stdio: Stdio, null: OwnedFd) -> Program<'_> {
         Program {
             command: &self.spec.command,
             env: self.spec.env.clone(),
@@ -95,6 +97,7 @@ impl Plan<'_> {
             user: self.spec.user.as_deref(),
             hostname: &self.hostname,
             stdio,
+            null,
             filters: &self.filters,
             dies_with_parent: true,
         }
@@ -127,16 +130,18 @@ impl Plan<'_> {
         let is_host = *self.root.from == Rootfs::Host;
         let (fresh, hidden): (&[_], &[_]) =
             if is_host { (&[("/run", 0o755), ("/tmp", 0o1777)], &self.root.hidden) } else { (&[], &[]) };
-        mounts::system(fresh, hidden, cgroup2)?;
+        let system = mounts::System::mount(fresh, hidden, cgroup2)?;
         if self.owns_netns {
             // Docker's: ping and ports below 1024 for every user.
-            let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-            let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+            let _ = system.set("net/ipv4/ping_group_range", "0 2147483647");
+            let _ = system.set("net/ipv4/ip_unprivileged_port_start", "0");
         }
+        // Before the volumes, so that nothing of theirs is in the way.
+        system.protect()?;
         for graft in &grafts {
-            graft.mount()?;
+            graft.mount(&system)?;
         }
-        mounts::protect()?;
+        system.check()?;
         umask(Mode::from_bits_truncate(0o022));
         Ok(())
     }

@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, unlockpt};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::sys::stat::Mode;
 use nix::unistd::{
     AccessFlags, Gid, Uid, access, chown, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown,
 };
 
+use super::place::{self, Links, Make};
 use super::report::Reporter;
 use super::seccomp::Filters;
 use super::{caps, user};
@@ -41,6 +41,8 @@ pub struct Program<'a> {
     pub hostname: &'a str,
     /// Where its input and output go.
     pub stdio: Stdio,
+    /// The host's null device (see [`open_null`](super::open_null)): that of the container may be anything.
+    pub null: OwnedFd,
     /// What it may not do.
     pub filters: &'a Filters,
     /// Whether it ends with the process that made it.
@@ -71,7 +73,8 @@ impl Program<'_> {
         let user = user::resolve(self.user, &read("/etc/passwd"), &read("/etc/group"))
             .map_err(|message| Failure { code: 126, message })?;
         let is_terminal = matches!(self.stdio, Stdio::Terminal);
-        self.stdio.take(&user, report)?;
+        self.stdio.take(&self.null, &user, report)?;
+        drop(self.null);
         // Nothing of the host stays open: not for the program, and not for a working directory of /proc/self/fd/N.
         sys::close_all_but(report.as_fd()).context("cannot close the host's files")?;
         enter(self.workdir, &user)?;
@@ -91,9 +94,9 @@ impl Program<'_> {
 }
 
 impl Stdio {
-    fn take(self, user: &user::User, report: &Reporter) -> Result<()> {
+    fn take(self, null: &OwnedFd, user: &user::User, report: &Reporter) -> Result<()> {
         let owner = Some(Uid::from_raw(user.uid));
-        let null = || open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).context("/dev/null");
+        let null = || null.try_clone().context("cannot copy /dev/null");
         let (input, output, errors) = match self {
             Self::Terminal => {
                 let slave = terminal(user, report)?;
@@ -120,17 +123,16 @@ fn terminal(user: &user::User, report: &Reporter) -> Result<OwnedFd> {
     let master =
         posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).context("cannot open a terminal")?;
     grantpt(&master).and_then(|()| unlockpt(&master)).context("cannot unlock the terminal")?;
-    let name = ptsname_r(&master).context("cannot name the terminal")?;
+    let slave = sys::terminal_peer(master.as_fd()).context("cannot open the terminal's other end")?;
     // Group 5 is tty, as devpts is mounted.
-    chown(name.as_str(), Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(5)))
+    fchown(&slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(5)))
         .context("cannot own the terminal")?;
-    let slave = open(name.as_str(), OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())
-        .context("cannot open the terminal's other end")?;
-    let console = Path::new("/dev/console");
-    if !console.exists() {
-        fs::write(console, "").context("cannot make /dev/console")?;
-        let tree = sys::open_tree(Path::new(&name), false).context("cannot bind /dev/console")?;
-        sys::move_mount(tree.as_fd(), console).context("cannot bind /dev/console")?;
+    let root = place::root(Path::new("/")).context("cannot open the root")?;
+    let console = |make| place::open_in(root.as_fd(), Path::new("/dev/console"), Links::Refuse, make);
+    if console(Make::Nothing).is_err() {
+        let console = console(Make::File).context("cannot make /dev/console")?;
+        let tree = sys::clone_tree(slave.as_fd(), false).context("cannot bind /dev/console")?;
+        sys::move_mount(tree.as_fd(), console.as_fd()).context("cannot bind /dev/console")?;
     }
     report.terminal(&master.as_fd().try_clone_to_owned()?);
     sys::set_controlling_terminal(slave.as_fd()).context("cannot take the terminal")?;

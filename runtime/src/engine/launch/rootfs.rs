@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::pivot_root;
 
 use super::mounts::no_devices;
+use super::place::{self, Links, Make};
 use super::report::Reporter;
 use crate::spec::Rootfs;
 
@@ -100,10 +102,15 @@ impl Root<'_> {
             }
             Rootfs::Host => {
                 let (root, layers) = self.view(Path::new("/"), report)?;
+                let top = place::root(&root).with_context(|| root.display().to_string())?;
                 for (at, place) in self.host_mounts() {
                     let upper = layers.join(format!("upper{at}"));
                     let work = layers.join(format!("work{at}"));
-                    let target = root.join(place.strip_prefix("/").unwrap_or(&place));
+                    // The container may have put a link in the place of a directory above it.
+                    let Ok(target) = place::open_in(top.as_fd(), &place, Links::Refuse, Make::Nothing) else {
+                        continue;
+                    };
+                    let target = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
                     // What cannot be laid over (a file, a mount that is gone) is not essential: it stays empty.
                     if target.is_dir() && layer(&place, &upper, &work).is_ok() {
                         let _ = overlay(&place, &upper, &work, &target);
