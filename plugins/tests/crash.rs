@@ -66,7 +66,7 @@ fn bridge_killed_anywhere_then_del_then_gc() {
     });
     println!("killed at {tried} places");
     // How many there are depends on the libc and its files.
-    assert!(tried > 50);
+    assert!(tried > 20);
 }
 
 #[test]

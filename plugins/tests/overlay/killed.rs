@@ -39,7 +39,7 @@ fn killed_everywhere(verb: &str, step: usize) {
     }
     println!("{verb} killed at {} places", at / step);
     // How many there are depends on the libc and its files.
-    assert!(at > 50);
+    assert!(at > 20);
 }
 
 #[test]
