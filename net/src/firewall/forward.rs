@@ -17,7 +17,7 @@ use std::fmt;
 const FORWARD: u32 = 2;
 /// NF_DROP, as a chain's policy.
 const DROP: u32 = 0;
-/// How often a change is tried that those of others come in between of.
+/// How often a change is tried when other programs change the ruleset at the same time.
 const TRIES: usize = 20;
 
 /// What is forwarded.
@@ -70,7 +70,7 @@ pub fn accept(name: &str, traffic: &[Traffic]) -> Result<bool> {
             let mut batch = socket.batch(Table::Inet, Some(generation));
             for chain in &chains {
                 let there = rules(socket, chain)?;
-                for (comment, rule) in wanted(chain, name, traffic) {
+                for (comment, rule) in rules_for(chain, name, traffic) {
                     if there.iter().any(|(found, _)| *found == comment) {
                         continue;
                     }
@@ -209,7 +209,7 @@ fn name_in(comment: &str) -> Option<&str> {
 }
 
 /// The rules for a chain, with their comments.
-fn wanted(chain: &Chain, name: &str, traffic: &[Traffic]) -> Vec<(String, Rule)> {
+fn rules_for(chain: &Chain, name: &str, traffic: &[Traffic]) -> Vec<(String, Rule)> {
     let name = clip(name);
     let start = || match chain.family {
         IPV4 => Rule::of_family(false),

@@ -173,18 +173,18 @@ fn arrive(underlay: u32) -> Vec<Rule> {
     ]
 }
 
-/// VXLAN packets that are forwarded to a host. Hosts make their own; masqueraded, a container's would seem to be its host's.
+/// Drops VXLAN packets that are forwarded to a node, unless one node routes for another: nodes send their own, and a
+/// container's would, masqueraded, seem to be its node's.
 fn vxlan(underlay: u32) -> Vec<Rule> {
     let to = |rule: Rule, v6, set| rule.address_in(Side::Destination, v6, set).then(Verdict::Drop);
-    let from_container = || match underlay {
+    let elsewhere = || match underlay {
         0 => Rule::new().group_in(Way::In, Map::Groups),
         link => Rule::new().not_by_link(Way::In, link),
     };
     let foreign = |v6, set| Rule::new().address_not_in(Side::Source, v6, set);
     vec![
-        to(from_container(), false, Map::Vteps4).commented("by another link than the underlay's to a node"),
-        to(from_container(), true, Map::Vteps6)
-            .commented("by another link than the underlay's to a node, IPv6"),
+        to(elsewhere(), false, Map::Vteps4).commented("by another link than the underlay's to a node"),
+        to(elsewhere(), true, Map::Vteps6).commented("by another link than the underlay's to a node, IPv6"),
         to(foreign(false, Map::Vteps4), false, Map::Vteps4).commented("from none of ours to a host"),
         to(foreign(true, Map::Vteps6), true, Map::Vteps6).commented("from none of ours to a host, IPv6"),
     ]

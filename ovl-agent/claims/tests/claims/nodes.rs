@@ -80,8 +80,12 @@ async fn a_live_host_is_removed_only_by_force_and_comes_back_fenced() {
     assert_eq!(two.node.remove_node("none", false).await.unwrap_err().kind, ProblemKind::NotFound);
     two.node.remove_node("one", true).await.unwrap();
     // It registers anew, and claims again what nobody took meanwhile.
+    let registered = || async {
+        let anew = record(&kv, "one").await.filter(|record| record.epoch == 2);
+        anew.ok_or_else(|| ovl_api::wire::Problem::new(ProblemKind::NotReady, "one has not registered anew"))
+    };
+    retry(registered).await;
     eventually("it is back", || one.node.status().connected && one.shown().len() == 2).await;
-    assert_eq!(record(&kv, "one").await.unwrap().epoch, 2);
     retry(|| one.attach("web", "c3")).await;
     retry(|| one.node.sync()).await;
     let alive = || async {
