@@ -120,10 +120,23 @@ fn vxlan_is_taken_from_known_hosts_only_and_others_vnis_are_left_alone() {
     }
 }
 
+/// Binds a socket. The one that was there before is closed, but a process that another test starts may have it until its exec.
+fn bind(at: SocketAddr) -> UdpSocket {
+    let start = std::time::Instant::now();
+    loop {
+        match UdpSocket::bind(at) {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && start.elapsed().as_secs() < 30 => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound.unwrap(),
+        }
+    }
+}
+
 /// Sends a word from an address of a namespace to port 4789 of another, and says whether it got there.
 fn gets_to(from: &Netns, source: &str, other: &Netns, to: &str) -> bool {
     let to = SocketAddr::new(to.parse().unwrap(), PORT);
-    let heard = other.run(|| UdpSocket::bind(to)).unwrap().unwrap();
+    let heard = other.run(|| bind(to)).unwrap();
     heard.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     from.run(|| UdpSocket::bind((source, 0)).unwrap().send_to(b"forged", to).unwrap()).unwrap();
     heard.recv(&mut [0; 10]).is_ok()
