@@ -32,6 +32,8 @@ impl Inner {
         let unknown = || Problem::new(ProblemKind::NotFound, format!("there is no host {name}"));
         crate::validate::host_name(name).map_err(|_| unknown())?;
         let (key, live) = (keys::host(name), keys::live(name));
+        // The epoch that is removed. A node that is alive may have registered anew before this is done: that is another one.
+        let mut removing = None;
         loop {
             let read = |key: &str| {
                 let (from, to) = keys::alone(key);
@@ -39,9 +41,14 @@ impl Inner {
             };
             let txn = Txn { then: vec![read(&key), read(&live)], ..Txn::default() };
             let done = self.commit(txn).await.map_err(|error| store_problem(&error))?;
-            let entry = done.got.first().and_then(|got| got.first()).ok_or_else(unknown)?;
+            let Some(entry) = done.got.first().and_then(|got| got.first()) else {
+                return if removing.is_some() { Ok(()) } else { Err(unknown()) };
+            };
             let host: Host = serde_json::from_slice(&entry.value)
                 .map_err(|e| crate::open::internal(format!("the store's {key} cannot be understood: {e}")))?;
+            if *removing.get_or_insert(host.epoch) != host.epoch {
+                return Ok(());
+            }
             let alive = done.got.get(1).is_some_and(|got| !got.is_empty());
             if alive && !force && !host.removed {
                 let left = self.conf.kv.remaining(&live).await.map_err(|error| store_problem(&error))?;
