@@ -110,10 +110,20 @@ impl Netns {
         let path = path.as_ref();
         let failed =
             |error: io::Error| Error::io(format!("create network namespace {}", path.display()), error);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(failed)?;
+        // The directory may be removed by another process in between, when that removes its last namespace.
+        const TRIES: usize = 1000;
+        let place = || {
+            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)
+        };
+        let mut placed = place();
+        for _ in 0..TRIES {
+            match &placed {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => placed = place(),
+                _ => break,
+            }
         }
-        OpenOptions::new().write(true).create_new(true).mode(0o444).open(path).map_err(failed)?;
+        placed.map_err(failed)?;
         // A thread of its own: only a thread can leave its namespace, and this one ends right after.
         let made = thread::scope(|scope| {
             let make = || -> io::Result<Netns> {

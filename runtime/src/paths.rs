@@ -78,17 +78,35 @@ impl Paths {
 /// # Errors
 /// It cannot be made.
 pub fn make_private(dir: &Path) -> io::Result<()> {
-    let make = || DirBuilder::new().mode(0o700).create(dir);
-    let made = match (make(), dir.parent()) {
-        (Err(e), Some(parent)) if e.kind() == ErrorKind::NotFound => {
-            fs::create_dir_all(parent).and_then(|()| make())
+    // A parent that is empty may be removed by another process at any time.
+    retry(|| {
+        let make = || DirBuilder::new().mode(0o700).create(dir);
+        let made = match (make(), dir.parent()) {
+            (Err(e), Some(parent)) if e.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(parent).and_then(|()| make())
+            }
+            (made, _) => made,
+        };
+        match made {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+            other => other,
         }
-        (made, _) => made,
-    };
-    match made {
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
-        other => other,
+    })
+}
+
+/// Repeats what fails with "not found" because another process removes an empty directory at the same time.
+///
+/// # Errors
+/// Those of `act`; "not found" only when it stays so.
+pub fn retry<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    const TRIES: usize = 1000;
+    for _ in 0..TRIES {
+        match act() {
+            Err(error) if error.kind() == ErrorKind::NotFound => std::thread::yield_now(),
+            done => return done,
+        }
     }
+    act()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::engine::{process, release};
 use crate::paths::{Paths, make_private};
 use crate::spec::{PortMapping, Spec};
 
@@ -86,6 +87,18 @@ pub struct State {
     pub ports: Vec<PortMapping>,
 }
 
+/// No container has this name or ID.
+#[derive(Debug)]
+pub struct NoSuchContainer(String);
+
+impl std::fmt::Display for NoSuchContainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "No such container: {}", self.0)
+    }
+}
+
+impl std::error::Error for NoSuchContainer {}
+
 /// A container: what was asked for and what became of it.
 #[derive(Clone, Debug)]
 pub struct Container {
@@ -108,11 +121,8 @@ impl Container {
         // The directory itself is the lock on names. It may vanish between its making and the lock, when the last
         // container is removed: then it is made again.
         let _lock = loop {
-            fs::create_dir_all(&all).with_context(|| format!("cannot make {}", all.display()))?;
-            let dir = match File::open(&all) {
-                Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                other => other.with_context(|| format!("cannot open {}", all.display()))?,
-            };
+            let opened = crate::paths::retry(|| fs::create_dir_all(&all).and_then(|()| File::open(&all)));
+            let dir = opened.with_context(|| format!("cannot make {}", all.display()))?;
             let lock = Flock::lock(dir, FlockArg::LockExclusive)
                 .map_err(|(_, e)| anyhow::Error::new(e).context(format!("cannot lock {}", all.display())))?;
             if same_file(&lock, &all) {
@@ -171,7 +181,7 @@ impl Container {
             (Some(_), more) => {
                 bail!("{what:?} is the beginning of {} containers' ids: write more of it", more + 1)
             }
-            (None, _) => bail!("No such container: {what}"),
+            (None, _) => Err(NoSuchContainer(what.to_owned()).into()),
         }
     }
 
@@ -185,7 +195,25 @@ impl Container {
 
     /// All containers but those being removed, the newest first.
     pub fn all(paths: &Paths) -> Result<Vec<Self>> {
-        Ok(Self::every(paths)?.into_iter().filter(|c| !c.is_removed()).collect())
+        let mut all: Vec<Self> = Self::every(paths)?.into_iter().filter(|c| !c.is_removed()).collect();
+        all.iter_mut().for_each(Self::correct);
+        Ok(all)
+    }
+
+    /// Corrects a state that says "running" of a container that has neither a process nor a supervisor: on a full disk its
+    /// end could not be written.
+    fn correct(&mut self) {
+        let ended = |this: &Self| {
+            this.state.status == Status::Running
+                && process::find(&this.state).is_none()
+                && !release::Lock::is_taken(this)
+        };
+        // A start may have come in between.
+        if ended(self) && self.refresh().unwrap_or(false) && ended(self) {
+            self.state.status = Status::Exited;
+            self.state.exit_code = 128 + libc::SIGKILL;
+            self.state.pid = 0;
+        }
     }
 
     /// All containers with those being removed, the newest first. One that vanishes meanwhile is left out.
@@ -203,6 +231,33 @@ impl Container {
         }
         found.sort_by(|a, b| b.spec.created.cmp(&a.spec.created).then_with(|| a.spec.id.cmp(&b.spec.id)));
         Ok(found)
+    }
+
+    /// Removes the directories that a killed `create` or `rm` left: those without a spec. A `create` that is under way has
+    /// the lock on names; then nothing is done.
+    pub fn sweep(paths: &Paths) -> Result<()> {
+        let all = paths.containers();
+        let leftovers = || -> Vec<PathBuf> {
+            let entries = fs::read_dir(&all).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).filter(|dir| !dir.join("spec.json").exists()).collect()
+        };
+        if leftovers().is_empty() {
+            return Ok(());
+        }
+        let Ok(dir) = File::open(&all) else { return Ok(()) };
+        let Ok(lock) = Flock::lock(dir, FlockArg::LockExclusiveNonblock) else { return Ok(()) };
+        for dir in leftovers() {
+            match fs::remove_dir_all(&dir) {
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    return Err(e).with_context(|| format!("cannot remove {}", dir.display()));
+                }
+                _ => {}
+            }
+        }
+        let _ = fs::remove_dir(&all);
+        let _ = fs::remove_dir(&paths.root);
+        drop(lock);
+        Ok(())
     }
 
     /// The directory of its lasting state.
@@ -279,13 +334,34 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 }
 
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
     let write = || -> std::io::Result<()> {
-        let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(value)?)?;
-        fs::rename(&temporary, path)
+        let text = serde_json::to_vec_pretty(value)?;
+        let written = File::create(&temporary)
+            .and_then(|mut file| file.write_all(&text))
+            .and_then(|()| fs::rename(&temporary, path));
+        let Err(error) = written else { return Ok(()) };
+        let _ = fs::remove_file(&temporary);
+        match error.kind() {
+            // On a full disk there is room in the blocks that the file has already.
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => overwrite(path, text).map_err(|_| error),
+            _ => Err(error),
+        }
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Replaces the text of a file in place, in one write, when it fits into the blocks that the file has. What is left of a
+/// longer text becomes white space.
+fn overwrite(path: &Path, mut text: Vec<u8>) -> std::io::Result<()> {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    let file = File::options().write(true).open(path)?;
+    let meta = file.metadata()?;
+    if text.len() as u64 > meta.blocks() * 512 {
+        return Err(ErrorKind::StorageFull.into());
+    }
+    text.resize(text.len().max(usize::try_from(meta.len()).unwrap_or(0)), b' ');
+    file.write_all_at(&text, 0)
 }
 
 fn random(bytes: &mut [u8]) -> Result<()> {
@@ -374,7 +450,7 @@ mod tests {
         container.state.status = Status::Running;
         container.state.pid = 7;
         container.save_state().unwrap();
-        let read = Container::load(&paths, "one").unwrap();
+        let read = Container::by_id(&paths, container.id()).unwrap().unwrap();
         assert_eq!(read.state, container.state);
     }
 

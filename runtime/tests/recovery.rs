@@ -209,3 +209,99 @@ fn a_container_that_is_just_starting_is_removed_by_force_without_waiting_for_its
     }
     host.assert_clean();
 }
+
+#[test]
+fn killed_rm_f_is_finished_by_any_later_command() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none"]);
+    let pid = host.pid(&id, "pid");
+    // What an `rm -f` that was killed after its first step leaves.
+    std::fs::write(host.path("root/containers").join(&id).join("removed"), "").unwrap();
+    assert!(!host.ok(&["ps", "-a"]).contains("one"));
+    until("its process ended", || !lives(pid));
+    until("all of it is removed", || !host.path("root").exists() && !host.path("run").exists());
+    host.assert_clean();
+}
+
+#[test]
+fn rm_f_killed_at_random_leaves_nothing_after_ps() {
+    let host = Host::new();
+    for round in 0..30 {
+        let id = host.sleeper("one", &["--network", "none"]);
+        let pid = host.pid(&id, "pid");
+        let mut remove =
+            host.command(&["rm", "-f", "one"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(700 * round));
+        let _ = remove.kill();
+        remove.wait().unwrap();
+        if host.ok(&["ps", "-a", "-q"]).is_empty() {
+            until("its process ended", || !lives(pid));
+        } else {
+            host.ok(&["rm", "-f", "one"]);
+        }
+        until("all of it is removed", || !host.path("root").exists() && !host.path("run").exists());
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn killed_create_leaves_no_directory_after_ps() {
+    let host = Host::new();
+    let dir = host.path("root/containers/0123456789ab");
+    for leftover in ["state.json", "state.tmp1", "removed"] {
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(leftover), "{}").unwrap();
+        host.ok(&["ps"]);
+        assert!(!host.path("root").exists(), "{leftover}");
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn restarts_in_parallel_never_miss_a_directory() {
+    let host = Host::new();
+    let names = ["aa", "bb", "cc", "dd"];
+    for name in names {
+        host.sleeper(name, &["--network", "none"]);
+    }
+    let lines: Vec<_> = names.iter().map(|name| host.command(&["restart", "-t", "0", name])).collect();
+    let restarts: Vec<_> = lines
+        .into_iter()
+        .map(|mut line| {
+            std::thread::spawn(move || {
+                for _ in 0..10 {
+                    let out = line.output().unwrap();
+                    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+                }
+            })
+        })
+        .collect();
+    for restart in restarts {
+        restart.join().unwrap();
+    }
+    host.ok(&["rm", "-f", "aa", "bb", "cc", "dd"]);
+    host.assert_clean();
+}
+
+#[test]
+fn stop_of_several_containers_takes_the_time_of_one() {
+    let host = Host::new();
+    for name in ["aa", "bb", "cc"] {
+        host.ok(&["run", "-d", "--name", name, "--network", "none", "sleep", "1000"]);
+    }
+    // sleep as PID 1 ignores SIGTERM, so that each waits for its whole timeout: in turn at least 18 s.
+    let begin = std::time::Instant::now();
+    assert_eq!(host.ok(&["stop", "-t", "6", "aa", "bb", "cc"]), "aa\nbb\ncc");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(17));
+    host.ok(&["rm", "aa", "bb", "cc"]);
+    host.assert_clean();
+}
+
+#[test]
+fn rm_f_of_a_missing_container_exits_0() {
+    let host = Host::new();
+    let (code, _, error) = host.all(&["rm", "-f", "missing"]);
+    assert_eq!((code, error.as_str()), (0, "runtime: No such container: missing\n"));
+    host.fails(1, &["rm", "missing"]);
+    host.assert_clean();
+}

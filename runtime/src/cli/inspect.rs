@@ -179,6 +179,26 @@ fn settings(container: &Container) -> Value {
             }),
         );
     }
+    // A stopped container keeps its networks, without addresses.
+    if let (NetMode::Networks(all), true) = (&container.spec.network, state.attachments.is_empty()) {
+        for each in all {
+            let id = ids.iter().find(|(name, _)| *name == each.network).map(|(_, id)| id.as_str());
+            networks.insert(
+                each.network.clone(),
+                json!({
+                    "NetworkID": id.unwrap_or_default(),
+                    "Interface": each.ifname,
+                    "MacAddress": "",
+                    "Gateway": "",
+                    "IPAddress": "",
+                    "IPPrefixLen": 0,
+                    "IPv6Gateway": "",
+                    "GlobalIPv6Address": "",
+                    "GlobalIPv6PrefixLen": 0,
+                }),
+            );
+        }
+    }
     let ipv6 = has_ipv6(container);
     let ports = bindings(&state.ports, &|port| {
         let hosts = form::shown(port, ipv6).into_iter();

@@ -1,11 +1,11 @@
 //! `run`, `create`, `start`, `stop`, `restart`, `kill`, `rm`, `wait`: a container's life.
 
 use super::args::{CreateArgs, KillArgs, RmArgs, RunArgs, StartArgs, StopArgs};
-use super::{each, exit, signal, spec};
+use super::{each, each_at_once, exit, signal, spec};
 use crate::engine::Interact;
 use crate::format;
 use crate::paths::Paths;
-use crate::state::{Container, Status};
+use crate::state::{Container, NoSuchContainer, Status};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -138,7 +138,7 @@ fn patience(args: &StopArgs, container: &Container) -> Option<Duration> {
 /// # Errors
 /// Output that cannot be written.
 pub fn stop(paths: &Paths, args: &StopArgs) -> Result<ExitCode> {
-    each(&args.containers, |name| {
+    each_at_once(&args.containers, |name| {
         let mut container = Container::load(paths, name)?;
         if container.state.status == Status::Running {
             let patience = patience(args, &container);
@@ -186,7 +186,18 @@ pub fn kill(paths: &Paths, args: &KillArgs) -> Result<ExitCode> {
 /// # Errors
 /// Output that cannot be written.
 pub fn rm(paths: &Paths, args: &RmArgs) -> Result<ExitCode> {
-    each(&args.containers, |name| {
+    let mut names = args.containers.clone();
+    if args.force {
+        // As with Docker: what is not there is named, and is no failure.
+        names.retain(|name| match Container::load(paths, name) {
+            Err(error) if error.is::<NoSuchContainer>() => {
+                eprintln!("runtime: {error:#}");
+                false
+            }
+            _ => true,
+        });
+    }
+    each(&names, |name| {
         Container::load(paths, name)?.remove(args.force)?;
         Ok(name.to_owned())
     })

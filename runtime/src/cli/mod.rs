@@ -169,6 +169,17 @@ fn each(names: &[String], mut act: impl FnMut(&str) -> Result<String>) -> Result
     Ok(ExitCode::from(u8::from(failed)))
 }
 
+/// As [`each`], with all of them at the same time; the output is in the order of the names.
+fn each_at_once(names: &[String], act: impl Fn(&str) -> Result<String> + Sync) -> Result<ExitCode> {
+    let results: Vec<Result<String>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = names.iter().map(|name| scope.spawn(|| act(name))).collect();
+        let joined = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        joined.map(|done| done.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked")))).collect()
+    });
+    let mut results = results.into_iter();
+    each(names, |_| results.next().unwrap_or_else(|| bail!("a result is missing")))
+}
+
 /// The exit code of a container or process as this process's own.
 fn exit(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))

@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Brings every container whose supervisor died into a true state: kills what is left, releases networks, removes those
 /// with `--rm`. What fails is in the state of the container, which is dead then.
 pub fn recover(paths: &Paths) -> Result<()> {
+    Container::sweep(paths)?;
     for mut container in Container::every(paths)? {
         let _ = release::recover(&mut container);
     }

@@ -13,7 +13,7 @@ mod lifecycle;
 mod logs;
 mod own;
 pub(crate) mod process;
-mod release;
+pub(crate) mod release;
 mod starter;
 pub mod supervisor;
 pub(crate) mod sys;

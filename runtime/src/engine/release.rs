@@ -66,7 +66,7 @@ fn whole() -> libc::flock {
 }
 
 /// The names of the containers that share this one's network namespace.
-pub fn joiners(container: &Container) -> Vec<String> {
+pub(crate) fn joiners(container: &Container) -> Vec<String> {
     let joiners = Share::new(container.paths.shared()).joiners(container.id()).unwrap_or_default();
     let mut names: Vec<String> = Vec::new();
     for (id, _) in joiners {
@@ -84,6 +84,10 @@ pub fn joiners(container: &Container) -> Vec<String> {
 /// Gives everything back that belongs to a run of the container, and with `--rm`, or when it was removed by force, the
 /// container itself. The caller has the lock. What cannot be taken down makes the container dead, and is tried again later.
 pub fn release(container: &mut Container) -> Result<()> {
+    if goes(container) {
+        // First, so that what follows has room on a full disk.
+        free_layer(container)?;
+    }
     if holds(container) {
         let spec = with_ports(container);
         let mut detached = network::detach(&container.paths, &spec, netns_path(container).as_deref());
@@ -153,6 +157,47 @@ fn remove_run_dir(container: &Container) -> Result<()> {
     Ok(())
 }
 
+/// Removes what the container wrote: its layer and its log.
+fn free_layer(container: &Container) -> Result<()> {
+    let kept = ["spec.json", "state.json", "removed"];
+    for entry in fs::read_dir(container.dir()).into_iter().flatten().flatten() {
+        if !kept.iter().any(|name| entry.file_name() == *name) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the temporary files of writers that were killed. The caller has the lock, so no writer is left.
+fn remove_temporary(container: &Container) {
+    for entry in fs::read_dir(container.dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().contains(".tmp") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Ends a container that a killed `rm -f` marked as removed and left running, and waits until its supervisor has given all
+/// back, unless others share its network. True: nobody has the lock any more, and what is left is the caller's to remove.
+fn finish_removal(container: &Container) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    if !container.is_removed() {
+        return false;
+    }
+    let end = Instant::now() + PATIENCE;
+    while Lock::is_taken(container) && joiners(container).is_empty() && Instant::now() < end {
+        // Each time: one that is just starting has its process later.
+        let current = Container::by_id(&container.paths, container.id());
+        if let Ok(Some(current)) = current
+            && let Some(pidfd) = process::find(&current.state)
+        {
+            process::kill(&pidfd);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    !Lock::is_taken(container)
+}
+
 /// Removes the container's lasting state; its spec and the mark that it is removed go last.
 pub fn erase(container: &Container) -> Result<()> {
     let dir = container.dir();
@@ -168,17 +213,33 @@ pub fn erase(container: &Container) -> Result<()> {
             }
         }
     }
+    // Without its spec it is no container any more, also when this is cut off here (see Container::sweep).
+    for path in &last {
+        remove_tree(path)?;
+    }
     remove_tree(&dir)?;
     let paths = &container.paths;
     remove_if_empty(&[&paths.containers(), &paths.results(), &paths.shared(), &paths.volumes(), &paths.root]);
     Ok(())
 }
 
+/// Removes a container that was marked as removed after its supervisor had looked for the mark, and before it gave up the
+/// lock: who made the mark may have been killed.
+pub fn finish_late_removal(container: &mut Container) {
+    if container.is_removed() {
+        // What fails is tried again by the next command.
+        let _ = recover(container);
+    }
+}
+
 /// Brings a container whose supervisor died into a true state. Does nothing when its supervisor lives, or when all of it is
 /// in order already.
 pub fn recover(container: &mut Container) -> Result<()> {
     let in_question = holds(container) || goes(container) || container.run_dir().exists();
-    if !in_question || Lock::is_taken(container) {
+    if !in_question {
+        return Ok(());
+    }
+    if Lock::is_taken(container) && !finish_removal(container) {
         return Ok(());
     }
     let Some(lock) = Lock::take(container)? else { return Ok(()) };
@@ -186,6 +247,7 @@ pub fn recover(container: &mut Container) -> Result<()> {
     if !container.refresh()? {
         return remove_run_dir(container);
     }
+    remove_temporary(container);
     if holds(container) {
         let mut saved = Ok(());
         if let Some(pidfd) = process::find(&container.state) {

@@ -1,6 +1,7 @@
 //! Which containers are on a network.
 
 use super::Network;
+use crate::engine::release;
 use crate::paths::Paths;
 use crate::spec::NetMode;
 use crate::state::{Container, Status};
@@ -16,6 +17,8 @@ pub fn active(paths: &Paths, network: &Network) -> Result<Vec<Container>> {
         .map(|entry| entry.container_id)
         .collect();
     let is_active = |each: &Container| match each.state.status {
+        // Its network is used by those who joined it, whatever became of itself.
+        _ if names(each, network) && !release::joiners(each).is_empty() => true,
         Status::Running => names(each, network),
         // Its state says "created" until its process runs; the result of its ADD is there before.
         Status::Created => attached.iter().any(|id| id == each.id()),

@@ -143,6 +143,7 @@ fn begin(paths: &Paths, id: &str, client: Option<&UnixStream>, notes: &mut Vec<S
                 return Err(Failure { code, message }.into());
             }
             drop(lock);
+            release::finish_late_removal(&mut container);
             release::release_joined(&container);
             Err(error)
         }

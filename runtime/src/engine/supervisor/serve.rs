@@ -128,6 +128,7 @@ impl Service {
         // A failure is in the container's state; it is dead then.
         let released = release::release(&mut container);
         drop(lock);
+        release::finish_late_removal(&mut container);
         release::release_joined(&container);
         hub.exited(code).await;
         hub.flushed().await;
