@@ -116,7 +116,8 @@ pub fn remain(netlink: &mut Netlink) -> Result<bool> {
 ///
 /// The child inherits this thread alone and no open file: `housekeeping` opens what it needs. A caller that lives on should reap the
 /// child (`waitpid`): its process ID is returned, None when another's child does the work.
-/// Where no process can be made the dead are deleted on the spot.
+/// Where no process can be made the dead are deleted on the spot. A caller that may not change links starts no child: it
+/// would hold the name while others, who may, leave their dead to it.
 pub fn reap_soon(housekeeping: impl FnOnce()) -> Result<Option<u32>> {
     reap_soon_and_close(Vec::new(), housekeeping)
 }
@@ -125,6 +126,9 @@ pub fn reap_soon(housekeeping: impl FnOnce()) -> Result<Option<u32>> {
 /// whatever socket, is out of use everywhere, another 5 to 20 ms ([`crate::firewall::Firewall::handle`]). When another's
 /// child does the work it gets the files.
 pub fn reap_soon_and_close(files: Vec<OwnedFd>, housekeeping: impl FnOnce()) -> Result<Option<u32>> {
+    if remain(&mut Netlink::open()?).is_err_and(|error| error.errno() == Some(libc::EPERM)) {
+        return Ok(None);
+    }
     let lock = match lock() {
         Ok(Lock::Ours(lock)) => lock,
         Ok(Lock::Theirs(reaper)) => {

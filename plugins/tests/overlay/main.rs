@@ -252,6 +252,8 @@ fn a_link_that_cannot_be_removed_keeps_its_address() {
     agent.asked();
     let notes = "find /var/lib/weft/ovl-agent/released -type f 2>/dev/null | wc -l";
     host.about("DEL", &conf, "c1").under(POWERLESS).run().code();
+    // It left no child that holds the reaper's name and can delete nothing.
+    host.sh("! grep weft-reaper /proc/net/unix");
     let stale = with(&conf, json!({"cni.dev/valid-attachments": []}));
     host.call("GC", &stale).under(POWERLESS).run().code();
     let kept = json!({"network": "web", "valid": [["c1", "eth0"]]});
