@@ -10,6 +10,36 @@ use crate::request::{Command, Request};
 use crate::types::AddResult;
 use serde_json::Value;
 
+/// Counts how deep a call is in plugins that execute each other. Not `CNI_…`: those variables are replaced at each call.
+const DEPTH: &str = "WEFT_DELEGATION_DEPTH";
+
+/// How deep it may be: an IPAM plugin that is made of others needs two or three.
+const MAX_DEPTH: u32 = 4;
+
+/// The depth of the delegate of this process.
+///
+/// # Errors
+/// Code 7 for a plugin that would execute itself, or when plugins execute each other in a circle.
+fn depth(request: &Request, kind: &str) -> Result<u32, Error> {
+    if kind == request.conf.kind {
+        return Err(Error::config(
+            "ipam.type",
+            format!("{kind:?}"),
+            "another plugin than the one that executes it",
+        ));
+    }
+    let depth = std::env::var(DEPTH).ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or_default();
+    if depth >= MAX_DEPTH {
+        let why = format!(
+            "cannot execute the plugin {kind:?}: {MAX_DEPTH} plugins have executed each other already"
+        );
+        return Err(
+            Error::new(code::INVALID_CONFIG, why).details("an IPAM plugin must not execute its caller")
+        );
+    }
+    Ok(depth + 1)
+}
+
 fn call(request: &Request, kind: &str, verb: Command) -> Result<Option<Value>, Error> {
     if request.path.is_empty() {
         return Err(Error::environment(
@@ -17,6 +47,7 @@ fn call(request: &Request, kind: &str, verb: Command) -> Result<Option<Value>, E
             format!("required to find the plugin {kind:?}, but not set"),
         ));
     }
+    let depth = depth(request, kind)?;
     let mut env = environment(
         verb,
         &request.container_id,
@@ -28,6 +59,7 @@ fn call(request: &Request, kind: &str, verb: Command) -> Result<Option<Value>, E
     if request.netns_override {
         env.push(("CNI_NETNS_OVERRIDE", "1".into()));
     }
+    env.push((DEPTH, depth.to_string().into()));
     let stdin = Value::Object(request.conf.raw.clone());
     let call = Call {
         kind,

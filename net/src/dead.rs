@@ -34,7 +34,8 @@ const LOCK: &[u8] = b"weft-reaper";
 /// For how long the reaper gathers the dead of others.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// Takes a container's interface out of service: the host's end `host_link` (in the namespace of `host`), if it is there,
+/// Takes a container's interface out of service: the host's end `host_link` (in the namespace of `host`), if it is there
+/// and carries the label `alias` (a link of that name with another label is not ours and stays),
 /// and in the container's namespace, if that is known and still there, the interface `ifname`. Both are left down, in
 /// [`DEAD_GROUP`] and renamed, the host's end out of its bridge, the container's without addresses. What is missing is no
 /// error. Returns true when there is something for [`reap`] to delete.
@@ -46,8 +47,16 @@ const GATHER: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// The host's end is there, and stays in service.
-pub fn detach(host: &mut Netlink, host_link: &str, container: Option<&Netns>, ifname: &str) -> Result<bool> {
-    let Some(near) = host.link(host_link)? else { return Ok(false) };
+pub fn detach(
+    host: &mut Netlink,
+    host_link: &str,
+    alias: &str,
+    container: Option<&Netns>,
+    ifname: &str,
+) -> Result<bool> {
+    let Some(near) = host.link(host_link)?.filter(|link| link.alias.as_deref() == Some(alias)) else {
+        return Ok(false);
+    };
     let Err(refused) = retire(host, &near, container, ifname) else { return Ok(true) };
     let mut batch = Batch::new();
     batch.link_del(near.index).or_missing();

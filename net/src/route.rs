@@ -100,6 +100,8 @@ pub struct Route {
     pub advmss: Option<u32>,
     /// The gateway is on the link, though no address says so.
     pub onlink: bool,
+    /// It has several next hops (ECMP), of which `gw` and `oif` are the first; only ever read.
+    pub multipath: bool,
 }
 
 impl Route {
@@ -118,6 +120,7 @@ impl Route {
             mtu: None,
             advmss: None,
             onlink: false,
+            multipath: false,
         }
     }
 
@@ -162,6 +165,7 @@ impl Route {
                 // Several routers: the first (struct rtnexthop: length, flags, hops, index, attributes).
                 libc::RTA_MULTIPATH => {
                     let length = wire::u16_of(value)?.into();
+                    route.multipath = value.len() > length;
                     route.oif = value.get(4..).and_then(u32_of);
                     let gw = value.get(8..length).and_then(|hop| wire::find(hop, libc::RTA_GATEWAY));
                     route.gw = gw.and_then(ip_of);

@@ -8,6 +8,9 @@ use net::*;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+/// The label of every pair.
+const ALIAS: &str = "weft:n/c/eth0";
+
 struct Pair {
     host: Netlink,
     container: Netns,
@@ -23,11 +26,8 @@ fn pairs(count: u32) -> Vec<Pair> {
         .map(|n| {
             let container = testns::another();
             let name = format!("veth{n}");
-            let veth = Veth {
-                master: Some(br0.index),
-                alias: Some("weft:n/c/eth0"),
-                ..Veth::new(&name, "eth0", &container)
-            };
+            let veth =
+                Veth { master: Some(br0.index), alias: Some(ALIAS), ..Veth::new(&name, "eth0", &container) };
             let eth0 = host.create_veth(&veth).unwrap().peer_index.unwrap();
             let mut inside = Netlink::open_in(&container).unwrap();
             let mut batch = Batch::new();
@@ -51,7 +51,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 fn detached_names_and_addresses_are_free_at_once() {
     testns::in_fresh(|| {
         let mut pair = pairs(1).remove(0);
-        assert!(dead::detach(&mut pair.host, &pair.name, Some(&pair.container), "eth0").unwrap());
+        assert!(dead::detach(&mut pair.host, &pair.name, ALIAS, Some(&pair.container), "eth0").unwrap());
         assert_eq!(pair.host.link(&pair.name).unwrap(), None);
         let dead = pair.host.links_of_group(DEAD_GROUP).unwrap().remove(0);
         assert_eq!((dead.up, dead.master, dead.alias), (false, None, None));
@@ -65,7 +65,7 @@ fn detached_names_and_addresses_are_free_at_once() {
         );
 
         // The same again, while the dead are still about.
-        let again = Veth::new(&pair.name, "eth0", &pair.container);
+        let again = Veth { alias: Some(ALIAS), ..Veth::new(&pair.name, "eth0", &pair.container) };
         let near = pair.host.create_veth(&again).unwrap();
         let mut batch = Batch::new();
         batch.addr_add(near.peer_index.unwrap(), &NewAddr::new("10.1.0.5/16".parse().unwrap()));
@@ -79,8 +79,10 @@ fn detached_names_and_addresses_are_free_at_once() {
         assert_eq!(pair.inside.links_of_group(DEAD_GROUP).unwrap(), []);
         assert!(pair.inside.link("eth0").unwrap().is_some());
         // What is missing is no error, and what is not ours is left alone.
-        assert!(dead::detach(&mut pair.host, &pair.name, None, "eth0").unwrap());
-        assert!(!dead::detach(&mut pair.host, &pair.name, Some(&pair.container), "eth0").unwrap());
+        assert!(!dead::detach(&mut pair.host, &pair.name, "weft:n/other/eth0", None, "eth0").unwrap());
+        assert!(pair.host.link(&pair.name).unwrap().is_some_and(|link| link.up || link.group == 0));
+        assert!(dead::detach(&mut pair.host, &pair.name, ALIAS, None, "eth0").unwrap());
+        assert!(!dead::detach(&mut pair.host, &pair.name, ALIAS, Some(&pair.container), "eth0").unwrap());
         assert!(pair.inside.link("eth0").unwrap().is_some());
         dead::reap(&mut pair.host).unwrap();
     });
@@ -98,7 +100,9 @@ fn a_detach_is_far_below_the_kernels_wait() {
         let (slow, fast) = pairs.split_at_mut(20);
         let plain = median(slow.iter_mut().map(|p| time(&mut || p.host.delete(&*p.name).unwrap())).collect());
         let detach = |p: &mut Pair| {
-            time(&mut || assert!(dead::detach(&mut p.host, &p.name, Some(&p.container), "eth0").unwrap()))
+            time(&mut || {
+                assert!(dead::detach(&mut p.host, &p.name, ALIAS, Some(&p.container), "eth0").unwrap())
+            })
         };
         let detached = median(fast.iter_mut().map(detach).collect());
         let reaped = time(&mut || dead::reap(&mut Netlink::open().unwrap()).unwrap());
@@ -116,7 +120,7 @@ fn one_child_deletes_what_many_leave_and_holds_nothing_open() {
         let mark = tempfile::NamedTempFile::new().unwrap();
         let mut children = Vec::new();
         for pair in &mut pairs {
-            assert!(dead::detach(&mut pair.host, &pair.name, Some(&pair.container), "eth0").unwrap());
+            assert!(dead::detach(&mut pair.host, &pair.name, ALIAS, Some(&pair.container), "eth0").unwrap());
             let start = Instant::now();
             children.extend(dead::reap_soon(|| std::fs::write(mark.path(), "kept house").unwrap()).unwrap());
             if children.len() == 1 {
@@ -152,7 +156,7 @@ fn a_stranger_on_the_lock_does_not_stop_the_deletion() {
         let squatter = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
         bind(squatter.as_raw_fd(), &UnixAddr::new_abstract(b"weft-reaper").unwrap()).unwrap();
         let mut pair = pairs(1).remove(0);
-        assert!(dead::detach(&mut pair.host, &pair.name, Some(&pair.container), "eth0").unwrap());
+        assert!(dead::detach(&mut pair.host, &pair.name, ALIAS, Some(&pair.container), "eth0").unwrap());
         assert_eq!(dead::reap_soon(|| ()).unwrap(), None);
         assert_eq!(pair.host.links_of_group(DEAD_GROUP).unwrap(), []);
     });

@@ -1,7 +1,7 @@
 //! A container's interface: a veth pair in one exchange with the kernel, then everything inside the container in another;
 //! and its removal.
 
-use crate::errors::{Coded, EXISTS, Failures};
+use crate::errors::{Coded, EXISTS, Failures, mismatch};
 use crate::firewall;
 use cni::Error;
 use cni::request::Request;
@@ -72,6 +72,43 @@ pub fn open_container(netns: &Netns, ifname: &str) -> Result<Netlink, Error> {
     Ok(netlink)
 }
 
+/// Fails when the name of the host's end is in use by a link that is not this attachment's: two attachments can have the
+/// same name by a collision of hashes. Nothing has been changed yet.
+///
+/// # Errors
+/// Code 103, naming the link and its label.
+pub fn check_name(host: &mut Netlink, owner: &Owner) -> Result<(), Error> {
+    let name = owner.host_veth();
+    match host.link(&name).coded()? {
+        Some(link) if link.alias.as_deref() != Some(&owner.alias()) => Err(name_in_use(&link)),
+        _ => Ok(()),
+    }
+}
+
+fn name_in_use(link: &Link) -> Error {
+    let label = link.alias.as_deref().map_or("without a label".into(), |alias| format!("labelled {alias:?}"));
+    Error::new(EXISTS, format!("the host has another link {} already, {label}", link.name))
+        .details("the name follows from network, container ID and interface; use another container ID")
+}
+
+/// The attachment's link on the host, for CHECK.
+///
+/// # Errors
+/// Code 105 when there is none, or one with another label.
+pub fn need_host_link(host: &mut Netlink, owner: &Owner) -> Result<Link, Error> {
+    let name = owner.host_veth();
+    let missing = || mismatch(format!("the host's link {name} does not exist"));
+    let link = host.link(&name).coded()?.ok_or_else(missing)?;
+    if link.alias.as_deref() != Some(&owner.alias()) {
+        let alias = link.alias.unwrap_or_default();
+        return Err(mismatch(format!(
+            "the host's link {name} has the label {alias:?}, not {:?}",
+            owner.alias()
+        )));
+    }
+    Ok(link)
+}
+
 /// Makes the pair: the host's end up and in its bridge, the container's end down.
 pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted<'_>) -> Result<Pair, Error> {
     let name = wanted.owner.host_veth();
@@ -90,7 +127,8 @@ pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted
     let far = match netlink.create_veth_towards(&veth, container) {
         // The container has no such interface, so what has our name is left of an attachment that died half-way.
         Err(error) if error.is_existing() => {
-            dead::detach(netlink, &name, None, "").coded()?;
+            check_name(netlink, wanted.owner)?;
+            dead::detach(netlink, &name, &alias, None, "").coded()?;
             netlink.create_veth_towards(&veth, container)
         }
         made => made,
@@ -153,8 +191,13 @@ pub fn configure(
         batch.neigh_replace(index, ip, mac);
     }
     for route in settings.routes {
-        // The route to an address's own subnet comes with the address; asking for it again is no error.
-        batch.route_add(&kernel_route(index, route)).or_existing();
+        let kernel = kernel_route(index, route);
+        match route.gw {
+            // Beside the same route by another interface, as a second network's default route: each stays as long as its own.
+            Some(_) => batch.route_append(&kernel).or_existing(),
+            // The route to an address's own subnet comes with the address; asking for it again is no error.
+            None => batch.route_add(&kernel).or_existing(),
+        };
     }
     if settings.at_once {
         batch.lookup(ifname);
@@ -204,7 +247,7 @@ pub fn kernel_route(index: u32, route: &RouteConf) -> Route {
 /// Takes the veth of an attachment out of service, if it exists, and has it deleted.
 pub fn remove(owner: &Owner, netns: &Netns) -> Result<(), Error> {
     let mut netlink = Netlink::open().coded()?;
-    if dead::detach(&mut netlink, &owner.host_veth(), Some(netns), &owner.ifname).coded()? {
+    if dead::detach(&mut netlink, &owner.host_veth(), &owner.alias(), Some(netns), &owner.ifname).coded()? {
         firewall::finish(None)?;
     }
     Ok(())
@@ -217,10 +260,11 @@ pub fn sweep(host: &mut Netlink, links: &[Link], request: &Request, failures: &m
     let valid = firewall::valid(request);
     let mut swept = Vec::new();
     for link in links {
-        let Some(owner) = link.alias.as_deref().and_then(Owner::parse_alias) else { continue };
+        let Some(alias) = link.alias.as_deref() else { continue };
+        let Some(owner) = Owner::parse_alias(alias) else { continue };
         if link.group != DEAD_GROUP && owner.network == network && !valid(&owner.container, &owner.ifname) {
             eprintln!("network {}: link {} of {} removed", request.conf.name, link.name, owner.tag());
-            failures.note(dead::detach(host, &link.name, None, &owner.ifname).coded().map(drop));
+            failures.note(dead::detach(host, &link.name, alias, None, &owner.ifname).coded().map(drop));
             swept.push(owner);
         }
     }

@@ -57,6 +57,16 @@ pub fn has_routes(container: &mut Netlink, wanted: &[cni::types::Route]) -> Resu
 
 fn same(told: &cni::types::Route, has: &Route) -> bool {
     let table = told.table.is_none_or(|table| table == 0 || has.table == Some(table));
+    // 0 is unset for these.
+    let number = |told: Option<u32>, has: Option<u32>| told.is_none_or(|told| told == 0 || has == Some(told));
+    let metrics =
+        number(told.mtu, has.mtu) && number(told.advmss, has.advmss) && number(told.priority, has.priority);
+    // IPv6 routes have no scope.
+    let scope = told.dst.is_ipv6() || told.scope.is_none_or(|scope| has.scope.unwrap_or(0) == scope);
     // A route to an address's own subnet is the kernel's, without a next hop.
-    told.dst == has.dst && table && (has.gw == told.gw || has.gw.is_none())
+    told.dst == has.dst
+        && table
+        && metrics
+        && scope
+        && (has.gw == told.gw || has.gw.is_none() || has.multipath)
 }

@@ -8,6 +8,45 @@ use cni::{Error, delegate};
 /// The arguments that Weft's IPAM plugins know, and those of the plugins that call them.
 const KNOWN_ARGS: [&str; 3] = ["IP", "GATEWAY", "MAC"];
 
+/// Plugins of Weft and of the reference that give no addresses. Executed as an IPAM plugin they would make interfaces, and one
+/// that executes its IPAM in turn would execute itself without end.
+const NOT_IPAM: [&str; 20] = [
+    "bandwidth",
+    "bridge",
+    "container",
+    "dummy",
+    "firewall",
+    "flannel",
+    "host",
+    "host-device",
+    "ipvlan",
+    "loopback",
+    "macvlan",
+    "multus",
+    "none",
+    "overlay",
+    "portmap",
+    "ptp",
+    "sbr",
+    "tap",
+    "tuning",
+    "vlan",
+];
+
+/// The type of a foreign IPAM plugin, checked.
+///
+/// # Errors
+/// Code 7 for what is no file name, and for a plugin that gives no addresses.
+fn foreign(request: &Request) -> Result<&str, Error> {
+    let kind = request.conf.ipam_kind().unwrap_or_default();
+    cni::validate::kind(kind)?;
+    if NOT_IPAM.contains(&kind) || kind == request.conf.kind {
+        let expected = "an IPAM plugin, as \"host-local\", \"static\" or \"dhcp\"";
+        return Err(Error::config("ipam.type", format!("{kind:?}"), expected));
+    }
+    Ok(kind)
+}
+
 /// The IPAM that a configuration asks for, its part of the configuration checked.
 pub enum Ipam<'r> {
     /// None: layer 2 alone.
@@ -48,10 +87,7 @@ impl<'r> Ipam<'r> {
                 request.args.only(&KNOWN_ARGS)?;
                 Ipam::Static(static_ipam::Conf::of(request)?)
             }
-            kind => {
-                cni::validate::kind(kind)?;
-                Ipam::Foreign(kind)
-            }
+            _ => Ipam::Foreign(foreign(request)?),
         })
     }
 
@@ -102,7 +138,14 @@ pub fn del(request: &Request) -> Result<(), Error> {
     match request.conf.ipam_kind() {
         None | Some("static") => Ok(()),
         Some("host-local") => hostlocal::del(request),
-        Some(kind) => delegate::del(&forwarded(request), kind),
+        Some(_) => match foreign(request) {
+            Ok(kind) => delegate::del(&forwarded(request), kind),
+            Err(error) => {
+                // No ADD ever got an address by it, so there is none to release.
+                eprintln!("DEL goes on without the IPAM plugin: {error}");
+                Ok(())
+            }
+        },
     }
 }
 
@@ -111,6 +154,6 @@ pub fn gc(request: &Request) -> Result<(), Error> {
     match request.conf.ipam_kind() {
         None | Some("static") => Ok(()),
         Some("host-local") => hostlocal::gc(request),
-        Some(kind) => delegate::gc(request, kind),
+        Some(_) => delegate::gc(request, foreign(request)?),
     }
 }

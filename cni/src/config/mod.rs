@@ -189,5 +189,10 @@ fn args_cni(raw: &Map<String, Value>) -> Result<Map<String, Value>, Error> {
 fn valid_attachments(raw: &Map<String, Value>) -> Result<Option<Vec<ValidAttachment>>, Error> {
     let key =
         if present(raw, VALID_ATTACHMENTS).is_some() { VALID_ATTACHMENTS } else { VALID_ATTACHMENTS_OLD };
-    get(raw, key)
+    let listed = get(raw, key)?;
+    // Go prints an empty list that was never made as null (libcni's GC with no attachments); only an absent key is none.
+    let is_null = || {
+        [VALID_ATTACHMENTS, VALID_ATTACHMENTS_OLD].iter().any(|key| raw.get(*key).is_some_and(Value::is_null))
+    };
+    Ok(listed.or_else(|| is_null().then(Vec::new)))
 }

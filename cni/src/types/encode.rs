@@ -50,17 +50,16 @@ fn ip(from: &IpConfig, version: Version) -> Value {
     to.into()
 }
 
-fn route(from: &Route, version: Version) -> Value {
+fn route(from: &Route) -> Value {
     let mut to = Object::new();
     to.insert("dst".into(), from.dst.to_string().into());
     put(&mut to, "gw", from.gw.map(|gw| gw.to_string()));
-    if version >= Version::V1_1_0 {
-        put(&mut to, "mtu", set(from.mtu));
-        put(&mut to, "advmss", set(from.advmss));
-        put(&mut to, "priority", set(from.priority));
-        put(&mut to, "table", from.table);
-        put(&mut to, "scope", from.scope);
-    }
+    // The specification has these since 1.1.0; the reference prints and reads them in every version.
+    put(&mut to, "mtu", set(from.mtu));
+    put(&mut to, "advmss", set(from.advmss));
+    put(&mut to, "priority", set(from.priority));
+    put(&mut to, "table", from.table);
+    put(&mut to, "scope", from.scope);
     to.into()
 }
 
@@ -78,13 +77,13 @@ impl Dns {
 
 impl AddResult {
     /// `ip4` or `ip6` of the versions below 0.3.0: the first address of the family, and its routes.
-    fn family(&self, ipv4: bool, version: Version) -> Option<Value> {
+    fn family(&self, ipv4: bool) -> Option<Value> {
         let first = self.ips.iter().find(|ip| ip.address.is_ipv4() == ipv4)?;
         let mut to = Object::new();
         to.insert("ip".into(), first.address.to_string().into());
         put(&mut to, "gateway", first.gateway.map(|gateway| gateway.to_string()));
         let routes = self.routes.iter().filter(|route| route.dst.is_ipv4() == ipv4);
-        put_list(&mut to, "routes", routes.map(|each| route(each, version)).collect());
+        put_list(&mut to, "routes", routes.map(route).collect());
         Some(to.into())
     }
 
@@ -112,8 +111,8 @@ impl AddResult {
         let mut to = Object::new();
         to.insert("cniVersion".into(), version.as_str().into());
         if version < Version::V0_3_0 {
-            put(&mut to, "ip4", self.family(true, version));
-            put(&mut to, "ip6", self.family(false, version));
+            put(&mut to, "ip4", self.family(true));
+            put(&mut to, "ip6", self.family(false));
         } else {
             put_list(
                 &mut to,
@@ -121,7 +120,7 @@ impl AddResult {
                 self.interfaces.iter().map(|each| interface(each, version)).collect(),
             );
             put_list(&mut to, "ips", self.ips.iter().map(|each| ip(each, version)).collect());
-            put_list(&mut to, "routes", self.routes.iter().map(|each| route(each, version)).collect());
+            put_list(&mut to, "routes", self.routes.iter().map(route).collect());
         }
         if version < Version::V1_0_0 || !self.dns.is_empty() {
             to.insert("dns".into(), self.dns.to_json());

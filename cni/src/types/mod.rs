@@ -37,6 +37,7 @@ pub struct IpConfig {
 
 /// A route that the container was given.
 ///
+/// The specification has `mtu` to `scope` since 1.1.0; like the reference, every version prints them.
 /// For `table` and `scope`, 0 differs from unset; for the others 0 means unset and is read as such.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
@@ -44,15 +45,15 @@ pub struct Route {
     pub dst: IpNetwork,
     /// The next hop; unset, a plugin takes the gateway of the first address of this family.
     pub gw: Option<IpAddr>,
-    /// The path's MTU in bytes (since 1.1.0).
+    /// The path's MTU in bytes.
     pub mtu: Option<u32>,
-    /// The TCP maximum segment size that is announced, in bytes (since 1.1.0).
+    /// The TCP maximum segment size that is announced, in bytes.
     pub advmss: Option<u32>,
-    /// The metric; lower wins (since 1.1.0).
+    /// The metric; lower wins.
     pub priority: Option<u32>,
-    /// The routing table (since 1.1.0).
+    /// The routing table.
     pub table: Option<u32>,
-    /// The scope, as rtnetlink(7) numbers it: 0 universe, 253 link, 254 host (since 1.1.0).
+    /// The scope, as rtnetlink(7) numbers it: 0 universe, 253 link, 254 host.
     pub scope: Option<u8>,
 }
 

@@ -38,13 +38,21 @@ fn the_well_known_keys_are_read() {
 fn null_is_as_absent_everywhere() {
     let conf = NetConf::from_value(json!({
         "cniVersion": null, "name": "net", "type": null, "ipam": null, "dns": null, "runtimeConfig": null, "args": null,
-        "prevResult": null, "cni.dev/valid-attachments": null, "mtu": null, "isGateway": null,
+        "prevResult": null, "mtu": null, "isGateway": null,
     }))
     .unwrap();
     assert_eq!(conf.version, Version::V0_1_0);
     assert!(conf.ipam.is_none() && conf.prev_result.is_none() && conf.valid_attachments.is_none());
     assert_eq!(conf.parse::<Own>().unwrap(), Own { bridge: None, is_gateway: false, mtu: None });
     assert_eq!(conf.require_prev_result().unwrap_err().code, 7);
+}
+
+#[test]
+fn null_list_of_valid_attachments_is_empty() {
+    for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+        let conf = NetConf::from_value(json!({"name": "n", key: null})).unwrap();
+        assert_eq!(conf.valid_attachments, Some(Vec::new()), "{key}");
+    }
 }
 
 #[test]

@@ -84,9 +84,6 @@ fn sayable(mut result: AddResult, version: Version) -> Option<AddResult> {
         for interface in &mut result.interfaces {
             (interface.mtu, interface.socket_path, interface.pci_id) = (None, None, None);
         }
-        for route in &mut result.routes {
-            *route = Route::new(route.dst, route.gw);
-        }
     }
     if version < Version::V0_3_0 {
         let mut families = Vec::new();

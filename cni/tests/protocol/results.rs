@@ -82,7 +82,7 @@ fn a_1_0_0_result_leaves_out_what_1_1_0_added() {
             r#"{"name":"eth0","mac":"02:00:00:00:00:02","sandbox":"/run/netns/c"}],"#,
             r#""ips":[{"interface":1,"address":"10.1.2.3/24","gateway":"10.1.2.1"},"#,
             r#"{"interface":1,"address":"10.9.9.9/16"},{"interface":1,"address":"fd00::2/64"}],"#,
-            r#""routes":[{"dst":"0.0.0.0/0","gw":"10.1.2.1"},{"dst":"::/0","gw":"fd00::1"},{"dst":"10.8.0.0/16"}],"#,
+            r#""routes":[{"dst":"0.0.0.0/0","gw":"10.1.2.1","mtu":1400,"advmss":1360,"priority":10,"table":0,"scope":0},{"dst":"::/0","gw":"fd00::1"},{"dst":"10.8.0.0/16"}],"#,
             r#""dns":{"nameservers":["10.1.2.1"],"domain":"a.example","search":["b.example"],"options":["ndots:2"]}}"#
         )
     );
@@ -96,7 +96,7 @@ fn results_from_0_3_0_to_0_4_0_name_the_version_of_each_address() {
             r#"{"name":"eth0","mac":"02:00:00:00:00:02","sandbox":"/run/netns/c"}],"#,
             r#""ips":[{"version":"4","interface":1,"address":"10.1.2.3/24","gateway":"10.1.2.1"},"#,
             r#"{"version":"4","interface":1,"address":"10.9.9.9/16"},{"version":"6","interface":1,"address":"fd00::2/64"}],"#,
-            r#""routes":[{"dst":"0.0.0.0/0","gw":"10.1.2.1"},{"dst":"::/0","gw":"fd00::1"},{"dst":"10.8.0.0/16"}],"#,
+            r#""routes":[{"dst":"0.0.0.0/0","gw":"10.1.2.1","mtu":1400,"advmss":1360,"priority":10,"table":0,"scope":0},{"dst":"::/0","gw":"fd00::1"},{"dst":"10.8.0.0/16"}],"#,
             r#""dns":{"nameservers":["10.1.2.1"],"domain":"a.example","search":["b.example"],"options":["ndots:2"]}}"#
         );
         assert_eq!(print(&full(), version.parse().unwrap()), expected.replace("VERSION", version));
@@ -108,7 +108,7 @@ fn results_below_0_3_0_have_the_first_address_of_each_family_with_its_routes() {
     for version in ["0.1.0", "0.2.0"] {
         let expected = concat!(
             r#"{"cniVersion":"VERSION","#,
-            r#""ip4":{"ip":"10.1.2.3/24","gateway":"10.1.2.1","routes":[{"dst":"0.0.0.0/0","gw":"10.1.2.1"},{"dst":"10.8.0.0/16"}]},"#,
+            r#""ip4":{"ip":"10.1.2.3/24","gateway":"10.1.2.1","routes":[{"dst":"0.0.0.0/0","gw":"10.1.2.1","mtu":1400,"advmss":1360,"priority":10,"table":0,"scope":0},{"dst":"10.8.0.0/16"}]},"#,
             r#""ip6":{"ip":"fd00::2/64","routes":[{"dst":"::/0","gw":"fd00::1"}]},"#,
             r#""dns":{"nameservers":["10.1.2.1"],"domain":"a.example","search":["b.example"],"options":["ndots:2"]}}"#
         );

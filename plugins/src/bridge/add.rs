@@ -34,6 +34,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let mut rollback = Rollback::new();
     let mut host = Netlink::open().coded()?;
     let mut container = attach::open_container(&netns, &request.ifname)?;
+    attach::check_name(&mut host, &owner)?;
     // From now on nobody removes the bridge.
     let lock = BridgeLock::shared()?;
     let found = link::inspect(&mut host, &conf)?;

@@ -2,11 +2,11 @@
 
 use super::conf::Conf;
 use super::result::kernel_routes;
-use crate::check;
 use crate::errors::{Coded, mismatch};
 use crate::firewall::owner;
 use crate::ipam_client::Ipam;
 use crate::netns;
+use crate::{attach, check};
 use cni::Error;
 use cni::request::Request;
 use cni::types::AddResult;
@@ -30,8 +30,7 @@ pub fn check(request: &Request) -> Result<(), Error> {
     if bridge.bridge.is_none() {
         return Err(mismatch(format!("{} is no bridge", conf.bridge)));
     }
-    let veth = owner.host_veth();
-    let veth = host.link(&veth).coded()?.ok_or_else(|| missing(&format!("the host's link {veth}")))?;
+    let veth = attach::need_host_link(&mut host, &owner)?;
     if veth.master != Some(bridge.index) {
         return Err(mismatch(format!("{} is not a port of bridge {}", veth.name, bridge.name)));
     }

@@ -19,6 +19,7 @@ use cni::request::Request;
 use cni::types::AddResult;
 use conf::Conf;
 use net::firewall::{Firewall, What, nft::Nftables};
+use net::names::ALIAS_PREFIX;
 use net::{Netlink, Netns, Owner, dead};
 
 /// The plugin.
@@ -91,14 +92,21 @@ impl Plugin for Bridge {
 /// Takes the container's link out of service.
 fn detach(owner: &Owner, netns: Option<&Netns>) -> Result<(), Error> {
     let mut host = Netlink::open().coded()?;
-    if dead::detach(&mut host, &owner.host_veth(), netns, &owner.ifname).coded()? {
+    if dead::detach(&mut host, &owner.host_veth(), &owner.alias(), netns, &owner.ifname).coded()? {
         return Ok(());
     }
     // The reference plugins give the host's end a random name. What they made is found from its other end.
     let Some(netns) = netns else { return Ok(()) };
     let mut container = Netlink::open_in(netns).coded()?;
     match container.link(&owner.ifname).coded()? {
-        Some(link) if link.kind.as_deref() == Some("veth") => container.delete(link.index).coded(),
+        Some(link) if link.kind.as_deref() == Some("veth") => {
+            // An interface of another attachment, as after an ADD that failed because of it, stays.
+            let far = link.peer_index.map(|index| host.link_at(index)).transpose().coded()?.flatten();
+            let far = far.filter(|far| far.peer_index == Some(link.index));
+            let labelled =
+                |far: &net::Link| far.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS_PREFIX));
+            if far.as_ref().is_some_and(labelled) { Ok(()) } else { container.delete(link.index).coded() }
+        }
         _ => Ok(()),
     }
 }

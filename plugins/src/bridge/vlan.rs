@@ -2,7 +2,7 @@
 
 use super::conf::Conf;
 use crate::attach::random_mac;
-use crate::errors::Coded;
+use crate::errors::{Coded, EXISTS};
 use cni::Error;
 use net::names::BRIDGE_ALIAS;
 use net::{Batch, Family, Link, LinkSet, Netlink, Netns, Owner, Veth, Vlans, sysctl};
@@ -34,7 +34,7 @@ pub fn gateway_link(netlink: &mut Netlink, conf: &Conf, bridge: &Link) -> Result
     let Some(vlan) = conf.vlan.filter(|_| conf.is_gateway) else { return Ok(bridge.clone()) };
     let name = leg(&conf.bridge, vlan);
     if let Some(link) = netlink.link(&name).coded()? {
-        return Ok(link);
+        return leads_to(netlink, link, bridge);
     }
     let here = Netns::current().coded()?;
     let port = Owner::new("bridge", &*conf.bridge, vlan.to_string()).host_veth();
@@ -56,6 +56,22 @@ pub fn gateway_link(netlink: &mut Netlink, conf: &Conf, bridge: &Link) -> Result
     netlink.set(link.index, &LinkSet { up: Some(true), ..LinkSet::default() }).coded()?;
     sysctl::set_if_there(&sysctl::conf(Family::V6, &name, "accept_ra"), "0").coded()?;
     Ok(link)
+}
+
+/// The link, if it is a host's leg in the bridge: one that Weft made, or, as the reference makes them, a veth whose other end
+/// is a port of the bridge.
+fn leads_to(netlink: &mut Netlink, link: Link, bridge: &Link) -> Result<Link, Error> {
+    let port = link.peer_index.map(|index| netlink.link_at(index)).transpose().coded()?.flatten();
+    let is_port =
+        port.is_some_and(|port| port.peer_index == Some(link.index) && port.master == Some(bridge.index));
+    if link.kind.as_deref() == Some("veth") && is_port {
+        return Ok(link);
+    }
+    let msg = format!(
+        "the host has another link {} already, which is no veth with a port in {}",
+        link.name, bridge.name
+    );
+    Err(Error::new(EXISTS, msg))
 }
 
 /// The name of the host's leg in a VLAN.

@@ -6,7 +6,7 @@ use crate::errors::Coded;
 use crate::place;
 use cni::Error;
 use cni::config::{get, present};
-use cni::request::Request;
+use cni::request::{Command, Request};
 use cni::types::{Dns, Route};
 use ipam::{Range, RangeSet};
 use serde::Deserialize;
@@ -151,7 +151,8 @@ fn all_sets(request: &Request, ipam: &Map<String, Value>) -> Result<Vec<RangeSet
         all.push(RangeSet::new(vec![legacy.read("ipam")?]).coded()?);
     }
     all.extend(sets("ipam.ranges", get(ipam, "ranges")?.unwrap_or_default())?);
-    if all.is_empty() {
+    // Runtimes send no runtimeConfig with STATUS, so ranges that come by capability are not known then.
+    if all.is_empty() && request.command != Command::Status {
         return Err(Error::config(
             "ipam.ranges",
             "empty",

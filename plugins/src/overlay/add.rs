@@ -28,6 +28,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let mut container = attach::open_container(&netns, &request.ifname)?;
     let mut firewall = (conf.masquerade != Some(false)).then(|| conf.backend.open()).transpose()?;
 
+    attach::check_name(&mut host, &owner)?;
     let granted = ask(request, &conf, &owner.host_veth())?;
     rollback.on_failure("the addresses", || undo_grant(&conf, &owner, &detach(&conf, request)));
     notes::forget(&conf, &detach(&conf, request))?;

@@ -2,10 +2,10 @@
 
 use super::conf::Conf;
 use super::plan::{host_net, next_hop, router6};
-use crate::check;
 use crate::errors::{Coded, mismatch};
 use crate::firewall::owner;
 use crate::netns;
+use crate::{attach, check};
 use cni::Error;
 use cni::request::Request;
 use cni::types::AddResult;
@@ -27,8 +27,7 @@ pub fn check(request: &Request) -> Result<(), Error> {
 
     let mut host = Netlink::open().coded()?;
     let missing = |what: &str| mismatch(format!("{what} does not exist"));
-    let veth = owner.host_veth();
-    let veth = host.link(&veth).coded()?.ok_or_else(|| missing(&format!("the host's link {veth}")))?;
+    let veth = attach::need_host_link(&mut host, &owner)?;
     if vni_of_group(veth.group).is_none() {
         let why = format!("{} is in group {:#x}, which is no overlay network's", veth.name, veth.group);
         return Err(mismatch(why));

@@ -96,7 +96,7 @@ fn detach(conf: &Conf, request: &Request) -> Detach {
 
 fn remove_link(owner: &Owner, netns: Option<&Netns>) -> Result<(), Error> {
     let mut host = Netlink::open().coded()?;
-    dead::detach(&mut host, &owner.host_veth(), netns, &owner.ifname).coded().map(drop)
+    dead::detach(&mut host, &owner.host_veth(), &owner.alias(), netns, &owner.ifname).coded().map(drop)
 }
 
 /// The links of these attachments that are still in service: their addresses are not to be given to others.
@@ -109,7 +109,8 @@ fn in_service(host: &mut Netlink, owners: &[Owner]) -> Result<Vec<Owner>, Error>
 
 /// Undoes what the agent granted to an ADD that failed, unless the link could not be undone.
 fn undo_grant(conf: &Conf, owner: &Owner, detach: &Detach) -> Result<(), Error> {
-    if Netlink::open().and_then(|mut host| host.link(&owner.host_veth())).coded()?.is_some() {
+    let link = Netlink::open().and_then(|mut host| host.link(&owner.host_veth())).coded()?;
+    if link.is_some_and(|link| link.alias.as_deref() == Some(&owner.alias())) {
         let message = "the link is still there, and keeps its addresses until a DEL removes it";
         return Err(Error::new(code::IO, message));
     }
