@@ -170,6 +170,68 @@ fn iptables_does_the_same() {
     assert!(!published.host.sh("iptables-save -t nat").contains("8080"));
 }
 
+/// A service on the host's loopback is closed to the containers of a bridge, also when its last port went.
+fn loopback_stays_closed(bridge_is_foreign: bool, backend: &str, masquerades: bool) {
+    let host = Host::new();
+    if bridge_is_foreign {
+        host.sh("ip link add br0 type bridge && ip link set br0 up");
+    }
+    let web = with(&bridge("web", "10.5.0.0/24"), json!({"ipMasq": masquerades}));
+    let mut maps = Vec::new();
+    for (at, id) in ["c1", "c2"].into_iter().enumerate() {
+        host.netns(id);
+        let result = host.about("ADD", &web, id).run().ok();
+        let ports = tcp(8080 + at as u16, 80);
+        maps.push(with(&with(&portmap(ports), json!({"backend": backend})), json!({"prevResult": result})));
+        host.about("ADD", &maps[at], id).run().ok();
+    }
+    host.sh(
+        "ip netns exec c2 sh -c 'ip route add 127.0.0.0/8 via 10.5.0.1 table 7 && ip rule add to 127.0.0.1 pref 0 table 7 && \
+         ip rule del pref 0 lookup local && echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet'",
+    );
+    // Ahead of every rule of Weft's, so that a lost packet is a dropped one.
+    let count = "nft 'add table ip count; add chain ip count in { type filter hook prerouting priority -400; }; \
+                 add chain ip count up { type filter hook input priority 400; }; \
+                 add rule ip count in iifname br0 ip daddr 127.0.0.1 counter; \
+                 add rule ip count up iifname br0 ip daddr 127.0.0.1 counter'";
+    host.sh(count);
+    for (at, id) in ["c1", "c2"].into_iter().enumerate() {
+        host.about("DEL", &maps[at], id).run().ok();
+        host.try_sh("ip netns exec c2 ping -qc1 -W1 -I 10.5.0.3 127.0.0.1");
+        let counters = host.sh("nft list table ip count | grep -o 'packets [0-9]*'");
+        let [sent, received] = counters.lines().collect::<Vec<_>>()[..] else { panic!("{counters}") };
+        assert_ne!(sent, "packets 0", "no packet reached the host's filter");
+        assert_eq!(received, "packets 0", "after DEL of {id}");
+    }
+    host.eventually("test $(cat /proc/sys/net/ipv4/conf/br0/route_localnet) = 0");
+    host.sh("nft delete table ip count");
+    if !masquerades {
+        host.eventually("! nft list table inet weft 2>/dev/null");
+        let rules = host.sh("nft list ruleset; iptables-save");
+        assert!(!rules.to_lowercase().contains("weft"), "{rules}");
+    }
+}
+
+#[test]
+fn loopback_after_last_port_stays_closed() {
+    loopback_stays_closed(false, "nftables", false);
+}
+
+#[test]
+fn loopback_of_foreign_bridge_stays_closed() {
+    loopback_stays_closed(true, "nftables", false);
+}
+
+#[test]
+fn loopback_with_masquerade_stays_closed() {
+    loopback_stays_closed(true, "nftables", true);
+}
+
+#[test]
+fn loopback_under_iptables_stays_closed() {
+    loopback_stays_closed(true, "iptables", false);
+}
+
 #[test]
 fn conditions_choose_iptables_by_themselves() {
     let conditions = json!({"conditionsV4": ["!", "-s", "192.0.2.2"], "conditionsV6": []});

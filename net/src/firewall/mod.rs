@@ -6,6 +6,7 @@
 
 pub mod forward;
 pub mod ipt;
+mod localnet;
 pub mod nft;
 pub mod overlay;
 #[cfg(test)]
@@ -102,6 +103,9 @@ pub struct PublishOptions {
     pub conditions_v4: Vec<String>,
     /// The same for IPv6.
     pub conditions_v6: Vec<String>,
+    /// The link for which the caller sets `route_localnet` because of these ports. It is recorded with the rules, and
+    /// [`Firewall::tidy`] clears the setting when no port is published any more.
+    pub localnet: Option<String>,
 }
 
 impl Default for PublishOptions {
@@ -113,6 +117,7 @@ impl Default for PublishOptions {
             external_set_mark_chain: None,
             conditions_v4: Vec::new(),
             conditions_v6: Vec::new(),
+            localnet: None,
         }
     }
 }

@@ -92,6 +92,7 @@ impl Conf {
             external_set_mark_chain: chain,
             conditions_v4: keys.conditions_v4.unwrap_or_default(),
             conditions_v6: keys.conditions_v6.unwrap_or_default(),
+            localnet: None,
         };
         // These are words of iptables; only it can be asked to apply them.
         let wants_iptables = options.external_set_mark_chain.is_some()

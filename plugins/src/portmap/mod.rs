@@ -12,6 +12,7 @@ use cni::request::Request;
 use cni::types::AddResult;
 use cni::{Error, code};
 use conf::{Conf, container_addresses, usable};
+use local::Localnet;
 use net::conntrack::{self, UdpFlow};
 use net::firewall::{PortMapping, Protocol, What};
 
@@ -63,11 +64,21 @@ impl Plugin for Portmap {
         }
         let owner = owner(request);
         let mut firewall = conf.backend.open()?;
-        firewall.publish(&owner, &addresses, &ports, &conf.options).coded()?;
+        let link = if conf.options.snat { Localnet::towards(&addresses)? } else { None };
+        let mut options = conf.options.clone();
+        options.localnet = link.as_ref().and_then(Localnet::to_record);
+        firewall.publish(&owner, &addresses, &ports, &options).coded()?;
         let mut rollback = Rollback::new();
         rollback.on_failure("the published ports", || conf.backend.open()?.unpublish(&owner, &ports).coded());
-        if conf.options.snat {
-            local::allow(&addresses)?;
+        if let Some(link) = link {
+            // A DEL of the last port may have cleared it since the first look.
+            if options.localnet.is_none() {
+                options.localnet = link.to_record();
+                if options.localnet.is_some() {
+                    firewall.publish(&owner, &addresses, &ports, &options).coded()?;
+                }
+            }
+            link.allow()?;
         }
         forget_udp(&ports)?;
         firewall::release(firewall.as_ref());

@@ -1,7 +1,9 @@
 //! The chains of our own, and the jumps to them from the built-in chains.
 
 use super::command::{Command, Listing};
+use super::rules::{tag_of, value_of};
 use crate::Result;
+use crate::firewall::{localnet, nft};
 
 /// A chain of Weft's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,9 +61,10 @@ impl Chain {
         }
     }
 
-    /// Guards come before what others accept; everything else behind what others have to say.
+    /// Guards come before what others accept, and the hairpin before a masquerade of others (the reference's ipMasq)
+    /// that accepts the packet; everything else comes behind the rules of others.
     fn is_first(self) -> bool {
-        matches!(self, Guard | Loopback)
+        matches!(self, Guard | Loopback | Hairpin)
     }
 }
 
@@ -88,6 +91,34 @@ pub fn ensure(command: &Command, chains: &[Chain]) -> Result<()> {
     Ok(())
 }
 
+/// The comment of the rules that record the links whose `route_localnet` was set for published ports.
+const RECORD: &str = "weft-localnet";
+
+/// Records that `route_localnet` is set for this link: as a rule in the chain that drops such packets from outside.
+pub fn record_localnet(command: &Command, link: &str) -> Result<()> {
+    let (name, table) = (Loopback.name(), Loopback.table());
+    if recorded(&command.list(table)?).iter().any(|found| found == link) {
+        return Ok(());
+    }
+    command.append(table, name, &format!("-i {link} -d 127.0.0.0/8 -m comment --comment {RECORD} -j DROP"))
+}
+
+/// The links that [`record_localnet`] recorded.
+fn recorded(listing: &Listing) -> Vec<String> {
+    let lines = listing.rules(Loopback.name()).filter(|line| tag_of(line) == Some(RECORD));
+    lines.filter_map(|line| value_of(line, "-i").map(str::to_owned)).collect()
+}
+
+/// Clears `route_localnet` where Weft set it, unless the nftables backend publishes ports. Returns whether no link has it.
+fn close_loopback(command: &Command, listing: &Listing) -> Result<bool> {
+    if !nft::tidy_and_has_ports()? {
+        localnet::close(&recorded(listing))?;
+        localnet::close_own()?;
+    }
+    // The reference portmap never clears it: what is open where that has been at work is not Weft's to guard.
+    Ok(!localnet::is_open() || command.list("nat")?.has_chain("CNI-HOSTPORT-DNAT"))
+}
+
 fn make(command: &Command, listing: &Listing, chain: Chain) -> Result<()> {
     let (name, table) = (chain.name(), chain.table());
     if !listing.has_chain(name) {
@@ -112,7 +143,8 @@ fn make(command: &Command, listing: &Listing, chain: Chain) -> Result<()> {
     Ok(())
 }
 
-/// Removes the chains that have no rule, and the jumps to them. The loopback's goes with that of the ports.
+/// Removes the chains that have no rule, and the jumps to them. The loopback's goes after that of the ports, once no link
+/// has `route_localnet` any more.
 pub fn remove_unused(command: &Command) -> Result<()> {
     let mut published = false;
     for table in ["nat", "filter", "raw"] {
@@ -120,6 +152,9 @@ pub fn remove_unused(command: &Command) -> Result<()> {
             continue;
         }
         let listing = command.list(table)?;
+        if table == "raw" && listing.has_chain(Loopback.name()) && !close_loopback(command, &listing)? {
+            continue;
+        }
         for chain in ALL.into_iter().filter(|chain| chain.table() == table) {
             let used = chain != Loopback && listing.rules(chain.name()).next().is_some();
             published |= used && chain == Dnat;

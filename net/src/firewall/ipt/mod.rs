@@ -90,6 +90,7 @@ impl Iptables {
         };
         add().inspect_err(|_| {
             let _ = self.remove(chains, &|tag| owner.same(tag));
+            let _ = self.commands().try_for_each(frame::remove_unused);
         })
     }
 
@@ -179,7 +180,11 @@ impl Firewall for Iptables {
         let rules = rules::publish(owner, addrs, ports, options, self.shut(addrs)?)?;
         self.free_ports(owner, &rules)?;
         self.remove(&PORTS, &|tag| owner.same(tag))?;
-        self.add(owner, &PORTS, &rules)
+        self.add(owner, &PORTS, &rules)?;
+        match options.localnet.as_deref().filter(|_| rules.iter().any(|rule| !rule.v6)) {
+            Some(link) => frame::record_localnet(&self.v4, link),
+            None => Ok(()),
+        }
     }
 
     fn unpublish(&mut self, owner: &Owner, _: &[PortMapping]) -> Result<()> {

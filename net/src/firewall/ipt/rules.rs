@@ -181,7 +181,8 @@ pub fn guarded_bridge(tag: &str) -> Option<&str> {
     tag.strip_prefix(GUARD).or_else(|| tag.strip_prefix(GUARD_LAST))
 }
 
-fn value_of<'a>(line: &'a str, option: &str) -> Option<&'a str> {
+/// The word behind an option of a listed rule.
+pub fn value_of<'a>(line: &'a str, option: &str) -> Option<&'a str> {
     let mut words = line.split(' ');
     words.find(|word| *word == option)?;
     words.next()

@@ -35,6 +35,8 @@ pub enum Map {
     Guarded,
     /// such a bridge twice: in and out
     GuardedPairs,
+    /// links whose `route_localnet` was set for published ports. No rule asks for it.
+    Localnet,
     /// addresses in this subnet whose outgoing traffic is masqueraded
     Masq(IpNetwork),
     /// addresses in this subnet with published ports
@@ -84,7 +86,7 @@ impl Map {
     ];
 
     /// Those of the frame of the table for IP.
-    pub const FRAME: [Map; 8] = [
+    pub const FRAME: [Map; 9] = [
         Map::Ports4,
         Map::Ports4At,
         Map::Ports6,
@@ -93,6 +95,7 @@ impl Map {
         Map::HairpinAll6,
         Map::Guarded,
         Map::GuardedPairs,
+        Map::Localnet,
     ];
 
     /// The table that has it.
@@ -114,6 +117,7 @@ impl Map {
             Map::HairpinAll6 => "hairpin6_all",
             Map::Guarded => "guarded",
             Map::GuardedPairs => "guarded_pairs",
+            Map::Localnet => "localnet",
             Map::Watched => "watched",
             Map::Sources => "sources",
             Map::SourceOf => "source_of",
@@ -176,7 +180,7 @@ impl Map {
             Map::Ports6At => (IP6ADDR << 12 | port, 24),
             Map::HairpinAll4 | Map::Masq(IpNetwork::V4(_)) | Map::Hairpin(IpNetwork::V4(_)) => (IPADDR, 4),
             Map::HairpinAll6 | Map::Masq(IpNetwork::V6(_)) | Map::Hairpin(IpNetwork::V6(_)) => (IP6ADDR, 16),
-            Map::Guarded | Map::Watched | Map::SourceOf => (IFNAME, 16),
+            Map::Guarded | Map::Localnet | Map::Watched | Map::SourceOf => (IFNAME, 16),
             Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
             Map::GuardedPairs => (IFNAME << 6 | IFNAME, 32),
             Map::Vnis => (INTEGER, 3),
@@ -208,7 +212,8 @@ impl Map {
         match self {
             Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
             Map::Vteps4 | Map::Vteps6 | Map::Vnis => 2,
-            Map::Guarded | Map::Watched | Map::SourceOf | Map::Groups | Map::Internal => 1,
+            Map::Guarded | Map::Localnet | Map::Watched | Map::SourceOf => 1,
+            Map::Groups | Map::Internal => 1,
             _ => 0,
         }
     }
@@ -227,6 +232,7 @@ impl Map {
     /// What nft shows in the set.
     fn comment(self) -> Option<&'static str> {
         Some(match self {
+            Map::Localnet => "links with route_localnet set by Weft",
             Map::Vnis => "VNIs of overlay networks",
             Map::Vteps4 | Map::Vteps6 => "hosts whose VXLAN packets are taken",
             Map::Groups => "link groups of overlay networks",

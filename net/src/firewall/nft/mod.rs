@@ -49,6 +49,19 @@ pub(super) fn has_chain(v6: bool, table: &str, chain: &str) -> Result<bool> {
     }
 }
 
+/// Tidies the table of attachments, and returns whether ports are published in it. A kernel without nftables has none.
+pub(super) fn tidy_and_has_ports() -> Result<bool> {
+    let asked = Nftables::open().and_then(|mut nft| {
+        let asked = nft.tidy().and_then(|()| nft.has_ports());
+        crate::dead::close_by_reaper(&nft.handle().into_iter().collect::<Vec<_>>());
+        asked
+    });
+    match asked {
+        Err(Error::Unsupported(_)) => Ok(false),
+        asked => asked,
+    }
+}
+
 /// nftables in the network namespace in which it was opened. It must be used by a thread that is in that namespace.
 pub struct Nftables {
     socket: Socket,
@@ -98,6 +111,10 @@ impl Wanted {
         let published: Vec<_> = first_of_each_family(addrs)
             .filter(|net| self.elements[before..].iter().any(|e| e.value.address() == Some(net.ip())))
             .collect();
+        let with_ports = published.iter().any(IpNetwork::is_ipv4);
+        for link in options.localnet.iter().filter(|_| with_ports) {
+            self.element(Key::link(Map::Localnet, link), Value::None, "");
+        }
         for net in published.into_iter().filter(|_| options.snat) {
             self.element(Key::address(Map::hairpin(net), net.ip()), Value::None, &tag);
             self.subnets.push(subnet(net));

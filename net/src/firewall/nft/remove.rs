@@ -5,9 +5,9 @@ use super::element::{Element, Key, Map, head};
 use super::plan::{TRIES, push_deletions};
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
-use super::wire::{attribute, msg, text};
+use super::wire::{self, attribute, msg, text};
 use super::{Nftables, Wanted};
-use crate::firewall::{Firewall, What};
+use crate::firewall::{Firewall, What, localnet};
 use crate::{Error, Result};
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,8 @@ use std::net::IpAddr;
 
 /// How often tidying is tried while others change things: whoever removes something tidies afterwards.
 const PATIENCE: usize = 5;
+/// A chain of the reference portmap, which stays when its last port goes.
+const REFERENCE: &str = "CNI-HOSTPORT-DNAT";
 /// With more keys than this, going through the whole maps is cheaper than asking for each.
 const KEYS: usize = 64;
 
@@ -188,13 +190,35 @@ impl Nftables {
             }
             let frame: BTreeSet<Map> = maps.into_iter().filter(|map| table.frame().contains(map)).collect();
             let mut batch = self.socket.batch(table, Some(generation));
-            if unused.values().all(|unused| *unused) && self.are_empty(frame)? {
+            let (mut closed, mut recorded) = (Vec::new(), Vec::new());
+            if frame.contains(&Map::Localnet) {
+                self.socket.elements(Map::Localnet, |e| recorded.push(e.key))?;
+            }
+            if !recorded.is_empty() && self.has_any_port()? {
+                recorded.clear();
+            } else {
+                closed = localnet::close(&recorded.iter().map(|key| text(&key.bytes)).collect::<Vec<_>>())?;
+            }
+            let used = frame.iter().copied().filter(|map| *map != Map::Localnet);
+            let mut removable = unused.values().all(|unused| *unused) && self.are_empty(used)?;
+            if removable && table == Table::Inet {
+                // The table holds the rule that keeps the host's loopback services closed.
+                if !self.has_iptables_chain(false, "nat", "WEFT-DNAT")? {
+                    closed.extend(localnet::close_own()?);
+                }
+                // The reference portmap never clears it: what is open where that has been at work is not Weft's to guard.
+                removable = !localnet::is_open() || self.has_iptables_chain(false, "nat", REFERENCE)?;
+            }
+            if removable {
                 batch.push("delete", msg::DELTABLE, 0, |_| {});
             } else {
+                push_deletions(&mut batch, &recorded);
                 let unused = unused.into_iter().filter(|(_, unused)| *unused);
                 unused.for_each(|(net, _)| base::push_subnet_deletion(&mut batch, net));
             }
             let Err(errors) = self.socket.commit(batch)? else { return Ok(()) };
+            // An attachment that came in between may publish on the host's loopback.
+            localnet::set(&closed, true)?;
             let transient = |errno| matches!(errno, libc::ENOENT | libc::ERESTART | libc::EBUSY);
             if let Some((errno, what)) = errors.iter().find(|(errno, _)| !transient(*errno)) {
                 return Err(refused(what, *errno));
@@ -212,6 +236,24 @@ impl Nftables {
             _ => there = answer.is_ok(),
         })?;
         Ok(there.then_some(generation))
+    }
+
+    /// Whether a table of iptables (of ip6tables when `v6`), as its nftables variant makes them, has this chain.
+    fn has_iptables_chain(&mut self, v6: bool, table: &str, chain: &str) -> Result<bool> {
+        let family = if v6 { wire::IPV6 } else { wire::IPV4 };
+        let mut found = false;
+        self.socket.ask(&[Question::Foreign { family, table, chain }], |_, answer| found = answer.is_ok())?;
+        Ok(found)
+    }
+
+    /// Whether a port is published in the table.
+    pub(super) fn has_ports(&mut self) -> Result<bool> {
+        Ok(!self.are_empty([Map::Ports4, Map::Ports4At])?)
+    }
+
+    /// Whether a port of IPv4 is published, in the table or by iptables in its nftables variant.
+    fn has_any_port(&mut self) -> Result<bool> {
+        Ok(self.has_ports()? || self.has_iptables_chain(false, "nat", "WEFT-DNAT")?)
     }
 
     fn are_empty(&mut self, maps: impl IntoIterator<Item = Map>) -> Result<bool> {

@@ -218,3 +218,62 @@ fn a_guarded_bridge_lets_in_only_what_is_its_own() {
         assert!(ask(Some(&lab.other), "[fd00::3]:80"));
     });
 }
+
+/// The loopback rule's counterpart is `route_localnet` on the bridge, which outlives the last published port.
+#[test]
+fn loopback_rule_stays_while_foreign_bridge_routes_localnet() {
+    with_each(|lab, fw| {
+        let _ = lab;
+        let ports = [tcp(None, 8080, 80)];
+        let set = |on: &str| std::fs::write("/proc/sys/net/ipv4/conf/br0/route_localnet", on).unwrap();
+        let has_rule = || {
+            let iptables = if has("iptables") { run("iptables -t raw -S") } else { String::new() };
+            ruleset().contains("127.0.0.0/8 drop") || iptables.contains("WEFT-LOOPBACK -d 127.0.0.0/8")
+        };
+        fw.publish(&owner("a"), &addrs(3), &ports, &plain()).unwrap();
+        set("1");
+        fw.unpublish(&owner("a"), &ports).unwrap();
+        fw.tidy().unwrap();
+        assert!(has_rule(), "br0 routes 127.0.0.0/8: {}", ruleset());
+        set("0");
+        fw.tidy().unwrap();
+        assert!(!has_rule(), "{}", ruleset());
+    });
+}
+
+#[test]
+fn recorded_bridge_loses_route_localnet_with_last_port() {
+    with_each(|lab, fw| {
+        let file = "/proc/sys/net/ipv4/conf/br0/route_localnet";
+        let ports = [tcp(None, 8080, 80)];
+        let options = PublishOptions { localnet: Some("br0".into()), ..plain() };
+        fw.publish(&owner("a"), &addrs(3), &ports, &options).unwrap();
+        fw.publish(&owner("b"), &addrs(4), &[tcp(None, 8081, 80)], &plain()).unwrap();
+        fw.unpublish(&owner("a"), &ports).unwrap();
+        fw.tidy().unwrap();
+        assert_eq!(std::fs::read_to_string(file).unwrap().trim(), "1");
+        assert!(lab.ask(None, "127.0.0.1:8081", Protocol::Tcp).is_some());
+        fw.unpublish(&owner("b"), &[]).unwrap();
+        fw.tidy().unwrap();
+        assert_eq!(std::fs::read_to_string(file).unwrap().trim(), "0");
+        assert!(!ruleset().contains("table inet weft"), "{}", ruleset());
+        if has("iptables") {
+            assert!(!run("iptables -t raw -S").contains("WEFT"));
+        }
+    });
+}
+
+#[test]
+fn own_bridge_loses_route_localnet_with_last_port() {
+    with_each(|_, fw| {
+        let ports = [tcp(None, 8080, 80)];
+        let file = "/proc/sys/net/ipv4/conf/br0/route_localnet";
+        run("ip link set br0 alias weft:bridge");
+        fw.publish(&owner("a"), &addrs(3), &ports, &plain()).unwrap();
+        std::fs::write(file, "1").unwrap();
+        fw.unpublish(&owner("a"), &ports).unwrap();
+        fw.tidy().unwrap();
+        assert_eq!(std::fs::read_to_string(file).unwrap().trim(), "0");
+        assert!(!ruleset().contains("table inet weft"), "{}", ruleset());
+    });
+}

@@ -43,6 +43,11 @@ const FULL: &str = r#"table inet weft {
 		elements = { "br0" . "br0" }
 	}
 
+	set localnet {
+		type ifname
+		comment "links with route_localnet set by Weft"
+	}
+
 	set masq-10.1.0.0/16 {
 		type ipv4_addr
 		elements = { 10.1.0.3 comment "web/abc/eth0" }
