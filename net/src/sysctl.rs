@@ -77,6 +77,16 @@ pub fn set_if_there(key: &str, value: &str) -> Result<bool> {
     }
 }
 
+/// Keeps an interface from taking routes and addresses from router advertisements; true when it took them before. A container
+/// at the other end could make itself the host's default router otherwise (CVE-2020-10749).
+///
+/// # Errors
+/// As [`set`]; a kernel without IPv6 is none.
+pub fn ignore_routers(ifname: &str) -> Result<bool> {
+    let off = |key| set_if_there(&conf(Family::V6, ifname, key), "0");
+    Ok(off("accept_ra")? | off("autoconf")?)
+}
+
 fn failed(verb: &str, key: &str, error: io::Error) -> Error {
     Error::io(format!("{verb} the setting {key}"), error)
 }

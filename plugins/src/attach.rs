@@ -134,6 +134,11 @@ pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted
         made => made,
     };
     let far = far.coded()?;
+    // Before the container's end is up. What a bridge's port receives is the bridge's.
+    match ignore_routers(&name) {
+        Err(error) if wanted.master.is_none() => return Err(error),
+        _ => {}
+    }
     let interface = |name: &str, mac, sandbox| Interface {
         name: name.to_owned(),
         mac: Some(mac_text(mac)),
@@ -160,6 +165,9 @@ pub struct Settings<'a> {
     pub dad: bool,
     /// No route to its subnet comes with an address.
     pub no_prefix_routes: bool,
+    /// The interface takes nothing from router advertisements, and without IPv6 addresses has IPv6 off (CVE-2020-10749). A
+    /// bridge's containers have the kernel's defaults, as with the reference plugin.
+    pub ignores_routers: bool,
     /// Neighbours that need not be asked for their hardware address.
     pub neighbours: &'a [(IpAddr, [u8; 6])],
     /// The kernel is asked for the interface at the end, so that it acts on its carrier at once and not in the background:
@@ -176,9 +184,11 @@ pub fn configure(
     settings: &Settings<'_>,
 ) -> Result<(), Error> {
     // Looking anything up below /proc/sys/net costs more with every namespace in which that was done before (they share one
-    // directory cache), so a container without IPv6 addresses is spared it.
+    // directory cache), so a container without IPv6 addresses is spared most of it.
     if settings.addresses.iter().any(IpNetwork::is_ipv6) {
         netns.run(|| prepare(ifname, settings)).coded()??;
+    } else if settings.ignores_routers {
+        netns.run(|| set_ipv6(ifname, "disable_ipv6", "1")).coded()??;
     }
     let mut batch = Batch::new();
     for &net in settings.addresses {
@@ -217,16 +227,26 @@ pub fn settle(container: &mut Netlink, addresses: &[IpNetwork]) {
 
 /// The settings of IPv6 that the kernel takes only through /proc; this thread is in the container.
 fn prepare(ifname: &str, settings: &Settings<'_>) -> Result<(), Error> {
-    let set = |name: &str, key: &str, value: &str| {
-        sysctl::write_if_there(&sysctl::conf(Family::V6, name, key), value).coded()
-    };
-    set("lo", "disable_ipv6", "0")?;
-    set(ifname, "disable_ipv6", "0")?;
-    set(ifname, "keep_addr_on_down", "1")?;
-    if settings.dad {
-        set(ifname, "enhanced_dad", "1")?;
+    set_ipv6("lo", "disable_ipv6", "0")?;
+    set_ipv6(ifname, "disable_ipv6", "0")?;
+    if settings.ignores_routers {
+        set_ipv6(ifname, "accept_ra", "0")?;
     }
-    set(ifname, "accept_dad", if settings.dad { "1" } else { "0" })
+    set_ipv6(ifname, "keep_addr_on_down", "1")?;
+    if settings.dad {
+        set_ipv6(ifname, "enhanced_dad", "1")?;
+    }
+    set_ipv6(ifname, "accept_dad", if settings.dad { "1" } else { "0" })
+}
+
+fn set_ipv6(ifname: &str, key: &str, value: &str) -> Result<(), Error> {
+    sysctl::write_if_there(&sysctl::conf(Family::V6, ifname, key), value).coded()
+}
+
+/// As [`sysctl::ignore_routers`], for a link that was made just now: what it has is not read.
+fn ignore_routers(link: &str) -> Result<(), Error> {
+    set_ipv6(link, "accept_ra", "0")?;
+    set_ipv6(link, "autoconf", "0")
 }
 
 /// A route as the kernel gets it.

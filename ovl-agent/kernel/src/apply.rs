@@ -108,10 +108,9 @@ fn create(netlink: &mut Netlink, dev: &Dev, device: &Device) -> net::Result<u32>
     if device.ipv6 {
         // The host may have IPv6 off for new interfaces (net.ipv6.conf.default.disable_ipv6).
         sysctl::set(&sysctl::conf(Family::V6, dev, "disable_ipv6"), "0")?;
-        // Routers are of no use here, and whoever claims to be one in an overlay is not: a host with accept_ra = 2 as its
-        // default, because its uplink needs that, would believe it.
-        sysctl::set(&sysctl::conf(Family::V6, dev, "accept_ra"), "0")?;
     }
+    // Also in a network without IPv6: the kernel hears routers by any interface that has IPv6 on.
+    sysctl::ignore_routers(dev)?;
     netlink.run_one(|batch| {
         batch.call(link.index, dev).set(link.index, &LinkSet { up: Some(true), ..LinkSet::default() })
     })?;

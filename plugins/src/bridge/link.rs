@@ -78,10 +78,11 @@ pub fn ensure(netlink: &mut Netlink, conf: &Conf, found: Option<Link>) -> Result
         // With its link-local address the host looks for containers on behalf of others. It gets that when the first port is
         // up, and could not use it for the one to two seconds in which the kernel would look for a duplicate.
         sysctl::set_if_there(&sysctl::conf(Family::V6, &conf.bridge, "accept_dad"), "0").coded()?;
+        sysctl::ignore_routers(&conf.bridge).coded()?;
+    } else {
+        // A container must not tell the host its routes. Without IPv6 there is no such setting.
+        sysctl::set_if_there(&sysctl::conf(Family::V6, &conf.bridge, "accept_ra"), "0").coded()?;
     }
-    // A container must not tell the host its routes. Without IPv6 there is no such setting.
-    let accept_ra = sysctl::conf(Family::V6, &conf.bridge, "accept_ra");
-    sysctl::set_if_there(&accept_ra, "0").coded()?;
     Ok((link, made))
 }
 

@@ -5,7 +5,7 @@ use crate::attach::random_mac;
 use crate::errors::{Coded, EXISTS};
 use cni::Error;
 use net::names::BRIDGE_ALIAS;
-use net::{Batch, Family, Link, LinkSet, Netlink, Netns, Owner, Veth, Vlans, sysctl};
+use net::{Batch, Link, LinkSet, Netlink, Netns, Owner, Veth, Vlans, sysctl};
 
 /// The VLAN that the kernel gives new ports.
 const DEFAULT: u16 = 1;
@@ -53,8 +53,8 @@ pub fn gateway_link(netlink: &mut Netlink, conf: &Conf, bridge: &Link) -> Result
         Err(error) => return Err(crate::errors::from_net(&error)),
     }
     let link = netlink.need_link(&name).coded()?;
+    sysctl::ignore_routers(&name).coded()?;
     netlink.set(link.index, &LinkSet { up: Some(true), ..LinkSet::default() }).coded()?;
-    sysctl::set_if_there(&sysctl::conf(Family::V6, &name, "accept_ra"), "0").coded()?;
     Ok(link)
 }
 

@@ -57,6 +57,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         addresses: &plan.addresses,
         routes: &routes,
         no_prefix_routes: true,
+        ignores_routers: true,
         neighbours: &neighbours,
         at_once: true,
         ..Settings::default()
