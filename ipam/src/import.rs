@@ -182,7 +182,7 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
 /// The beginning of a file: host-local's are a line or two.
 fn text(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(8192).read_to_end(&mut bytes));
+    let read = base::file::open_regular(path).and_then(|file| file.take(8192).read_to_end(&mut bytes));
     read.map_err(|e| Error::io("read", path, e))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -95,6 +95,8 @@ fn wrong_ranges_routes_and_addresses() {
     refused(&host, &with(&outside, json!({"name": "x"})), 7, &["192.0.2.7", "10.5.0.1-10.5.0.254"]);
     let missing = with(&conf["ipam"], json!({"resolvConf": "/nowhere/resolv.conf"}));
     refused(&host, &with(&conf, json!({"ipam": missing})), 5, &["/nowhere/resolv.conf"]);
+    let endless = with(&conf["ipam"], json!({"resolvConf": "/dev/zero"}));
+    refused(&host, &with(&conf, json!({"ipam": endless})), 5, &["/dev/zero", "regular file"]);
     let fixed = json!({"type": "static", "addresses": [{"address": "10.1.0.300/24"}]});
     refused(&host, &with(&conf, json!({"ipam": fixed})), 7, &["10.1.0.300/24"]);
 }

@@ -8,7 +8,7 @@ use crate::invoke::Attachment;
 use crate::types::AddResult;
 use crate::version::Version;
 use serde_json::{Map, Value};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -231,7 +231,7 @@ impl Cache {
 /// Reads a file's JSON; `None` when there is no such file.
 fn load(path: &Path) -> Result<Option<Value>, Error> {
     let what = path.display().to_string();
-    let file = match File::open(path) {
+    let file = match base::file::open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(format!("cannot open {what}"), error)),

@@ -6,7 +6,7 @@ use crate::error::{Error, code};
 use crate::validate;
 use crate::version::Version;
 use serde_json::{Map, Value};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -177,7 +177,7 @@ impl ConfList {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    read_document(File::open(path).map_err(|error| Error::io("cannot open it", error))?, "it")
+    read_document(base::file::open_regular(path).map_err(|error| Error::io("cannot open it", error))?, "it")
 }
 
 /// The files of a directory that have one of these extensions, by name; none where there is no such directory.

@@ -88,7 +88,7 @@ impl Layers {
 
     fn add_file(&mut self, file: &Path) -> Result<(), ConfigError> {
         let shown = file.display();
-        let text = std::fs::read_to_string(file)
+        let text = base::file::read_text(file)
             .map_err(|error| ConfigError(format!("configuration file {shown}: {error}")))?;
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);

@@ -171,3 +171,19 @@ fn a_password_file_that_others_can_read_is_warned_of() {
         check(&["--etcd", "http://a:1", "--etcd-user", "u", "--etcd-password-file", path], &[]).unwrap();
     assert_eq!(config.warnings, [format!("the password file {path} can be read by others (mode 0644)")]);
 }
+
+#[test]
+fn files_that_are_not_regular_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [fifo.to_str().unwrap(), "/dev/zero"] {
+        let errors = [
+            refused(&["--config", path], &[]),
+            refused(&["--etcd", "http://a:1", "--etcd-user", "u", "--etcd-password-file", path], &[]),
+        ];
+        for error in errors {
+            assert!(error.contains(path) && error.contains("expected a regular file"), "{error}");
+        }
+    }
+}

@@ -135,7 +135,7 @@ impl EtcdConf {
         }
         let password = match (file, env) {
             (Some(file), _) => {
-                let text = std::fs::read_to_string(file).or_else(|e| {
+                let text = base::file::read_text(file).or_else(|e| {
                     setting(FLAG_PASSWORD_FILE, file.display(), format!("cannot be read: {e}"))
                 })?;
                 let line = text.lines().next().unwrap_or_default().to_owned();

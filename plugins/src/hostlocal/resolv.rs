@@ -9,7 +9,7 @@ use std::path::Path;
 /// # Errors
 /// Code 5 when it cannot be read.
 pub fn read(path: &Path) -> Result<Dns, Error> {
-    let text = std::fs::read_to_string(path);
+    let text = base::file::read_text(path);
     let text =
         text.map_err(|error| Error::io(format!("cannot read resolvConf {}", path.display()), error))?;
     Ok(parse(&text))

@@ -25,7 +25,8 @@ pub fn pairs(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>> {
 pub fn variables(files: &[PathBuf], texts: &[String]) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(file).with_context(|| format!("--env-file {}", file.display()))?;
+        let named = || format!("--env-file {}", file.display());
+        let text = base::file::read_text(file).with_context(named)?;
         for line in
             text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'))
         {

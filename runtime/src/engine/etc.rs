@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -33,11 +33,12 @@ pub fn hostname(container: &Container) -> Result<String> {
 /// Writes the files; gives each with its place in the container.
 pub fn write(container: &Container, hostname: &str) -> Result<Vec<(PathBuf, &'static str)>> {
     let dir = container.run_dir();
-    let host = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    let host = |file: &str| base::file::read_text(Path::new(file)).unwrap_or_default();
     let texts = match &container.spec.network {
         NetMode::Container(id) => {
             let other = container.paths.container_run(id);
-            FILES.map(|(name, _)| fs::read_to_string(other.join(name)).unwrap_or_default())
+            // That container may have written to them.
+            FILES.map(|(name, _)| base::file::read_text(&other.join(name)).unwrap_or_default())
         }
         mode => {
             let is_host = *mode == NetMode::Host;

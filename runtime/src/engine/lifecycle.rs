@@ -13,6 +13,9 @@ use crate::state::{Container, Status};
 /// How long a container has after its stop signal, as in Docker.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a start may take before a removal by force ends it.
+const LAUNCH: Duration = Duration::from_secs(3);
+
 /// Brings every container whose supervisor died into a true state: kills what is left, releases networks, removes those
 /// with `--rm`. What fails is in the state of the container, which is dead then.
 pub fn recover(paths: &Paths) -> Result<()> {
@@ -59,7 +62,10 @@ impl Container {
     /// Removes it and all it left. A running one, or one whose network another shares, only by `force`. Of one that is
     /// shared, the network is released when the last sharer ends.
     pub fn remove(mut self, force: bool) -> Result<()> {
-        release::settle(&mut self)?;
+        match force {
+            true => release::settle_by_force(&mut self, LAUNCH)?,
+            false => release::settle(&mut self)?,
+        }
         if !self.refresh()? {
             return Ok(());
         }

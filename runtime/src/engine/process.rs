@@ -34,6 +34,16 @@ pub fn find(state: &State) -> Option<OwnedFd> {
     is_it().then_some(pidfd)
 }
 
+/// The pidfd of a container's supervisor, if it is still there.
+pub fn supervisor(state: &State, id: &str) -> Option<OwnedFd> {
+    if state.supervisor_pid <= 0 || state.boot_id != boot_id() {
+        return None;
+    }
+    let pidfd = sys::pidfd_open(state.supervisor_pid).ok()?;
+    let line = fs::read(format!("/proc/{}/cmdline", state.supervisor_pid)).ok()?;
+    line.ends_with(format!("\0supervise\0{id}\0").as_bytes()).then_some(pidfd)
+}
+
 /// Waits until the process has ended; false when it has not after `patience` (none: for ever).
 pub fn wait(pidfd: &OwnedFd, patience: Option<Duration>) -> bool {
     let end = patience.map(|p| std::time::Instant::now() + p);

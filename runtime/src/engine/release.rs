@@ -10,6 +10,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use cni::share::Share;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::client::Waiter;
 use super::{cgroup, process};
@@ -277,8 +279,28 @@ pub fn recover(container: &mut Container) -> Result<()> {
 /// Waits until a supervisor whose container has ended is through with giving everything back, unless that waits for
 /// others.
 pub fn settle(container: &mut Container) -> Result<()> {
+    settle_within(container, Duration::from_secs(10))
+}
+
+/// As [`settle`], with a supervisor that does not come to an end within `patience`, or whose launch does not, killed with the
+/// plugins that it runs. What it held is given back.
+pub fn settle_by_force(container: &mut Container, patience: Duration) -> Result<()> {
+    settle_within(container, patience)?;
+    let is_busy = Lock::is_taken(container)
+        && container.refresh()?
+        && container.state.status != Status::Running
+        && joiners(container).is_empty();
+    if let (true, Some(pidfd)) = (is_busy, process::supervisor(&container.state, container.id())) {
+        // It leads a session of its own. The container's process ends with it.
+        let _ = killpg(Pid::from_raw(container.state.supervisor_pid), Signal::SIGKILL);
+        process::kill(&pidfd);
+    }
+    recover(container)
+}
+
+fn settle_within(container: &mut Container, patience: Duration) -> Result<()> {
     recover(container)?;
-    let patience = Instant::now() + Duration::from_secs(10);
+    let patience = Instant::now() + patience;
     while Lock::is_taken(container)
         && container.refresh()?
         && container.state.status != Status::Running

@@ -21,7 +21,7 @@ const NAME: &str = "a name: [a-zA-Z0-9][a-zA-Z0-9_.-]+";
 /// It cannot be read, or something in it is not allowed.
 pub fn read(path: &Path) -> Result<Plan> {
     let file = path.display().to_string();
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;
+    let text = base::file::read_text(path).with_context(|| format!("cannot read {file}"))?;
     parse(&file, &text)
 }
 

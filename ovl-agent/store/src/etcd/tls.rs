@@ -37,7 +37,7 @@ fn bad(flag: &'static str, why: impl Into<String>) -> Trouble {
 }
 
 fn read(flag: &'static str, file: &Path) -> Result<Vec<u8>, Trouble> {
-    std::fs::read(file).map_err(|e| bad(flag, format!("cannot be read: {e}")))
+    base::file::read_regular(file, base::file::LIMIT).map_err(|e| bad(flag, format!("cannot be read: {e}")))
 }
 
 fn certificates(flag: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Trouble> {

@@ -69,8 +69,8 @@ impl Program<'_> {
     }
 
     fn prepare_and_exec(self, report: &Reporter) -> Result<std::convert::Infallible> {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let user = user::resolve(self.user, &read("/etc/passwd"), &read("/etc/group"))
+        let read = |path| user::read(Path::new(path)).map_err(|message| Failure { code: 126, message });
+        let user = user::resolve(self.user, &read("/etc/passwd")?, &read("/etc/group")?)
             .map_err(|message| Failure { code: 126, message })?;
         let is_terminal = matches!(self.stdio, Stdio::Terminal);
         self.stdio.take(&self.null, &user, report)?;

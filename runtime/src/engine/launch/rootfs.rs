@@ -3,7 +3,7 @@
 //! It is copy-on-write (overlayfs) over the host's root or a directory; a tar archive is unpacked once and is the
 //! container's own.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, chown};
@@ -233,7 +233,7 @@ fn mount_(
 fn unpack(archive: &Path, rootfs: &Path) -> Result<()> {
     let partial = rootfs.with_extension("partial");
     let unpack = || -> Result<()> {
-        let mut file = File::open(archive)?;
+        let mut file = base::file::open_regular(archive)?;
         let mut magic = [0; 2];
         let size = file.read(&mut magic)?;
         file.rewind()?;

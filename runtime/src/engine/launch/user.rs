@@ -1,4 +1,9 @@
-//! Whom `--user` means, by the container's own /etc/passwd and /etc/group. Reads text alone: the caller opens the files.
+//! Whom `--user` means, by the container's own /etc/passwd and /etc/group.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use base::file;
 
 /// A user as the kernel and the environment know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -7,10 +12,22 @@ pub struct User {
     pub uid: u32,
     /// The group's number.
     pub gid: u32,
-    /// Supplementary groups' numbers.
+    /// Supplementary groups' numbers, the primary group first.
     pub groups: Vec<u32>,
     /// For $HOME.
     pub home: String,
+}
+
+/// Reads the container's own list of users or groups; one that is missing is empty.
+///
+/// # Errors
+/// It is no regular file, or longer than [`file::LIMIT`].
+pub fn read(path: &Path) -> Result<String, String> {
+    match file::read_regular(path, file::LIMIT) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(String::new()),
+        Err(error) => Err(format!("cannot read the container's {}: {error}", path.display())),
+    }
 }
 
 /// Finds `user[:group]`, each a name or a number; none is root. As Docker does, a number needs no entry, and a group that
@@ -51,6 +68,9 @@ pub fn resolve(wanted: Option<&str>, passwd: &str, group: &str) -> Result<User, 
             }
         }
     }
+    // The primary group too, as Docker does (CVE-2022-36109): a program that changes its group keeps this one.
+    groups.retain(|group| *group != gid);
+    groups.insert(0, gid);
     Ok(User { uid, gid, groups, home })
 }
 
@@ -71,20 +91,20 @@ mod tests {
     #[test]
     fn without_a_user_it_is_root_with_its_groups() {
         let user = resolve(None, PASSWD, GROUP).unwrap();
-        assert_eq!(user, User { uid: 0, gid: 0, groups: vec![29], home: "/root".into() });
+        assert_eq!(user, User { uid: 0, gid: 0, groups: vec![0, 29], home: "/root".into() });
     }
 
     #[test]
     fn a_name_brings_its_group_groups_and_home() {
         let user = resolve(Some("www"), PASSWD, GROUP).unwrap();
-        assert_eq!(user, User { uid: 33, gid: 34, groups: vec![29, 70], home: "/var/www".into() });
+        assert_eq!(user, User { uid: 33, gid: 34, groups: vec![34, 29, 70], home: "/var/www".into() });
         assert_eq!(resolve(Some("33"), PASSWD, GROUP).unwrap(), user);
     }
 
     #[test]
     fn a_number_needs_no_entry() {
         let user = resolve(Some("1000:70"), PASSWD, GROUP).unwrap();
-        assert_eq!(user, User { uid: 1000, gid: 70, groups: vec![], home: "/".into() });
+        assert_eq!(user, User { uid: 1000, gid: 70, groups: vec![70], home: "/".into() });
         assert_eq!(resolve(Some("www:audio"), PASSWD, GROUP).unwrap().gid, 29);
         assert_eq!(resolve(None, "", "").unwrap().uid, 0);
     }
