@@ -52,6 +52,51 @@ fn what_docker_refuses_is_refused() {
     host.assert_clean();
 }
 
+/// Makes system calls by their numbers on x86_64; prints those that are not refused, and whether a thread starts. Not uprobe:
+/// the kernel lets it by every filter (kernel/seccomp.c, seccomp_uprobe_exception).
+#[cfg(target_arch = "x86_64")]
+const CALLS: &str = r#"
+import ctypes, errno, socket, threading
+libc = ctypes.CDLL(None, use_errno=True)
+calls = dict(kcmp=312, pidfd_getfd=438, process_madvise=440, set_mempolicy_home_node=450, lsm_get_self_attr=459,
+    lsm_set_self_attr=460, lsm_list_modules=461, open_tree_attr=467, file_getattr=468, file_setattr=469,
+    io_uring_setup=425, userfaultfd=323, keyctl=250, bpf=321, clone3=435, not_yet_made=999, x32=0x40000000 + 39)
+for name, number in calls.items():
+    expected = errno.ENOSYS if number == 435 or number > 466 else errno.EPERM
+    if libc.syscall(number, 0, 0, 0, 0, 0, 0) != -1 or ctypes.get_errno() != expected:
+        print(name, ctypes.get_errno())
+for family in socket.AF_ALG, socket.AF_VSOCK:
+    try: print(socket.socket(family, socket.SOCK_SEQPACKET))
+    except PermissionError: pass
+thread = threading.Thread(target=print, args=("thread",))
+thread.start()
+thread.join()
+"#;
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn system_calls_outside_dockers_list_are_refused() {
+    let host = Host::new();
+    host.sleeper("one", &["--network", "none"]);
+    assert_eq!(host.ok(&["run", "--rm", "--network", "none", "python3", "-c", CALLS]), "thread");
+    assert_eq!(host.ok(&["exec", "one", "python3", "-c", CALLS]), "thread");
+    host.ok(&["rm", "-f", "one"]);
+    host.assert_clean();
+}
+
+#[test]
+fn user_has_its_primary_group_among_its_groups() {
+    let host = Host::new();
+    let id = ["id", "-G"];
+    let run = |user| host.ok(&[&["run", "--rm", "--network", "none", "-u", user], &id[..]].concat());
+    assert_eq!(run("www-data"), "33");
+    assert_eq!(run("12345:77"), "77");
+    let groups = "grep Groups: /proc/self/status";
+    let out = host.ok(&["run", "--rm", "--network", "none", "-u", "www-data", "sh", "-c", groups]);
+    assert_eq!(out.split_whitespace().nth(1), Some("33"), "{out}");
+    host.assert_clean();
+}
+
 #[test]
 fn what_docker_masks_shows_nothing() {
     let host = Host::new();
