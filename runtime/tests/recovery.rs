@@ -42,6 +42,44 @@ fn with_its_supervisor_the_container_dies_and_the_next_command_cleans_up() {
 }
 
 #[test]
+fn container_that_clears_its_death_signal_ends_with_its_supervisor() {
+    // PR_SET_PDEATHSIG; a change of user clears the signal too.
+    for clear in ["ctypes.CDLL(None).prctl(1, 0)", "os.setgid(65534); os.setuid(65534)"] {
+        let host = Host::new();
+        let script = format!(
+            "import ctypes, os, time\nos.fork()\n{clear}\nos.write(1, b'ready\\n')\ntime.sleep(1000)"
+        );
+        let run = ["run", "-d", "--name", "one", "--network", "none", "python3", "-uc", &script];
+        let id = host.ok(&run);
+        until("both are ready", || host.ok(&["logs", "one"]) == "ready\nready");
+        host.ok(&["exec", "-d", "one", "sleep", "1000"]);
+        let pid = host.pid(&id, "pid");
+        let supervisor = host.pid(&id, "supervisor_pid");
+        kill(supervisor);
+        until("the container died", || !lives(pid));
+        assert!(host.ok(&["ps", "-a"]).contains("Exited (137)"));
+        host.ok(&["rm", "one"]);
+        host.assert_clean();
+    }
+}
+
+#[test]
+fn container_ends_with_its_guard() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none"]);
+    let supervisor = host.pid(&id, "supervisor_pid");
+    let pid = host.pid(&id, "pid");
+    let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
+    let children: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    let guard = children.into_iter().find(|child| *child != pid).unwrap();
+    kill(guard);
+    until("the container died", || !lives(pid));
+    assert_eq!(host.ok(&["wait", "one"]), "137");
+    host.ok(&["rm", "one"]);
+    host.assert_clean();
+}
+
+#[test]
 fn a_foreground_run_whose_supervisor_is_killed_ends_with_137_and_leaves_nothing() {
     let host = Host::new();
     let script =

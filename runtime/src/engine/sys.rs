@@ -45,7 +45,8 @@ pub fn clone(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned>
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags as u64 | libc::CLONE_PIDFD as u64;
     args.pidfd = &raw mut pidfd as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    // A sibling's is that of its maker (clone3(2), CLONE_PARENT).
+    args.exit_signal = if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 };
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;

@@ -197,9 +197,9 @@ fn tree(dir: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// Waits until something holds, at most 5 s.
+/// Waits until something holds, at most 30 s: machines may be loaded.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < end, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));

@@ -4,6 +4,7 @@
 //! host and everything goes when the process does.
 
 mod caps;
+mod guard;
 mod mounts;
 mod place;
 mod program;
@@ -22,6 +23,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{sethostname, setsid};
 
+pub use guard::Guard;
 pub use mounts::open_null;
 pub use program::{Program, Stdio};
 pub use rootfs::Root;
@@ -63,6 +65,8 @@ pub struct Launched {
     pub pidfd: OwnedFd,
     /// What it told on its way.
     pub heard: Heard,
+    /// What ends it with its supervisor; none of a process in a container that has one.
+    pub guard: Option<Guard>,
 }
 
 impl Plan<'_> {
@@ -72,7 +76,8 @@ impl Plan<'_> {
         let null = open_null()?;
         let flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
         let cgroup = self.cgroup.and_then(Cgroup::directory);
-        match sys::clone(flags, cgroup).context("cannot make the container's process")? {
+        let guard = Guard::new()?;
+        match guard.clone(flags, cgroup).context("cannot make the container's process")? {
             Cloned::Child => {
                 drop(listener);
                 // Not without the supervisor: it would be nobody's.
@@ -84,7 +89,7 @@ impl Plan<'_> {
             }
             Cloned::Parent(pid, pidfd) => {
                 drop((reporter, stdio, null));
-                hear(&listener, pid, pidfd)
+                Ok(Launched { guard: Some(guard), ..hear(&listener, pid, pidfd)? })
             }
         }
     }
@@ -160,7 +165,7 @@ pub fn give_up(report: &Reporter, error: anyhow::Error) -> ! {
 /// In the old process: lets the new one go on and hears how it goes. A process that fails is reaped.
 pub fn hear(listener: &Listener, pid: i32, pidfd: OwnedFd) -> Result<Launched> {
     match listener.go().and_then(|()| listener.listen()) {
-        Ok(heard) => Ok(Launched { pid, pidfd, heard }),
+        Ok(heard) => Ok(Launched { pid, pidfd, heard, guard: None }),
         Err(error) => {
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);

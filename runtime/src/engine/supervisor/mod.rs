@@ -212,7 +212,8 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
     };
     let (ours, theirs) = stdio(container)?;
     let log = log::Log::open(&container.dir().join("log.json")).context("cannot open the log")?;
-    let launched = plan.launch(theirs)?;
+    let mut launched = plan.launch(theirs)?;
+    let heard = std::mem::take(&mut launched.heard);
     drop(plan);
     let state = &mut container.state;
     state.status = Status::Running;
@@ -222,14 +223,14 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
     state.finished = None;
     state.exit_code = 0;
     state.error.clear();
-    state.notes.extend(launched.heard.notes);
-    let terminal = launched.heard.terminal;
+    state.notes.extend(heard.notes);
+    let terminal = heard.terminal;
     if let (Some(terminal), Some((rows, columns @ 1..))) = (&terminal, size) {
         let _ = sys::set_window_size(terminal.as_fd(), rows, columns);
     }
     let addresses = etc::addresses(&container.state.attachments);
     match container.save_state().and_then(|()| held.serve(&addresses)) {
-        Ok(proxy) => Ok(Service::new(launched.pid, launched.pidfd, ours, terminal, log, listener, proxy)),
+        Ok(proxy) => Ok(Service::new(launched, ours, terminal, log, listener, proxy)),
         Err(error) => {
             process::kill(&launched.pidfd);
             let _ = waitpid(Pid::from_raw(launched.pid), None);

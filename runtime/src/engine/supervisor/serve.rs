@@ -19,6 +19,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use super::Pipes;
 use super::hub::Hub;
 use super::log::{Lines, Log};
+use crate::engine::launch::Launched;
 use crate::engine::release::{self, Lock};
 use crate::engine::sys;
 use crate::engine::wire::Frame;
@@ -32,8 +33,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// A running container and all that is held for it.
 pub struct Service {
-    pid: i32,
-    pidfd: OwnedFd,
+    process: Launched,
     pipes: Pipes,
     terminal: Option<OwnedFd>,
     log: Log,
@@ -43,17 +43,16 @@ pub struct Service {
 }
 
 impl Service {
-    /// The service of process `pid`.
+    /// The service of a process.
     pub fn new(
-        pid: i32,
-        pidfd: OwnedFd,
+        process: Launched,
         pipes: Pipes,
         terminal: Option<OwnedFd>,
         log: Log,
         listener: UnixListener,
         proxy: Proxy,
     ) -> Self {
-        Self { pid, pidfd, pipes, terminal, log, listener, proxy, kept: None }
+        Self { process, pipes, terminal, log, listener, proxy, kept: None }
     }
 
     /// What it answers for.
@@ -80,7 +79,7 @@ impl Service {
             sender
         });
         let hub = Hub::new(
-            self.pidfd.try_clone()?,
+            self.process.pidfd.try_clone()?,
             self.terminal.as_ref().map(OwnedFd::try_clone).transpose()?,
             feed,
         );
@@ -109,7 +108,8 @@ impl Service {
             // By force, while it was starting.
             hub.signal(libc::SIGKILL);
         }
-        let code = ended(self.pid, self.pidfd).await?;
+        let code = ended(self.process.pid, self.process.pidfd).await?;
+        drop(self.process.guard);
         drain(pumps).await;
         let state = &mut container.state;
         state.status = Status::Exited;

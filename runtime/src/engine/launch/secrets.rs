@@ -1,0 +1,172 @@
+//! What a view of the host's root does not show: files that the host's other users cannot read, and directories of keys.
+//!
+//! It is covered in the container's own layer before that is mounted for the first time: a file by a whiteout, a directory by
+//! an opaque empty one (Documentation/filesystems/overlayfs.rst). So the container may make its own in their place, and finds
+//! these again when it starts again. The layer is new, so nothing in it is the container's.
+
+use std::fs::{self, DirBuilder, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::sys::stat::{Mode, SFlag, mknod};
+
+use crate::engine::sys;
+
+/// Covered whatever their modes, where they are.
+const DIRECTORIES: [&str; 22] = [
+    "/etc/cni",
+    "/etc/containerd",
+    "/etc/docker",
+    "/etc/kubernetes",
+    "/etc/letsencrypt",
+    "/etc/netplan",
+    "/etc/rancher",
+    "/etc/ssl/private",
+    "/etc/weft",
+    "/etc/wireguard",
+    "/home",
+    "/root",
+    "/var/backups",
+    "/var/lib/containerd",
+    "/var/lib/containers",
+    "/var/lib/docker",
+    "/var/lib/etcd",
+    "/var/lib/kubelet",
+    "/var/lib/rancher",
+    "/var/lib/weft",
+    "/var/mail",
+    "/var/spool",
+];
+
+/// Replaced by their names without passwords, so that programs that add users work. Also with `-` at the end.
+const PASSWORDS: [&str; 2] = ["/etc/shadow", "/etc/gshadow"];
+
+/// Where all is covered that the host's other users cannot read, down to how many directories.
+const TREES: [(&str, usize); 5] = [("/", 1), ("/etc", usize::MAX), ("/opt", 2), ("/srv", 2), ("/var", 3)];
+
+/// Covers secrets in `upper`, the new layer over `lower`, the root of one of the host's file systems.
+pub fn cover(lower: &Path, upper: &Path) -> Result<()> {
+    let cover = || -> Result<()> {
+        let layer = Layer { lower, upper, device: fs::metadata(lower)?.dev() };
+        for path in DIRECTORIES.map(Path::new) {
+            if let Some(meta) = layer.find(path)
+                && meta.is_dir()
+            {
+                layer.cover(path, &meta)?;
+            }
+        }
+        for path in PASSWORDS.iter().flat_map(|path| [path.to_string(), format!("{path}-")]) {
+            layer.without_passwords(Path::new(&path))?;
+        }
+        for (top, depth) in TREES {
+            layer.walk(Path::new(top), depth)?;
+        }
+        Ok(())
+    };
+    cover().with_context(|| format!("cannot cover the host's secrets in {}", upper.display()))
+}
+
+/// Whether a directory of the host is covered whatever its mode, or lies in one that is.
+pub fn is_covered(dir: &Path) -> bool {
+    DIRECTORIES.iter().any(|covered| dir.starts_with(covered))
+}
+
+struct Layer<'a> {
+    lower: &'a Path,
+    upper: &'a Path,
+    device: u64,
+}
+
+impl Layer<'_> {
+    /// What is at a path of the host, if it lies in the file system of this layer.
+    fn find(&self, path: &Path) -> Option<Metadata> {
+        path.strip_prefix(self.lower).ok()?;
+        fs::symlink_metadata(path).ok().filter(|meta| meta.dev() == self.device)
+    }
+
+    /// The path in the layer; the directories on the way are made as those of the host.
+    fn place(&self, path: &Path) -> Result<PathBuf> {
+        let rest = path.strip_prefix(self.lower)?;
+        let mut place = self.upper.to_owned();
+        let mut above = self.lower.to_owned();
+        for part in rest.parent().into_iter().flatten() {
+            place.push(part);
+            above.push(part);
+            make_like(&place, &fs::symlink_metadata(&above)?)?;
+        }
+        Ok(rest.file_name().map_or(place.clone(), |name| place.join(name)))
+    }
+
+    fn cover(&self, path: &Path, meta: &Metadata) -> Result<()> {
+        let place = self.place(path)?;
+        if meta.is_dir() {
+            make_like(&place, meta)?;
+            sys::set_attribute(&place, c"trusted.overlay.opaque", b"y")?;
+        } else {
+            match mknod(&place, SFlag::S_IFCHR, Mode::empty(), 0) {
+                Err(nix::errno::Errno::EEXIST) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn without_passwords(&self, path: &Path) -> Result<()> {
+        let Some(meta) = self.find(path).filter(Metadata::is_file) else { return Ok(()) };
+        let Ok(text) = base::file::read_text(path) else { return self.cover(path, &meta) };
+        let place = self.place(path)?;
+        fs::write(&place, text.lines().map(without_password).collect::<String>())?;
+        own_like(&place, &meta)?;
+        Ok(())
+    }
+
+    /// Covers what others cannot read in a directory and in those below it, `depth` levels.
+    fn walk(&self, dir: &Path, depth: usize) -> Result<()> {
+        let is_dir = self.find(dir).is_some_and(|meta| meta.is_dir());
+        if !is_dir || depth == 0 || is_covered(dir) {
+            return Ok(());
+        }
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let path = entry.path();
+            // What vanishes meanwhile is no secret any more.
+            let Ok(meta) = entry.metadata() else { continue };
+            let is_password =
+                path.to_str().is_some_and(|path| PASSWORDS.contains(&path.trim_end_matches('-')));
+            if meta.dev() != self.device || is_password {
+                continue;
+            }
+            let needed = if meta.is_dir() { 0o005 } else { 0o004 };
+            match meta.mode() & needed == needed {
+                false if meta.is_dir() || meta.is_file() => self.cover(&path, &meta)?,
+                true if meta.is_dir() && depth > 1 => self.walk(&path, depth - 1)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A line of shadow(5) or gshadow(5), its password one that nothing matches.
+fn without_password(line: &str) -> String {
+    let mut fields: Vec<&str> = line.split(':').collect();
+    if let Some(password) = fields.get_mut(1) {
+        *password = "*";
+    }
+    fields.join(":") + "\n"
+}
+
+/// Makes a directory with this owner and mode, unless it is there.
+fn make_like(dir: &Path, meta: &Metadata) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        other => other.and_then(|()| own_like(dir, meta)),
+    }
+}
+
+fn own_like(path: &Path, meta: &Metadata) -> io::Result<()> {
+    lchown(path, Some(meta.uid()), Some(meta.gid()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(meta.mode() & 0o7777))
+}
