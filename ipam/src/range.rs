@@ -16,7 +16,7 @@ pub struct Range {
     pub start: IpAddr,
     /// Last address.
     pub end: IpAddr,
-    /// The subnet's gateway; it need not be within the range, nor in the subnet.
+    /// The subnet's gateway; it need not be within the range, nor in the subnet, nor of its family (RFC 5549).
     pub gateway: IpAddr,
 }
 
@@ -25,8 +25,8 @@ impl Range {
     /// IPv4, the very last address in IPv6), the gateway the first host.
     ///
     /// # Errors
-    /// The subnet has host bits or fewer than two host bits' worth of addresses; `start` or `end` lie outside of it or
-    /// in the wrong order; an address is of the other family.
+    /// The subnet has host bits or fewer than two host bits' worth of addresses; `start` or `end` lie outside of it,
+    /// in the wrong order, or are of the other family.
     pub fn new(
         subnet: IpNetwork,
         start: Option<IpAddr>,
@@ -58,9 +58,6 @@ impl Range {
             return Err(Error::Reversed { subnet, start, end });
         }
         let gateway = canonical(family, gateway.unwrap_or(first));
-        if Family::of(gateway) != family {
-            return Err(Error::Outside { what: "gateway", address: gateway, subnet });
-        }
         Ok(Range { subnet, start, end, gateway })
     }
 
@@ -214,11 +211,17 @@ mod tests {
             "rangeStart 10.1.3.1 is not in subnet 10.1.2.0/24"
         );
         assert_eq!(error("10.1.2.0/24", "", "fd00::1", ""), "rangeEnd fd00::1 is not in subnet 10.1.2.0/24");
-        assert_eq!(error("10.1.2.0/24", "", "", "fd00::1"), "gateway fd00::1 is not in subnet 10.1.2.0/24");
         assert_eq!(
             error("10.1.2.0/24", "10.1.2.9", "10.1.2.8", ""),
             "range of 10.1.2.0/24 ends at 10.1.2.8, before its start 10.1.2.9"
         );
+    }
+
+    #[test]
+    fn gateway_of_the_other_family_is_accepted() {
+        let other = range("10.1.2.0/24", "", "", "fd00::1").unwrap();
+        assert_eq!(other.gateway.to_string(), "fd00::1");
+        assert!(other.contains("10.1.2.1".parse().unwrap()));
     }
 
     #[test]

@@ -166,3 +166,45 @@ fn vlan_leg_that_is_no_port_of_the_bridge_is_refused() {
     assert!(refused.text().contains("br0.5"), "{}", refused.text());
     assert_eq!(host.ip("addr show br0.5")[0]["addr_info"], json!([]));
 }
+
+#[test]
+fn foreign_bridge_keeps_its_mac_when_ports_change() {
+    let host = Host::new();
+    host.netns("c1");
+    host.netns("c2");
+    let mac = |host: &Host| host.ip("link show br0")[0]["address"].as_str().unwrap().to_owned();
+    // Without a port, with one, and with the gateway's address set by others.
+    for prepare in [
+        "true",
+        "ip link add p0 master br0 type veth peer name q0 && ip link set p0 up",
+        "ip addr add 10.5.0.1/24 dev br0",
+    ] {
+        host.sh(&format!("ip link add br0 type bridge && ip link set br0 up && {prepare}"));
+        let before = mac(&host);
+        let conf = bridge("web", "10.5.0.0/24");
+        let result = host.about("ADD", &conf, "c1").run().ok();
+        assert_eq!(result["interfaces"][0]["mac"], json!(mac(&host)), "{prepare}");
+        assert_eq!(mac(&host), before, "{prepare}");
+        // The lowest address of a port would become the bridge's.
+        host.sh(
+            "ip link add p1 address 00:00:00:00:00:02 master br0 type veth peer name q1 && ip link set p1 up",
+        );
+        host.about("ADD", &conf, "c2").run().ok();
+        host.sh("ip link del p1; ip link del p0 2>/dev/null; true");
+        host.about("DEL", &conf, "c1").run().ok();
+        assert_eq!(mac(&host), before, "{prepare}");
+        host.about("DEL", &conf, "c2").run().ok();
+        assert_eq!(mac(&host), before, "{prepare}");
+        host.sh("ip link del br0");
+    }
+}
+
+#[test]
+fn result_has_the_mac_of_a_foreign_bridge_without_gateway() {
+    let host = Host::new();
+    host.netns("c1");
+    host.sh("ip link add br0 type bridge && ip link set br0 up");
+    let conf = with(&bridge("web", "10.5.0.0/24"), json!({"isDefaultGateway": false}));
+    let result = host.about("ADD", &conf, "c1").run().ok();
+    assert_eq!(result["interfaces"][0]["mac"], host.ip("link show br0")[0]["address"]);
+}

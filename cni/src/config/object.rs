@@ -125,5 +125,21 @@ pub fn parse_object<T: DeserializeOwned>(raw: &Map<String, Value>, path: &str) -
 fn misfit(key: &str, value: &Value, why: &serde_json::Error) -> Error {
     let why = why.to_string();
     let allowed = why.rsplit_once(", expected ").map_or(why.as_str(), |(_, expected)| expected);
-    Error::config(key, show(value), allowed)
+    Error::config(key, show(value), in_words(allowed))
+}
+
+/// What serde calls a type, in the words of JSON: users know none of Rust's types.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "i8" | "i16" | "i32" | "i64" | "i128" | "isize" => "a whole number",
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" | "u64" | "u128" | "usize" => "a whole number, not below 0",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        _ if expected.starts_with("struct ") => "an object",
+        _ if expected.starts_with("a tuple") || expected.starts_with("tuple ") => "a list",
+        _ => expected,
+    }
 }

@@ -101,11 +101,51 @@ fn a_plugins_own_keys_are_reported_with_value_and_what_is_allowed() {
         assert_eq!(error.code, 7);
         assert_eq!(
             error.to_string(),
-            r#"invalid "mtu" in the network configuration: mtu is "big"; allowed: u32"#
+            r#"invalid "mtu" in the network configuration: mtu is "big"; allowed: a whole number, not below 0"#
         );
     }
     assert_eq!(conf.get::<String>("bridge").unwrap().as_deref(), Some("b"));
     assert_eq!(conf.get::<String>("absent").unwrap(), None);
+}
+
+#[test]
+fn errors_name_no_type_of_rust() {
+    #[derive(Debug, Deserialize)]
+    #[allow(dead_code)]
+    struct Inner {
+        id: Option<i64>,
+    }
+    #[derive(Debug, Deserialize)]
+    #[serde(default)]
+    #[derive(Default)]
+    #[allow(dead_code)]
+    struct Keys {
+        whole: i64,
+        byte: u8,
+        port: u16,
+        big: u64,
+        part: f64,
+        list: Vec<Inner>,
+        pair: Option<(u8, u8)>,
+        map: std::collections::BTreeMap<String, String>,
+    }
+    for (key, value, expected) in [
+        ("whole", json!("x"), "a whole number"),
+        ("whole", json!(1e30), "a whole number"),
+        ("byte", json!(300), "a whole number from 0 to 255"),
+        ("port", json!(-1), "a whole number from 0 to 65535"),
+        ("big", json!({}), "a whole number, not below 0"),
+        ("part", json!([]), "a number"),
+        ("list", json!("x"), "a list"),
+        ("list", json!([7]), "an object"),
+        ("list", json!([{"id": "x"}]), "a whole number"),
+        ("pair", json!([1]), "a list"),
+        ("map", json!([1]), "an object"),
+    ] {
+        let conf = NetConf::from_value(json!({"name": "n", key: value})).unwrap();
+        let error = conf.parse::<Keys>().unwrap_err();
+        assert_eq!(error.details, format!("{key} is {value}; allowed: {expected}"));
+    }
 }
 
 #[test]

@@ -84,6 +84,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     };
     let pair = attach::make_pair(&mut host, &mut container, &wanted)?;
     vlan::set_port(&mut host, &conf, pair.host)?;
+    let mut batch = Batch::new();
     if !conf.disable_container_interface {
         let index = pair.container;
         let routes = kernel_routes(&result);
@@ -92,13 +93,13 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         attach::configure(&netns, &mut container, &request.ifname, index, &settings)?;
         // The kernel acts on a new carrier in the background; asked for the link, it does so first. Then the port forwards,
         // the bridge sends, and the container's first packets are not lost.
-        let mut batch = Batch::new();
         batch.lookup(&pair.interfaces[0].name);
-        batch.lookup(&bridge.name);
-        host.run(batch).coded()?;
-        if conf.dad {
-            container.wait_for_dad(index, DAD_PATIENCE).coded()?;
-        }
+    }
+    // A bridge that Weft did not make may have another hardware address now that it has another port.
+    let bridge_now = batch.lookup(&bridge.name);
+    let bridge = host.run(batch).coded()?.link(bridge_now).unwrap_or(bridge);
+    if conf.dad && !conf.disable_container_interface {
+        container.wait_for_dad(pair.container, DAD_PATIENCE).coded()?;
     }
     drop(lock);
 

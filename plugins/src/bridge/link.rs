@@ -116,6 +116,16 @@ fn plan(
     Ok((remove, missing))
 }
 
+/// Whether the bridge's hardware address may follow its ports: the kernel says in sysfs alone whether it was set
+/// (NET_ADDR_SET of linux/netdevice.h). Weft's own bridges get theirs when they are made.
+fn follows_ports(link: &Link) -> bool {
+    if link.bridge.is_none() || link.alias.as_deref() == Some(BRIDGE_ALIAS) {
+        return false;
+    }
+    let assigned = std::fs::read_to_string(format!("/sys/class/net/{}/addr_assign_type", link.name));
+    assigned.map_or(true, |text| text.trim() != "3")
+}
+
 /// Gives a link the gateways' addresses.
 pub fn ensure_addresses(
     netlink: &mut Netlink,
@@ -128,6 +138,11 @@ pub fn ensure_addresses(
     let mut batch = Batch::new();
     for address in remove {
         batch.addr_del(link.index, address).or_missing();
+    }
+    if let Some(mac) = link.mac.filter(|_| !wanted.is_empty() && follows_ports(link)) {
+        // The containers keep the gateway's hardware address, which must not change when a port comes or goes. Set
+        // explicitly, even to itself, it stays (br_stp_recalculate_bridge_id() of net/bridge/br_stp_if.c).
+        batch.set(link.index, &LinkSet { mac: Some(mac), ..LinkSet::default() });
     }
     for address in add {
         // Nobody else has it, and the first packet of a container must not wait for the kernel to find that out.

@@ -150,3 +150,11 @@ fn a_bridge_with_the_address_of_the_runtime() {
     let keys = json!({"isGateway": true, "capabilities": {"ips": true}});
     Case::of(bridge_with(keys, dual())).runtime(json!({"ips": ["10.1.2.200", "fd00:1:2::200"]})).same();
 }
+
+#[test]
+fn host_local_with_an_ipv6_gateway_of_an_ipv4_subnet() {
+    let range = json!({"subnet": "10.3.0.0/24", "gateway": "fd00:3::1"});
+    let ipam = json!({"type": "host-local", "ranges": [[range]]});
+    Case::ipam("host-local", ipam.clone()).same();
+    Case::of(bridge_with(json!({}), ipam)).same();
+}
