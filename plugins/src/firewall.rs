@@ -38,6 +38,50 @@ impl Backend {
     }
 }
 
+/// Who looks for what attachments left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Search {
+    /// A DEL, which runs no program that it need not.
+    Del,
+    /// A GC, which looks also where only iptables itself can: in tables of its legacy variant.
+    Gc,
+}
+
+/// The firewalls in which an attachment may have left something, whatever today's configuration says: nftables, and
+/// iptables when it is configured or has chains of Weft's.
+///
+/// # Errors
+/// When the configured one cannot be opened. A host without nftables has nothing in it.
+pub fn all(configured: Option<Backend>, search: Search) -> Result<Vec<Box<dyn Firewall>>, Error> {
+    let mut all: Vec<Box<dyn Firewall>> = Vec::new();
+    let mut has_chains = search == Search::Gc && [false, true].into_iter().any(ipt::has_legacy);
+    match Nftables::open() {
+        Ok(mut nft) => {
+            has_chains = nft.has_iptables_chains().coded()? || has_chains;
+            all.push(Box::new(nft));
+        }
+        Err(net::Error::Unsupported(_)) => has_chains |= configured == Some(Backend::Auto),
+        Err(error) => return Err(error).coded(),
+    }
+    if configured == Some(Backend::Iptables) {
+        all.push(Backend::Iptables.open()?);
+    } else if has_chains {
+        match Backend::Iptables.open() {
+            Ok(iptables) => all.push(iptables),
+            Err(error) => eprintln!("cannot look for rules in iptables: {error}"),
+        }
+    }
+    Ok(all)
+}
+
+/// Passes over an error that says that this kernel has no such firewall: nothing of Weft's is in it then.
+pub fn supported<T: Default>(done: net::Result<T>) -> Result<T, Error> {
+    match done {
+        Err(net::Error::Unsupported(_)) => Ok(T::default()),
+        done => done.coded(),
+    }
+}
+
 /// What `ipMasqBackend` means.
 ///
 /// # Errors
@@ -93,14 +137,16 @@ pub fn valid(request: &Request) -> impl Fn(&str, &str) -> bool {
     move |container, ifname| listed.iter().any(|(id, name)| id == container && name == ifname)
 }
 
-/// Removes what stale attachments of the network left in the firewall, and the empty frame.
-pub fn gc(request: &Request, backend: Backend, what: What) -> Result<(), Error> {
-    let mut firewall = backend.open()?;
-    let removed = firewall.gc(&request.conf.name, what, &valid(request)).coded()?;
-    if removed > 0 {
-        eprintln!("network {}: {removed} stale entries removed from the firewall", request.conf.name);
+/// Removes what stale attachments of the network left in any firewall, and the base chains that nothing uses.
+pub fn gc(request: &Request, configured: Option<Backend>, what: What) -> Result<(), Error> {
+    for mut firewall in all(configured, Search::Gc)? {
+        let removed = supported(firewall.gc(&request.conf.name, what, &valid(request)))?;
+        if removed > 0 {
+            eprintln!("network {}: {removed} stale entries removed from the firewall", request.conf.name);
+        }
+        supported(firewall.tidy())?;
     }
-    firewall.tidy().coded()
+    Ok(())
 }
 
 /// Drops the empty frame. For the child that outlives a DEL: nobody is left to hear of an error.

@@ -1,5 +1,6 @@
 //! A plugin's IPAM: Weft's own in process, any other by executing it as the specification says (section 4).
 
+use crate::errors::Failures;
 use crate::{hostlocal, static_ipam};
 use cni::request::Request;
 use cni::types::AddResult;
@@ -133,27 +134,29 @@ impl<'r> Ipam<'r> {
     }
 }
 
-/// Gives the addresses back. It reads no more of the configuration than it must.
+/// Releases the addresses. It reads no more of the configuration than it must, and looks in host-local's stores whatever the
+/// configuration says: it may have said something else at ADD.
 pub fn del(request: &Request) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    failures.note(hostlocal::del(request));
     match request.conf.ipam_kind() {
-        None | Some("static") => Ok(()),
-        Some("host-local") => hostlocal::del(request),
+        None | Some("static" | "host-local") => {}
         Some(_) => match foreign(request) {
-            Ok(kind) => delegate::del(&forwarded(request), kind),
-            Err(error) => {
-                // No ADD ever got an address by it, so there is none to release.
-                eprintln!("DEL goes on without the IPAM plugin: {error}");
-                Ok(())
-            }
+            Ok(kind) => failures.note(delegate::del(&forwarded(request), kind)),
+            // No ADD ever got an address by it, so there is none to release.
+            Err(error) => eprintln!("DEL goes on without the IPAM plugin: {error}"),
         },
     }
+    failures.outcome()
 }
 
-/// Gives back what belongs to no valid attachment.
+/// Releases what belongs to no valid attachment.
 pub fn gc(request: &Request) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    failures.note(hostlocal::gc(request));
     match request.conf.ipam_kind() {
-        None | Some("static") => Ok(()),
-        Some("host-local") => hostlocal::gc(request),
-        Some(_) => delegate::gc(request, foreign(request)?),
+        None | Some("static" | "host-local") => {}
+        Some(_) => failures.note(foreign(request).and_then(|kind| delegate::gc(request, kind))),
     }
+    failures.outcome()
 }

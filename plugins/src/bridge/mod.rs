@@ -10,7 +10,7 @@ mod vlan;
 
 use crate::attach;
 use crate::errors::{Coded, Failures};
-use crate::firewall::{self, owner};
+use crate::firewall::{self, Search, owner};
 use crate::ipam_client::{self, Ipam};
 use crate::netns;
 use cni::Error;
@@ -45,27 +45,24 @@ impl Plugin for Bridge {
         let mut failures = Failures::default();
         failures.note(detach(&owner, netns.as_ref()));
         failures.note(ipam_client::del(request));
-        let (mut firewall, mut watch) = (None, None);
-        match Conf::of(request) {
-            Ok(conf) => {
-                if conf.masquerade.is_some() {
-                    failures.note(firewall::forget_reference(request, What::Masquerade));
-                }
-                if let Some(mut opened) = conf.masquerade.and_then(|backend| failures.value(backend.open())) {
-                    let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
-                    let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
-                    failures.note(opened.unmasquerade(&owner, &addresses).coded());
-                    failures.note(firewall::tidy_iptables(opened.as_mut()));
-                    firewall = Some(opened);
-                }
-                if conf.mac_spoof_check {
-                    watch = failures.value(unwatch(&owner));
-                }
-            }
-            Err(error) => eprintln!("bridge: DEL goes on without reading the whole configuration: {error}"),
+        let conf = Conf::of(request)
+            .inspect_err(|error| {
+                eprintln!("bridge: DEL goes on without reading the whole configuration: {error}");
+            })
+            .ok();
+        let backend = conf.and_then(|conf| conf.masquerade);
+        failures.note(firewall::forget_reference(request, What::Masquerade));
+        // The configuration may have changed since ADD: the label says what is the attachment's.
+        let mut firewalls = failures.value(firewall::all(backend, Search::Del)).unwrap_or_default();
+        for opened in &mut firewalls {
+            let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
+            let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
+            failures.note(firewall::supported(opened.unmasquerade(&owner, &addresses)));
+            failures.note(firewall::tidy_iptables(opened.as_mut()));
         }
-        let opened =
-            firewall.as_deref().into_iter().chain(watch.iter().flatten().map(|nft| nft as &dyn Firewall));
+        let watch = failures.value(unwatch(&owner));
+        let opened = firewalls.iter().map(AsRef::as_ref);
+        let opened = opened.chain(watch.iter().flatten().map(|nft| nft as &dyn Firewall));
         failures.note(firewall::finish(opened));
         failures.outcome()
     }
@@ -114,7 +111,8 @@ fn detach(owner: &Owner, netns: Option<&Netns>) -> Result<(), Error> {
 /// Removes what stale attachments of the network left: links, addresses, masquerading; and with no valid attachment at
 /// all the bridge that Weft made, when nobody else has a port in it.
 fn gc(request: &Request) -> Result<(), Error> {
-    let conf = Conf::of(request)?;
+    // Labels say what is stale, so a configuration that cannot be read is an error only afterwards.
+    let conf = Conf::of(request);
     let mut failures = Failures::default();
     let mut host = Netlink::open().coded()?;
     if let Some(links) = failures.value(host.links().coded()) {
@@ -122,12 +120,10 @@ fn gc(request: &Request) -> Result<(), Error> {
     }
     failures.note(dead::reap(&mut host).coded());
     failures.note(ipam_client::gc(request));
-    if let Some(backend) = conf.masquerade {
-        failures.note(firewall::gc(request, backend, What::Masquerade));
-    }
-    if conf.mac_spoof_check {
-        failures.note(sweep_watches(request));
-    }
+    let backend = conf.as_ref().ok().and_then(|conf| conf.masquerade);
+    failures.note(firewall::gc(request, backend, What::Masquerade));
+    failures.note(sweep_watches(request));
+    let Some(conf) = failures.value(conf) else { return failures.outcome() };
     if request.conf.valid_attachments.as_ref().is_some_and(Vec::is_empty) {
         let removed = failures.value(link::remove_if_unused(&mut host, &conf));
         if removed == Some(true) {
@@ -154,10 +150,13 @@ fn unwatch(owner: &Owner) -> Result<Option<Nftables>, Error> {
 }
 
 fn sweep_watches(request: &Request) -> Result<(), Error> {
-    let mut nft = Nftables::open().coded()?;
-    let removed = nft.gc_watched(&request.conf.name, &firewall::valid(request)).coded()?;
+    let mut nft = match Nftables::open() {
+        Err(net::Error::Unsupported(_)) => return Ok(()),
+        opened => opened.coded()?,
+    };
+    let removed = firewall::supported(nft.gc_watched(&request.conf.name, &firewall::valid(request)))?;
     if removed > 0 {
         eprintln!("network {}: {removed} stale entries removed from table bridge weft", request.conf.name);
     }
-    nft.tidy().coded()
+    firewall::supported(nft.tidy())
 }

@@ -80,9 +80,14 @@ impl Dirs {
         let ipam = request.conf.ipam.as_ref();
         let data_dir = ipam.map(|ipam| get::<String>(ipam, "dataDir")).transpose()?.flatten();
         let data_dir = data_dir.filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let store = data_dir.as_ref().map_or_else(|| place::root().join("ipam"), |dir| dir.join(".weft"));
+        let store = data_dir.as_ref().map_or_else(Dirs::usual_store, |dir| dir.join(".weft"));
         let base = data_dir.unwrap_or_else(|| REFERENCE_DIR.into());
         Ok(Dirs { store, reference: base.join(&request.conf.name), base })
+    }
+
+    /// The store of configurations without `dataDir`.
+    pub fn usual_store() -> PathBuf {
+        place::root().join("ipam")
     }
 }
 

@@ -27,16 +27,28 @@ pub fn open_existing(network: &str, dirs: &Dirs) -> Result<Option<Store>, Error>
     opened.map(|opened| ready(opened, network, dirs)).transpose()
 }
 
+/// Opens a store that the configuration does not name, if it is there; nothing is taken over into it.
+pub fn open_other(store: &Path) -> Result<Option<Store>, Error> {
+    let opened = Store::open_existing(store, &place::boot_id()).coded()?;
+    opened.map(|opened| usable(opened, store)).transpose()
+}
+
 fn ready(opened: Opened, network: &str, dirs: &Dirs) -> Result<Store, Error> {
+    let store = usable(opened, &dirs.store)?;
+    take_over(&store, network, dirs)?;
+    Ok(store)
+}
+
+/// Reports what was repaired, and rebuilds what was lost by it.
+fn usable(opened: Opened, place: &Path) -> Result<Store, Error> {
     for note in &opened.notes {
         eprintln!("host-local: {note}");
     }
     let store = opened.store;
     if opened.rebuild {
-        let count = store.rebuild(known(&dirs.store)).coded()?;
+        let count = store.rebuild(known(place)).coded()?;
         eprintln!("host-local: {count} leases rebuilt from the results that runtimes keep");
     }
-    take_over(&store, network, dirs)?;
     Ok(store)
 }
 

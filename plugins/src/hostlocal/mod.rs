@@ -5,6 +5,7 @@
 mod conf;
 mod leases;
 mod resolv;
+mod stores;
 
 pub use conf::{Conf, Dirs};
 
@@ -16,6 +17,7 @@ use cni::types::{AddResult, IpConfig};
 use cni::{Error, code};
 use ipam::{Ask, Attachment, Store};
 use ipnetwork::IpNetwork;
+use std::path::Path;
 
 /// The plugin.
 pub struct HostLocal;
@@ -26,7 +28,9 @@ fn attachment(request: &Request) -> Attachment {
 
 /// Gives an address of every range set, and the result that says so.
 pub fn add(request: &Request, conf: &Conf) -> Result<AddResult, Error> {
-    let store = leases::open(&request.conf.name, &Dirs::of(request)?)?;
+    let dirs = Dirs::of(request)?;
+    stores::remember(&dirs);
+    let store = leases::open(&request.conf.name, &dirs)?;
     let netns = request.netns.as_ref().map(|path| path.to_string_lossy().into_owned());
     let attachment = attachment(request);
     let ask = Ask {
@@ -48,12 +52,38 @@ pub fn add(request: &Request, conf: &Conf) -> Result<AddResult, Error> {
     Ok(result)
 }
 
-/// Gives the attachment's addresses back.
+/// Releases the attachment's addresses: in the store that the configuration names, if it is one of host-local, and in all
+/// others.
 pub fn del(request: &Request) -> Result<(), Error> {
-    match leases::open_existing(&request.conf.name, &Dirs::of(request)?)? {
-        Some(store) => store.release(&request.conf.name, &attachment(request)).coded().map(drop),
-        None => Ok(()),
+    let mut failures = Failures::default();
+    let dirs = configured(request).unwrap_or_else(|error| {
+        eprintln!("host-local: DEL goes on with the stores that are known: {error}");
+        None
+    });
+    if let Some(dirs) = &dirs
+        && let Some(Some(store)) = failures.value(leases::open_existing(&request.conf.name, dirs))
+    {
+        failures.note(release(request, &store));
     }
+    for other in stores::others(dirs.as_ref()) {
+        let released = leases::open_other(&other)
+            .and_then(|store| store.map_or(Ok(()), |store| release(request, &store)));
+        if let Err(error) = released {
+            // The configuration does not need this store.
+            eprintln!("host-local: DEL goes on without the store {}: {error}", other.display());
+        }
+    }
+    failures.outcome()
+}
+
+fn release(request: &Request, store: &Store) -> Result<(), Error> {
+    store.release(&request.conf.name, &attachment(request)).coded().map(drop)
+}
+
+/// Where the configuration says that the leases are; nowhere when its IPAM is not host-local.
+fn configured(request: &Request) -> Result<Option<Dirs>, Error> {
+    let is_ours = request.conf.ipam_kind() == Some("host-local");
+    is_ours.then(|| Dirs::of(request)).transpose()
 }
 
 /// Whether the attachment holds the addresses of `prevResult` that are of its ranges, and holds any.
@@ -82,17 +112,35 @@ pub fn check(request: &Request, conf: &Conf) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives back what belongs to no valid attachment; with none valid, the network is forgotten altogether.
+/// Releases what belongs to no valid attachment, in every store; with none valid, the network is forgotten altogether.
 pub fn gc(request: &Request) -> Result<(), Error> {
+    let network = &request.conf.name;
+    let mut failures = Failures::default();
+    let dirs = failures.value(configured(request)).flatten();
+    if let Some(dirs) = &dirs {
+        let store = failures.value(leases::open_existing(network, dirs)).flatten();
+        sweep(request, store, &dirs.store, &mut failures);
+        if request.conf.valid_attachments.as_ref().is_some_and(Vec::is_empty) {
+            // The reference's directory of the network goes too, if nothing is left in it.
+            let _ = std::fs::remove_dir(&dirs.reference);
+        }
+    }
+    for other in stores::others(dirs.as_ref()) {
+        let store = failures.value(leases::open_other(&other)).flatten();
+        sweep(request, store, &other, &mut failures);
+    }
+    failures.outcome()
+}
+
+/// Releases what is stale of the network in one store, and removes that when it is empty and the network has no attachment.
+fn sweep(request: &Request, store: Option<Store>, place: &Path, failures: &mut Failures) {
     let valid: &[ValidAttachment] = request.conf.valid_attachments.as_deref().unwrap_or_default();
-    let dirs = Dirs::of(request)?;
     let network = &request.conf.name;
     let keep = |held: &Attachment| {
         let same_name = |ifname: &str| held.ifname.is_empty() || held.ifname == ifname;
         valid.iter().any(|each| each.container_id == held.container && same_name(&each.ifname))
     };
-    let mut failures = Failures::default();
-    if let Some(store) = leases::open_existing(network, &dirs)? {
+    if let Some(store) = store {
         let freed = failures.value(store.retain(network, &keep).coded()).unwrap_or_default();
         for lease in &freed {
             let (address, holder) = (lease.address, &lease.attachment);
@@ -104,11 +152,9 @@ pub fn gc(request: &Request) -> Result<(), Error> {
     }
     if valid.is_empty() {
         // Also of a store that somebody was killed over while making it.
-        failures.note(Store::remove_if_empty(&dirs.store).coded().map(drop));
-        // The reference's directory of the network goes too, if nothing is left in it.
-        let _ = std::fs::remove_dir(&dirs.reference);
+        failures.note(Store::remove_if_empty(place).coded().map(drop));
+        stores::forget(place);
     }
-    failures.outcome()
 }
 
 /// Whether every range set has a free address.

@@ -15,15 +15,17 @@ use ovl_api::wire::{Detach, Gc};
 
 /// Serves a GC.
 pub fn gc(request: &Request) -> Result<(), Error> {
-    let conf = Conf::of(request)?;
+    // Labels say what is stale in the kernel, so a configuration that cannot be read is an error only afterwards. The agent is
+    // asked for what is said of one network, which only the configuration names.
+    let conf = Conf::of(request);
     let mut failures = Failures::default();
     let mut host = Netlink::open().coded()?;
     let links = failures.value(host.links().coded()).unwrap_or_default();
     let swept = attach::sweep(&mut host, &links, request, &mut failures);
     failures.note(dead::reap(&mut host).coded());
-    if conf.masquerade != Some(false) {
-        failures.note(firewall::gc(request, conf.backend, What::Masquerade));
-    }
+    let backend = conf.as_ref().ok().filter(|conf| conf.masquerade != Some(false)).map(|conf| conf.backend);
+    failures.note(firewall::gc(request, backend, What::Masquerade));
+    let Some(conf) = failures.value(conf) else { return failures.outcome() };
     if let Some(kept) = failures.value(in_service(&mut host, &swept)) {
         failures.note(give_back_stale(request, &conf, &links, &swept, &kept));
     }

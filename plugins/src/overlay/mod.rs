@@ -13,7 +13,7 @@ mod notes;
 mod plan;
 
 use crate::errors::{Coded, Failures};
-use crate::firewall::{self, owner};
+use crate::firewall::{self, Search, owner};
 use crate::netns;
 use cni::plugin::Plugin;
 use cni::request::Request;
@@ -50,20 +50,19 @@ impl Plugin for Overlay {
         let removed = remove_link(&owner, netns.as_ref());
         let free = removed.is_ok();
         failures.note(removed);
-        let mut firewall = None;
-        if conf.masquerades(request.conf.prev_result.as_ref())
-            && let Some(mut opened) = failures.value(conf.backend.open())
-        {
+        // The configuration may have changed since ADD: the label says what is the attachment's.
+        let backend = conf.masquerades(request.conf.prev_result.as_ref()).then_some(conf.backend);
+        let mut firewalls = failures.value(firewall::all(backend, Search::Del)).unwrap_or_default();
+        for opened in &mut firewalls {
             let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
             let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
-            failures.note(opened.unmasquerade(&owner, &addresses).coded());
+            failures.note(firewall::supported(opened.unmasquerade(&owner, &addresses)));
             failures.note(firewall::tidy_iptables(opened.as_mut()));
-            firewall = Some(opened);
         }
         if free {
             failures.note(give_back(&conf, &detach(&conf, request)));
         }
-        failures.note(firewall::finish(firewall.as_deref()));
+        failures.note(firewall::finish(firewalls.iter().map(AsRef::as_ref)));
         failures.outcome()
     }
 

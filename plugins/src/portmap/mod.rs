@@ -5,7 +5,7 @@ mod conf;
 mod local;
 
 use crate::errors::{Coded, Failures};
-use crate::firewall::{self, owner};
+use crate::firewall::{self, Search, owner};
 use crate::rollback::Rollback;
 use cni::plugin::Plugin;
 use cni::request::Request;
@@ -93,15 +93,18 @@ impl Plugin for Portmap {
             eprintln!("portmap: DEL goes on by what the firewall has: {error}");
         }
         let (backend, ports) = match conf {
-            Ok(conf) => (conf.backend, conf.ports),
-            Err(_) => (firewall::Backend::Auto, Vec::new()),
+            Ok(conf) => (Some(conf.backend), conf.ports),
+            Err(_) => (None, Vec::new()),
         };
         let mut failures = Failures::default();
-        match backend.open() {
-            Ok(mut firewall) => {
-                failures.note(firewall.unpublish(&owner(request), &ports).coded());
-                failures.note(firewall::tidy_iptables(firewall.as_mut()));
-                failures.note(firewall::finish(Some(firewall.as_ref())));
+        match firewall::all(backend, Search::Del) {
+            Ok(mut firewalls) => {
+                for firewall in &mut firewalls {
+                    let unpublished = firewall.unpublish(&owner(request), &ports);
+                    failures.note(firewall::supported(unpublished));
+                    failures.note(firewall::tidy_iptables(firewall.as_mut()));
+                }
+                failures.note(firewall::finish(firewalls.iter().map(AsRef::as_ref)));
             }
             // A host without this firewall has no ports in it either.
             Err(error) if error.code == crate::errors::NO_KERNEL_SUPPORT => {}
@@ -129,7 +132,9 @@ impl Plugin for Portmap {
     }
 
     fn gc(&self, request: &Request) -> Result<(), Error> {
-        firewall::gc(request, Conf::of(request)?.backend, What::Ports)
+        let conf = Conf::of(request);
+        let swept = firewall::gc(request, conf.as_ref().ok().map(|conf| conf.backend), What::Ports);
+        conf.map(drop).and(swept)
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {

@@ -1,8 +1,8 @@
-//! CHECK after somebody tampered.
+//! CHECK after a change by others; DEL and GC after a change of the configuration.
 
 use super::common::agent::{Agent, GROUP};
 use super::common::with;
-use super::{add, host, veth};
+use super::{add, gone, host, veth};
 use serde_json::json;
 
 #[test]
@@ -87,4 +87,24 @@ fn check_finds_what_is_not_as_add_left_it() {
     }
     host.sh(&format!("ip link del {veth}"));
     assert_eq!(host.about("CHECK", &conf, "c5").run().code(), 105);
+}
+
+#[test]
+fn changed_configuration_leaves_nothing_in_the_packet_filter() {
+    for (verb, after) in [
+        ("DEL", json!({"ipMasq": false})),
+        ("DEL", json!({"ipMasqBackend": "iptables"})),
+        ("DEL", json!({"ipMasq": 5})),
+        ("GC", json!({"ipMasq": false})),
+        ("GC", json!({"ipMasq": 5})),
+    ] {
+        let (host, agent) = (host(), Agent::new());
+        let conf = agent.conf("web");
+        add(&host, &conf, "c1");
+        assert!(host.sh("nft list ruleset").contains("web/c1/eth0"));
+        let after = with(&with(&conf, after), json!({"cni.dev/valid-attachments": []}));
+        let done = host.about(verb, &after, "c1").run();
+        assert!(done.success || (verb == "GC" && done.code() == 7), "{verb} {after}: {}", done.text());
+        gone(&host);
+    }
 }

@@ -9,7 +9,7 @@ mod frame;
 mod reference;
 mod rules;
 
-pub use reference::forget_reference;
+pub use reference::{forget_reference, has_legacy};
 
 use super::{Firewall, PortMapping, PublishOptions, What, distinct, is_alive, is_sibling, is_stale, taken};
 use crate::{Error, Result, names, names::Owner};
@@ -17,6 +17,9 @@ use command::{Command, Lock};
 use frame::Chain;
 use ipnetwork::IpNetwork;
 use rules::Rule;
+
+/// The chains of the nat table without which none of the others is there.
+pub(super) const OF_NAT: [&str; 2] = ["WEFT-DNAT", "WEFT-POSTROUTING"];
 
 /// iptables in the network namespace of the thread that uses it.
 pub struct Iptables {

@@ -30,7 +30,7 @@ fn chain(network: &str, container: &str, what: What) -> String {
 }
 
 /// Whether this namespace has a nat table of the old iptables, which netlink does not show.
-fn has_legacy(v6: bool) -> bool {
+pub fn has_legacy(v6: bool) -> bool {
     let names = if v6 { "ip6_tables_names" } else { "ip_tables_names" };
     let names = std::fs::read_to_string(Path::new("/proc/thread-self/net").join(names)).unwrap_or_default();
     names.lines().any(|name| name == "nat")

@@ -167,6 +167,25 @@ impl Nftables {
         })
     }
 
+    /// Whether there is a chain of Weft's in tables of iptables' (and ip6tables'), as its nftables variant makes them: one
+    /// question, and no program.
+    ///
+    /// # Errors
+    /// When the kernel does not answer; one without nftables has none.
+    pub fn has_iptables_chains(&mut self) -> Result<bool> {
+        let mut questions = Vec::new();
+        for family in [wire::IPV4, wire::IPV6] {
+            for chain in super::ipt::OF_NAT {
+                questions.push(Question::Foreign { family, table: "nat", chain });
+            }
+        }
+        let mut found = false;
+        match self.socket.ask(&questions, |_, answer| found |= answer.is_ok()) {
+            Err(Error::Unsupported(_)) => Ok(false),
+            asked => asked.map(|()| found),
+        }
+    }
+
     /// What an owner's ports need, without those that lead to its container already, through another of its networks.
     fn left_by_siblings(
         &mut self,
