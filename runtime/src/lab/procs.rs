@@ -176,8 +176,11 @@ pub fn kill_all(of: &BTreeSet<NsId>) -> Result<()> {
             let pids: Vec<String> = all.iter().map(|(pid, _)| pid.to_string()).collect();
             bail!("these processes of the lab do not end: {}", pids.join(", "));
         }
-        for (_, pidfd) in &all {
-            let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        // Stopped first: in a crash no process sees the end of another, as a supervisor that of its container.
+        for signal in [libc::SIGSTOP, libc::SIGKILL] {
+            for (_, pidfd) in &all {
+                let _ = sys::pidfd_send_signal(pidfd.as_fd(), signal);
+            }
         }
         for (_, pidfd) in &all {
             process::wait(pidfd, Some(Duration::from_secs(2)));
