@@ -39,6 +39,8 @@ pub struct Spec {
     pub detach: bool,
     /// Where its file system comes from.
     pub rootfs: Rootfs,
+    /// Whether a view of the host's own root shows the host's secrets.
+    pub shows_host_secrets: bool,
     /// What is mounted into it.
     pub volumes: Vec<Volume>,
     /// The user's labels.

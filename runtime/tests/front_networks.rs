@@ -6,6 +6,7 @@ use front::machine;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 #[test]
 fn the_host_bits_of_a_subnet_are_the_gateway() {
@@ -82,6 +83,8 @@ fn ranges_reserved_addresses_ipv6_labels_and_options_reach_the_conflist() {
             "--attachable",
             "web",
         ]);
+        let mode = fs::metadata(m.path("net.d/web.conflist")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         let bridge = &m.conflist("web")["plugins"][0];
         assert_eq!(bridge["bridge"], "web0");
         assert_eq!((&bridge["mtu"], &bridge["portIsolation"]), (&json!(1400), &json!(true)));

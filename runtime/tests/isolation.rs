@@ -6,7 +6,7 @@ mod common;
 
 use common::Host;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 #[test]
 fn it_has_dockers_capabilities_no_new_privileges_and_a_filter() {
@@ -135,6 +135,67 @@ fn the_hosts_sockets_temporary_files_and_the_runtimes_own_do_not_leak_in() {
         host.sh("ls /dev | sort | tr '\\n' ' '").trim(),
         "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
     );
+    host.assert_clean();
+}
+
+/// Lays a writable copy over the host's /etc, in this test alone.
+fn own_etc(host: &Host) {
+    use nix::mount::{MsFlags, mount};
+    let layers = host.path("etc");
+    fs::create_dir(&layers).unwrap();
+    mount(Some("tmpfs"), &layers, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    let [upper, work] = ["upper", "work"].map(|name| layers.join(name));
+    fs::create_dir(&upper).unwrap();
+    fs::create_dir(&work).unwrap();
+    let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
+    mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
+}
+
+/// Prints what of the host's secrets a container can see.
+const SECRETS: &str =
+    "find /etc /root /home /var/lib/weft -xdev -type f ! -perm -004 ! -path '/etc/*shadow*';
+    ls -A /root /home /etc/weft /etc/ssl/private /etc/private /etc/private-key 2>/dev/null | grep -v -e ':$' -e '^$';
+    grep -v '^[^:]*:[*]:' /etc/shadow /etc/shadow- /etc/gshadow; grep -c ^root: /etc/shadow";
+
+#[test]
+fn host_view_shows_no_secrets() {
+    let host = Host::new();
+    assert_eq!(host.sh(&format!("{SECRETS}; true")), "1");
+    own_etc(&host);
+    let private = |path: &str, mode| {
+        fs::write(path, "secret").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    fs::create_dir_all("/etc/weft/net.d").unwrap();
+    fs::create_dir_all("/etc/private/dir").unwrap();
+    fs::set_permissions("/etc/private", fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write("/etc/shadow-", "root:$6$hash:1:0:99999:7:::\n").unwrap();
+    private("/etc/weft/net.d/a.conflist", 0o644);
+    private("/etc/private/dir/file", 0o644);
+    private("/etc/private-key", 0o640);
+    private("/etc/public", 0o644);
+    assert_eq!(
+        host.sh(&format!("{SECRETS}; cat /etc/public /etc/shadow-")),
+        "1\nsecretroot:*:1:0:99999:7:::"
+    );
+    let shown = ["run", "--rm", "--network", "none", "--show-host-secrets", "cat", "/etc/private-key"];
+    assert_eq!(host.ok(&shown), "secret");
+    let seen = host.ok(&[&shown[..5], &["cat", "/etc/shadow-"]].concat());
+    assert!(seen.contains("$6$hash"), "{seen}");
+    nix::mount::umount2("/etc", nix::mount::MntFlags::MNT_DETACH).unwrap();
+    nix::mount::umount2(&host.path("etc"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    host.assert_clean();
+}
+
+#[test]
+fn host_view_keeps_what_replaces_a_secret() {
+    let host = Host::new();
+    let script = "set -e; mkdir -p /etc/weft /root/.ssh
+        [ -e /root/.ssh/own ] && cat /root/.ssh/own /etc/gshadow- && exit
+        echo own > /root/.ssh/own; echo mine > /etc/new; mv /etc/new /etc/gshadow-; chmod 600 /etc/gshadow-";
+    host.ok(&["run", "--name", "one", "--network", "none", "sh", "-c", script]);
+    assert_eq!(host.ok(&["start", "-a", "one"]), "own\nmine");
+    host.ok(&["rm", "one"]);
     host.assert_clean();
 }
 

@@ -179,6 +179,9 @@ pub struct CreateArgs {
     /// Its files: a directory or a tar archive; else a view of the host's own
     #[arg(long, value_name = "DIR|TAR")]
     pub rootfs: Option<PathBuf>,
+    /// Show the host's keys, password hashes and files that only some users may read in the view of its files
+    #[arg(long, conflicts_with = "rootfs")]
+    pub show_host_secrets: bool,
     /// The signal that stops it
     #[arg(long, value_name = "SIGNAL", default_value = "SIGTERM")]
     pub stop_signal: String,

@@ -71,6 +71,7 @@ pub fn build(paths: &Paths, args: &CreateArgs, detach: bool) -> Result<Spec> {
         auto_remove: args.rm,
         detach,
         rootfs: args.rootfs.as_deref().map_or(Ok(Rootfs::Host), rootfs)?,
+        shows_host_secrets: args.show_host_secrets,
         volumes: args.volume.iter().map(|text| volume(text)).collect::<Result<_>>()?,
         labels: text::pairs("--label", &args.label)?,
         network,

@@ -164,6 +164,15 @@ fn setattr(dir: RawFd, path: &CStr, set: u64, flags: c_int) -> io::Result<()> {
     })
 }
 
+/// Sets an extended attribute of the file at `path`, whose last component is no symbolic link.
+pub fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let path = c_string(path)?;
+    // SAFETY: `path` and `name` are C strings, `value` is as long as the call is told; all outlive the call.
+    check(c_long::from(unsafe {
+        libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    }))
+}
+
 /// A descriptor of process `pid`, close-on-exec: readable when the process has ended.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes integers only.

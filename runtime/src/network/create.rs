@@ -264,11 +264,17 @@ fn random_id() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Makes or empties a file that the owner alone may read: a conflist may hold what others need not know.
+pub(super) fn private(path: &std::path::Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
 /// Writes a file that did not exist, all of it or nothing.
 fn write_new(path: &std::path::Path, text: &[u8]) -> Result<()> {
     let temporary = path.with_extension(format!("new{}", std::process::id()));
     let write = || {
-        let mut file = File::create(&temporary)?;
+        let mut file = private(&temporary)?;
         file.write_all(text)?;
         file.sync_all()?;
         fs::hard_link(&temporary, path)

@@ -11,6 +11,7 @@ mod program;
 pub mod report;
 mod rootfs;
 mod seccomp;
+mod secrets;
 mod user;
 
 use std::os::fd::{AsFd, OwnedFd};

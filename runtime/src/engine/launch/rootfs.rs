@@ -16,6 +16,7 @@ use nix::unistd::pivot_root;
 use super::mounts::no_devices;
 use super::place::{self, Links, Make};
 use super::report::Reporter;
+use super::secrets;
 use crate::spec::Rootfs;
 
 /// File systems of the host that are no files of its own: not part of the view of its root.
@@ -57,6 +58,8 @@ pub struct Root<'a> {
     pub at: PathBuf,
     /// Directories of the host that a view of its root does not show below.
     pub hidden: Vec<PathBuf>,
+    /// Whether a view of the host's root shows the host's secrets (see [`secrets`]).
+    pub shows_secrets: bool,
 }
 
 impl Root<'_> {
@@ -71,8 +74,7 @@ impl Root<'_> {
                 }
             }
             Rootfs::Dir(dir) if !dir.is_dir() => bail!("--rootfs {}: no such directory", dir.display()),
-            Rootfs::Dir(dir) => layer(dir, &self.keep.join("upper"), &self.keep.join("work"))?,
-            Rootfs::Host => layer(Path::new("/"), &self.keep.join("upper"), &self.keep.join("work"))?,
+            Rootfs::Dir(_) | Rootfs::Host => {}
         }
         Ok(())
     }
@@ -112,7 +114,7 @@ impl Root<'_> {
                     };
                     let target = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
                     // What cannot be laid over (a file, a mount that is gone) is not essential: it stays empty.
-                    if target.is_dir() && layer(&place, &upper, &work).is_ok() {
+                    if target.is_dir() && self.layer(&place, &upper, &work).is_ok() {
                         let _ = overlay(&place, &upper, &work, &target);
                     }
                 }
@@ -124,14 +126,16 @@ impl Root<'_> {
     /// Lays the container's own layer over `lower`, on disk or, where that file system takes no layers, in memory. Gives
     /// the mounted root and the directory of the layers.
     fn view(&self, lower: &Path, report: &Reporter) -> Result<(PathBuf, PathBuf)> {
-        let error = match overlay(lower, &self.keep.join("upper"), &self.keep.join("work"), &self.at) {
+        let [upper, work] = ["upper", "work"].map(|name| self.keep.join(name));
+        let on_disk = self.layer(lower, &upper, &work).and_then(|()| overlay(lower, &upper, &work, &self.at));
+        let error = match on_disk {
             Ok(()) => return Ok((self.at.clone(), self.keep.clone())),
             Err(error) => error,
         };
         mount_(Some("tmpfs"), &self.at, Some("tmpfs"), MsFlags::empty(), "mode=0700")
             .context("cannot mount a tmpfs")?;
         let [upper, work, root] = ["upper", "work", "root"].map(|name| self.at.join(name));
-        layer(lower, &upper, &work)?;
+        self.layer(lower, &upper, &work)?;
         fs::create_dir(&root).with_context(|| format!("cannot make {}", root.display()))?;
         if let Err(second) = overlay(lower, &upper, &work, &root) {
             let _ = umount2(&self.at, MntFlags::MNT_DETACH);
@@ -144,13 +148,38 @@ impl Root<'_> {
         Ok((root, self.at.clone()))
     }
 
+    /// Makes the directories of the container's own layer over `lower`, whose owner and mode are those of the directory that
+    /// the container sees. The working directory is there when all is.
+    fn layer(&self, lower: &Path, upper: &Path, work: &Path) -> Result<()> {
+        if work.exists() {
+            return Ok(());
+        }
+        let make = || -> Result<()> {
+            // Of a start that was cut off.
+            if upper.exists() {
+                fs::remove_dir_all(upper)?;
+            }
+            fs::create_dir_all(upper)?;
+            let like = fs::metadata(lower)?;
+            chown(upper, Some(like.uid()), Some(like.gid()))?;
+            fs::set_permissions(upper, like.permissions())?;
+            if *self.from == Rootfs::Host && !self.shows_secrets {
+                let mounts: Vec<PathBuf> = table().lines().filter_map(place_of).collect();
+                secrets::cover(lower, upper, &mounts)?;
+            }
+            Ok(fs::create_dir_all(work)?)
+        };
+        make().with_context(|| format!("cannot make {}", upper.display()))
+    }
+
     /// The host's other file systems that belong to its root, each with the number of its layers.
     fn host_mounts(&self) -> Vec<(usize, PathBuf)> {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let table = table();
         let shown = |place: &PathBuf| {
             place != Path::new("/")
                 && !FRESH.iter().any(|f| place.starts_with(f))
                 && !self.hidden.iter().any(|h| place.starts_with(h))
+                && (self.shows_secrets || !secrets::is_covered(place))
         };
         let mut places: Vec<PathBuf> = table.lines().filter_map(mounted).filter(shown).collect();
         // The order of the table is that of mounting: a later one hides an earlier at the same place.
@@ -169,12 +198,20 @@ pub fn enter(root: &Path) -> Result<()> {
     std::env::set_current_dir("/").context("/")
 }
 
-/// The place of a line of mountinfo (proc(5)) when it is a file system of files.
+/// The table of mounts (mountinfo, proc(5)).
+fn table() -> String {
+    fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
+}
+
+/// The place of a line of mountinfo when it is a file system of files.
 fn mounted(line: &str) -> Option<PathBuf> {
-    let (front, back) = line.split_once(" - ")?;
+    let (_, back) = line.split_once(" - ")?;
     let kind = back.split(' ').next()?;
-    let place = front.split(' ').nth(4)?;
-    (!PSEUDO.contains(&kind)).then(|| PathBuf::from(unescape(place)))
+    place_of(line).filter(|_| !PSEUDO.contains(&kind))
+}
+
+fn place_of(line: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(unescape(line.split(' ').nth(4)?)))
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits.
@@ -182,22 +219,6 @@ fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
-}
-
-/// Makes the directories of a container's own layer over `lower`, whose owner and mode are those of the directory that the
-/// container sees. The working directory is there when all is.
-fn layer(lower: &Path, upper: &Path, work: &Path) -> Result<()> {
-    if work.exists() {
-        return Ok(());
-    }
-    let make = || -> io::Result<()> {
-        fs::create_dir_all(upper)?;
-        let like = fs::metadata(lower)?;
-        chown(upper, Some(like.uid()), Some(like.gid()))?;
-        fs::set_permissions(upper, like.permissions())?;
-        fs::create_dir_all(work)
-    };
-    make().with_context(|| format!("cannot make {}", upper.display()))
 }
 
 fn overlay(lower: &Path, upper: &Path, work: &Path, at: &Path) -> Result<()> {

@@ -46,10 +46,11 @@ const PASSWORDS: [&str; 2] = ["/etc/shadow", "/etc/gshadow"];
 /// Where all is covered that the host's other users cannot read, down to how many directories.
 const TREES: [(&str, usize); 5] = [("/", 1), ("/etc", usize::MAX), ("/opt", 2), ("/srv", 2), ("/var", 3)];
 
-/// Covers secrets in `upper`, the new layer over `lower`, the root of one of the host's file systems.
-pub fn cover(lower: &Path, upper: &Path) -> Result<()> {
+/// Covers secrets in `upper`, the new layer over `lower`, the root of one of the host's mounts. `mounts` are the places of all.
+pub fn cover(lower: &Path, upper: &Path, mounts: &[PathBuf]) -> Result<()> {
     let cover = || -> Result<()> {
-        let layer = Layer { lower, upper, device: fs::metadata(lower)?.dev() };
+        let others = mounts.iter().filter(|place| *place != lower && place.starts_with(lower)).collect();
+        let layer = Layer { lower, upper, others };
         for path in DIRECTORIES.map(Path::new) {
             if let Some(meta) = layer.find(path)
                 && meta.is_dir()
@@ -76,14 +77,16 @@ pub fn is_covered(dir: &Path) -> bool {
 struct Layer<'a> {
     lower: &'a Path,
     upper: &'a Path,
-    device: u64,
+    /// The mounts below this one. Device numbers say nothing: in an overlay each file may have another.
+    others: Vec<&'a PathBuf>,
 }
 
 impl Layer<'_> {
-    /// What is at a path of the host, if it lies in the file system of this layer.
+    /// What is at a path of the host, if it lies in the mount of this layer.
     fn find(&self, path: &Path) -> Option<Metadata> {
-        path.strip_prefix(self.lower).ok()?;
-        fs::symlink_metadata(path).ok().filter(|meta| meta.dev() == self.device)
+        let is_here =
+            path.starts_with(self.lower) && !self.others.iter().any(|other| path.starts_with(other));
+        is_here.then(|| fs::symlink_metadata(path).ok())?
     }
 
     /// The path in the layer; the directories on the way are made as those of the host.
@@ -130,23 +133,30 @@ impl Layer<'_> {
         }
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            let path = entry.path();
             // What vanishes meanwhile is no secret any more.
-            let Ok(meta) = entry.metadata() else { continue };
-            let is_password =
-                path.to_str().is_some_and(|path| PASSWORDS.contains(&path.trim_end_matches('-')));
-            if meta.dev() != self.device || is_password {
+            let Ok(kind) = entry.file_type() else { continue };
+            if !kind.is_dir() && !kind.is_file() {
                 continue;
             }
-            let needed = if meta.is_dir() { 0o005 } else { 0o004 };
-            match meta.mode() & needed == needed {
-                false if meta.is_dir() || meta.is_file() => self.cover(&path, &meta)?,
-                true if meta.is_dir() && depth > 1 => self.walk(&path, depth - 1)?,
-                _ => {}
+            let Ok(meta) = entry.metadata() else { continue };
+            let needed = if kind.is_dir() { 0o005 } else { 0o004 };
+            let is_public = meta.mode() & needed == needed;
+            if is_public && kind.is_file() {
+                continue;
+            }
+            let path = entry.path();
+            if is_public {
+                self.walk(&path, depth - 1)?;
+            } else if !is_password_list(&path) && self.find(&path).is_some() {
+                self.cover(&path, &meta)?;
             }
         }
         Ok(())
     }
+}
+
+fn is_password_list(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| PASSWORDS.contains(&path.trim_end_matches('-')))
 }
 
 /// A line of shadow(5) or gshadow(5), its password one that nothing matches.

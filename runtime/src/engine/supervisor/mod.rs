@@ -30,7 +30,7 @@ use super::release::{self, Lock};
 use super::wire::{self, Frame};
 use super::{Failure, etc, process, sys, volumes};
 use crate::paths::Paths;
-use crate::spec::NetMode;
+use crate::spec::{NetMode, Spec};
 use crate::state::{Container, State, Status, now};
 use crate::{network, ports};
 use serve::Service;
@@ -183,7 +183,8 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
         from: &container.spec.rootfs,
         keep: container.dir(),
         at: container.run_dir().join("merged"),
-        hidden: hidden(&paths),
+        hidden: hidden(&paths, &container.spec),
+        shows_secrets: container.spec.shows_host_secrets,
     };
     root.prepare()?;
     let cgroup = match Cgroup::create(container.id()) {
@@ -285,12 +286,14 @@ fn stdio(container: &Container) -> Result<(Pipes, Stdio)> {
     Ok((ours, Stdio::Pipes(input, to_output, to_errors)))
 }
 
-/// The directories that a container does not see: the runtime's own, also at the usual place, where `lab exec` mounts them.
-fn hidden(paths: &Paths) -> Vec<std::path::PathBuf> {
+/// The directories that a container does not see: the runtime's own, also at the usual place, where `lab exec` mounts them, and
+/// the networks' files.
+fn hidden(paths: &Paths, spec: &Spec) -> Vec<std::path::PathBuf> {
     let usual = Path::new("/var/lib/weft");
     let same = File::open(&paths.root).is_ok_and(|root| crate::state::same_file(&root, usual));
     let all = [real(&paths.root), real(&paths.run)];
-    all.into_iter().chain(same.then(|| usual.to_owned())).collect()
+    let networks = (!spec.shows_host_secrets).then(|| real(&paths.config_dir));
+    all.into_iter().chain(same.then(|| usual.to_owned())).chain(networks).collect()
 }
 
 fn real(path: &Path) -> std::path::PathBuf {
