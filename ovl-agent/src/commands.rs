@@ -10,6 +10,9 @@ use serde::Serialize;
 use std::io::Write;
 use std::path::Path;
 
+/// So many held back records are in a status for people.
+const SHOWN: usize = 20;
+
 /// Does a command with the agent whose socket is in this directory.
 ///
 /// # Errors
@@ -62,18 +65,28 @@ pub fn print(text: &str) -> Result<()> {
 
 fn status(status: &Status) -> String {
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let ready = match (status.ready, &status.held_back, status.held_records.len()) {
+        (true, Some(_), _) => "yes, but changes are held back".to_owned(),
+        (true, None, count @ 1..) => format!("yes, but {count} records of the store are held back"),
+        (ready, ..) => yes_no(ready),
+    };
     let mut rows = vec![
         ["Host".to_owned(), status.host.clone()],
         ["Version".to_owned(), status.version.clone()],
         ["VTEP".to_owned(), status.vtep.map_or_else(|| "-".to_owned(), |vtep| vtep.to_string())],
         ["Store".to_owned(), status.store.clone()],
         ["Connected".to_owned(), yes_no(status.connected)],
-        ["Ready".to_owned(), yes_no(status.ready)],
+        ["Ready".to_owned(), ready],
         ["Revision".to_owned(), status.revision.to_string()],
     ];
     for (name, value) in [("Store error", &status.store_error), ("Held back", &status.held_back)] {
         rows.extend(value.iter().map(|value| [name.to_owned(), value.clone()]));
     }
+    let records =
+        status.held_records.iter().take(SHOWN).map(|record| format!("{}: {}", record.key, record.why));
+    rows.extend(records.map(|record| ["Held record".to_owned(), record]));
+    let more = status.held_records.len().saturating_sub(SHOWN);
+    rows.extend((more > 0).then(|| ["Held record".to_owned(), format!("and {more} more")]));
     rows.iter().map(|[name, value]| format!("{:<14}{value}\n", format!("{name}:"))).collect()
 }
 
@@ -124,6 +137,7 @@ fn networks(networks: &[Network]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ovl_api::wire::HeldRecord;
 
     #[test]
     fn a_host_without_liveness_is_shown_as_suspect_and_a_removed_one_as_removed() {
@@ -149,6 +163,7 @@ mod tests {
 
     #[test]
     fn a_status_says_why_the_store_is_away_and_what_is_held_back() {
+        let record = HeldRecord { key: "c/hosts/h2".into(), why: "invalid port 0".into() };
         let given = Status {
             host: "h1".into(),
             version: "0.1.0".into(),
@@ -159,10 +174,14 @@ mod tests {
             ready: false,
             revision: 7,
             held_back: Some("3 of 8 hosts vanished".into()),
+            held_records: vec![record],
         };
         let text = status(&given);
         assert!(text.contains("Connected:    no\n"), "{text}");
         assert!(text.contains("Store error:  connection refused\n"), "{text}");
         assert!(text.contains("Held back:    3 of 8 hosts vanished\n"), "{text}");
+        assert!(text.contains("Held record:  c/hosts/h2: invalid port 0\n"), "{text}");
+        let text = self::status(&Status { ready: true, ..given });
+        assert!(text.contains("Ready:        yes, but changes are held back\n"), "{text}");
     }
 }

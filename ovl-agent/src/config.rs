@@ -193,6 +193,13 @@ fn etcd(
         other => ConfigError(other.to_string()),
     })?;
     warnings.extend(password_file.as_deref().and_then(readable_by_others));
+    let plain = conf.endpoints.iter().find(|endpoint| endpoint.starts_with("http://"));
+    if let (Some(endpoint), Some(_)) = (plain, &conf.user) {
+        warnings.push(format!(
+            "{} {endpoint}: user and password of etcd go over the network as they are; use https:// and --etcd-ca",
+            endpoints.origin
+        ));
+    }
     Ok(conf)
 }
 

@@ -107,12 +107,13 @@ impl Engine {
             ready: false,
             revision: 0,
             held_back: None,
+            held_records: Vec::new(),
         };
         match self.started.get() {
             Some(started) => {
                 let node = started.node.status();
                 (status.connected, status.store_error) = (node.connected, node.error);
-                status.held_back = node.held_back;
+                (status.held_back, status.held_records) = (node.held_back, node.held_records);
                 let shown = started.shown.borrow();
                 (status.vtep, status.ready, status.revision) = (shown.vtep, shown.synced, shown.revision);
             }

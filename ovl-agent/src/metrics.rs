@@ -62,6 +62,7 @@ pub struct Metrics {
     connected: Gauge,
     revision: Gauge,
     held_back: Gauge,
+    held_records: Gauge,
     ready: Gauge,
     hosts: Gauge,
     networks: Gauge,
@@ -87,6 +88,7 @@ impl Metrics {
             connected: Gauge::default(),
             revision: Gauge::default(),
             held_back: Gauge::default(),
+            held_records: Gauge::default(),
             ready: Gauge::default(),
             hosts: Gauge::default(),
             networks: Gauge::default(),
@@ -129,6 +131,7 @@ impl Metrics {
             ("store_connected", "1 when the store answers", &self.connected),
             ("revision", "The store's revision that the kernel shows", &self.revision),
             ("held_back", "1 when changes are held back because too many hosts vanished", &self.held_back),
+            ("held_back_records", "Records of the store that are not in force", &self.held_records),
             ("ready", "1 after the first full synchronisation", &self.ready),
             ("hosts", "Hosts of the cluster", &self.hosts),
             ("networks", "Overlay networks", &self.networks),
@@ -185,6 +188,7 @@ impl Metrics {
         self.connected.set(status.connected.into());
         self.revision.set(status.revision);
         self.held_back.set(status.held_back.is_some().into());
+        self.held_records.set(i64::try_from(status.held_records.len()).unwrap_or(i64::MAX));
         self.ready.set(status.ready.into());
         let mut text = String::new();
         // Writing to a String does not fail.
@@ -219,6 +223,7 @@ mod tests {
             ready: true,
             revision: 77,
             held_back: None,
+            held_records: Vec::new(),
         };
         let text = metrics.text(&status);
         for line in [
@@ -233,6 +238,7 @@ mod tests {
             "weft_overlay_store_connected 1",
             "weft_overlay_revision 77",
             "weft_overlay_held_back 0",
+            "weft_overlay_held_back_records 0",
             "weft_overlay_ready 1",
             "weft_overlay_hosts 5",
             "weft_overlay_blocks 9",

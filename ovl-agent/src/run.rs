@@ -121,10 +121,14 @@ async fn tell(engine: Arc<Engine>) {
     let mut told: Option<String> = None;
     loop {
         let status = engine.status();
+        let records = status.held_records.len();
         let sentence = match (&status.store_error, status.ready, &status.held_back) {
             (_, _, Some(why)) => format!("changes are held back: {why}"),
             (Some(why), true, None) => format!("ready; the store is away: {why}"),
             (Some(why), false, None) => format!("not ready: {why}"),
+            (None, true, None) if records > 0 => {
+                format!("ready; {records} records of the store are held back")
+            }
             (None, true, None) => "ready".to_owned(),
             (None, false, None) => String::new(),
         };

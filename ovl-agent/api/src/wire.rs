@@ -232,6 +232,19 @@ pub struct Status {
     /// Why changes are held back: too many hosts vanished at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_back: Option<String>,
+    /// Records of the store that are not in force: the last valid value of each is, if there was one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_records: Vec<HeldRecord>,
+}
+
+/// A record of the store that is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldRecord {
+    /// Its key, without the store's prefix.
+    pub key: String,
+    /// The field, its value and what is expected.
+    pub why: String,
 }
 
 /// A container's interface that wants addresses.

@@ -131,6 +131,12 @@ impl Inner {
         if done.got.first().is_none_or(Vec::is_empty) {
             return Err(missing());
         }
+        if let Some(why) =
+            self.look(|state| state.held.get(&keys::network(name)).map(|held| held.why.clone()))
+        {
+            let message = format!("the store's record of the overlay network {name} is held back: {why}");
+            return Err(Problem::new(ProblemKind::NotReady, message));
+        }
         if !self.look(|state| state.following) {
             // The store is back, and this host waits before it tries again to follow it.
             self.wake.session.notify_one();

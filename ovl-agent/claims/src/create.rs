@@ -130,7 +130,7 @@ impl Inner {
             let pairs = other.subnets.iter().flat_map(|a| network.subnets.iter().map(move |b| (a, b)));
             pairs.into_iter().any(|(a, b)| overlap(a.subnet, b.subnet))
         };
-        if others.networks.iter().any(overlaps) {
+        if others.networks.iter().any(|other| other.id != network.id && overlaps(other)) {
             return Ok(false);
         }
         let done = self.commit_fenced(me, insertion(network, others.guard)).await?;
@@ -145,10 +145,18 @@ impl Inner {
         let mut got = done.got.into_iter();
         let mut next = || got.next().unwrap_or_default();
         let (networks, vnis, guard) = (next(), next(), next());
-        let read = |entry: &KeyValue| serde_json::from_slice(&entry.value).ok();
+        let read = |entry: &KeyValue| crate::record::read(&entry.value).ok();
         let vni = |entry: &KeyValue| entry.key.rsplit('/').next()?.parse().ok();
+        let mut networks: Vec<Network> = networks.iter().filter_map(read).collect();
+        // A record that cannot be understood, or was deleted in use, has its last valid value.
+        networks.extend(self.look(|state| {
+            let held = state.view.networks.values();
+            held.filter(|network| state.held.contains_key(&keys::network(&network.name)))
+                .cloned()
+                .collect::<Vec<_>>()
+        }));
         Ok(Others {
-            networks: networks.iter().filter_map(read).collect(),
+            networks,
             vnis: vnis.iter().filter_map(vni).collect(),
             guard: guard.first().map(|guard| guard.changed),
         })

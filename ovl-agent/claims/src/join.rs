@@ -138,6 +138,7 @@ impl Inner {
             }
             // The file has the record's revision, too.
             state.own_changed |= state.me != me;
+            state.recheck_held |= changed;
             state.me = me;
         });
     }

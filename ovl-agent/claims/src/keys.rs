@@ -38,7 +38,7 @@ pub(crate) enum SingleState {
 }
 
 /// A followed key, read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Key<'a> {
     Network(&'a str),
     Host(&'a str),
@@ -73,7 +73,7 @@ pub(crate) fn singles(network: &str) -> String {
 }
 
 pub(crate) fn block(network: &str, block: IpNetwork) -> String {
-    format!("{BLOCKS}{network}/{}-{}", address_text(block.network()), block.prefix())
+    format!("{BLOCKS}{network}/{}-{}", address_text(block.ip()), block.prefix())
 }
 
 pub(crate) fn single(network: &str, address: IpAddr) -> String {
@@ -118,6 +118,10 @@ fn address_text(address: IpAddr) -> String {
 }
 
 fn address_of(text: &str) -> Option<IpAddr> {
+    // One range has one key: no capitals, no signs.
+    if !text.bytes().skip(2).all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
+        return None;
+    }
     match text.split_at_checked(2)? {
         ("4-", hex) if hex.len() == 8 => Some(IpAddr::V4(Ipv4Addr::from(u32::from_str_radix(hex, 16).ok()?))),
         ("6-", hex) if hex.len() == 32 => {
@@ -128,6 +132,18 @@ fn address_of(text: &str) -> Option<IpAddr> {
 }
 
 impl Key<'_> {
+    /// The key as it is in the store.
+    pub(crate) fn text(&self) -> String {
+        match *self {
+            Key::Network(name) => network(name),
+            Key::Host(name) => host(name),
+            Key::Live(name) => live(name),
+            Key::Block(of, range) => block(of, range),
+            Key::Single(of, address) => single(of, address),
+            Key::Other => String::new(),
+        }
+    }
+
     /// Reads a key; what is not known is [`Key::Other`], for a later version may know it.
     pub(crate) fn parse(key: &str) -> Key<'_> {
         let Some((kind, rest)) = key.strip_prefix(FOLLOWED).and_then(|rest| rest.split_once('/')) else {
@@ -140,8 +156,9 @@ impl Key<'_> {
             "live" => Some(Key::Live(rest)),
             "blocks" => in_network().and_then(|(network, text)| {
                 let (address, prefix) = text.rsplit_once('-')?;
-                let block = IpNetwork::new(address_of(address)?, prefix.parse().ok()?).ok()?;
-                Some(Key::Block(network, block))
+                let length: u8 = prefix.parse().ok()?;
+                let block = IpNetwork::new(address_of(address)?, length).ok()?;
+                (length.to_string() == prefix).then_some(Key::Block(network, block))
             }),
             "singles" => {
                 in_network().and_then(|(network, text)| Some(Key::Single(network, address_of(text)?)))
@@ -177,9 +194,17 @@ mod tests {
 
     #[test]
     fn keys_that_are_not_known_are_passed_over() {
-        for key in
-            ["c/subnets", "c/x/y", "c/blocks/a1/4-zz-26", "c/blocks/a1/4-0a2a0340-40", "e/a/b", "c/vnis/7"]
-        {
+        for key in [
+            "c/subnets",
+            "c/x/y",
+            "c/blocks/a1/4-zz-26",
+            "c/blocks/a1/4-0a2a0340-40",
+            "c/blocks/a1/4-0A2A0340-26",
+            "c/blocks/a1/4-+a2a0340-26",
+            "c/blocks/a1/4-0a2a0340-026",
+            "e/a/b",
+            "c/vnis/7",
+        ] {
             assert_eq!(Key::parse(key), Key::Other, "{key}");
         }
         assert_eq!(Key::parse("c/hosts/a.b"), Key::Host("a.b"));

@@ -5,7 +5,9 @@ use crate::inner::{Inner, lock};
 use crate::state::Dirty;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Delta, Network, View};
-use ovl_api::wire::{Attach, Detach, Gc, NetworkCreate, NetworkDetail, Node as Peer, Problem, Removed};
+use ovl_api::wire::{
+    Attach, Detach, Gc, HeldRecord, NetworkCreate, NetworkDetail, Node as Peer, Problem, Removed,
+};
 use ovl_store::Revision;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -43,6 +45,8 @@ pub struct NodeStatus {
     pub error: Option<String>,
     /// Why changes are held back: too many hosts vanished at once.
     pub held_back: Option<String>,
+    /// Records of the store that are not in force.
+    pub held_records: Vec<HeldRecord>,
 }
 
 impl Node {
@@ -226,12 +230,20 @@ impl Node {
         }
     }
 
+    /// The addresses of this host are these now: no other node can have one as its VTEP.
+    pub fn set_addresses(&self, addresses: BTreeSet<IpAddr>) {
+        if self.inner.look(|state| state.addresses != addresses) {
+            self.inner.update(|state| state.set_addresses(addresses));
+        }
+    }
+
     /// How the node is with the store.
     pub fn status(&self) -> NodeStatus {
         self.inner.look(|state| NodeStatus {
             connected: state.following && state.error.is_none(),
             error: state.error.clone(),
             held_back: state.held_back.clone(),
+            held_records: state.held_records(),
         })
     }
 

@@ -5,10 +5,11 @@
 //! the record last. Broken off anywhere, it is taken up again by whoever tries next, the host itself included.
 
 use crate::inner::{BATCH, Inner, store_problem};
-use crate::keys::{self, Claim, SingleClaim};
+use crate::keys;
 use ovl_api::model::Host;
 use ovl_api::wire::{Node as Peer, Problem, ProblemKind};
 use ovl_store::{Compare, Error, Op, Txn, range_end};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Inner {
@@ -98,11 +99,14 @@ impl Inner {
             }
         }
         let networks = self.conf.kv.snapshot(keys::NETWORKS).await?;
+        // Also those whose record cannot be understood: their ID is in the view, or readable by itself.
         let ids = networks.entries.iter().filter_map(|entry| {
-            let network: ovl_api::model::Network = serde_json::from_slice(&entry.value).ok()?;
-            Some(network.id)
+            let record: serde_json::Value = serde_json::from_slice(&entry.value).ok()?;
+            Some(record.get("id")?.as_str()?.to_owned())
         });
-        let ids: Vec<String> = ids.collect();
+        let mut ids: BTreeSet<String> = ids.collect();
+        self.look(|state| ids.extend(state.view.networks.keys().cloned()));
+        let ids: Vec<String> = ids.into_iter().collect();
         for some in ids.chunks(BATCH / 2) {
             let ops = some.iter().flat_map(|id| {
                 let endpoints = keys::endpoints_of(id, &host.name);
@@ -128,18 +132,19 @@ impl Inner {
     /// The keys of a host's blocks and single addresses, and when they were last changed.
     async fn claims_of(&self, name: &str) -> Result<Vec<(String, i64)>, Error> {
         let mut claims = Vec::new();
-        let blocks = self.conf.kv.snapshot(keys::BLOCKS).await?;
-        claims.extend(blocks.entries.iter().filter_map(|entry| {
-            let claim: Claim = serde_json::from_slice(&entry.value).ok()?;
-            (claim.host == name).then(|| (entry.key.clone(), entry.changed))
-        }));
-        let singles = self.conf.kv.snapshot(keys::SINGLES).await?;
-        claims.extend(singles.entries.iter().filter_map(|entry| {
-            let single: SingleClaim = serde_json::from_slice(&entry.value).ok()?;
-            (single.claim.host == name).then(|| (entry.key.clone(), entry.changed))
-        }));
+        for prefix in [keys::BLOCKS, keys::SINGLES] {
+            let all = self.conf.kv.snapshot(prefix).await?.entries;
+            let of = all.into_iter().filter(|entry| host_of(&entry.value).as_deref() == Some(name));
+            claims.extend(of.map(|entry| (entry.key, entry.changed)));
+        }
         Ok(claims)
     }
+}
+
+/// The node that a claim names, also one that is not understood otherwise, as of a newer release.
+fn host_of(value: &[u8]) -> Option<String> {
+    let record: serde_json::Value = serde_json::from_slice(value).ok()?;
+    Some(record.get("host")?.as_str()?.to_owned())
 }
 
 /// Why a host is not removed whose liveness lease has not run out: it renews that as long as it lives, which tells when it

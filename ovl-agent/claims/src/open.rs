@@ -9,6 +9,7 @@
 
 use crate::files::{Files, Local};
 use crate::inner::{Inner, lease_problem};
+use crate::record::{Read, is_part};
 use crate::state::{Me, State};
 use crate::{NodeConf, keys};
 use ipam::{Attachment, Lease};
@@ -23,6 +24,7 @@ pub(crate) fn open(conf: NodeConf) -> Result<Inner, Problem> {
     let leases = open_leases(&files, &conf)?;
     let mut state = State::default();
     state.view.me = conf.name.clone();
+    state.addresses.insert(conf.vtep);
     load_view(&mut state, &files);
     load_locals(&mut state, &files, &leases, &conf)?;
     if let Some(own) = files.own(&conf.boot_id)
@@ -55,7 +57,10 @@ fn load_view(state: &mut State, files: &Files) {
         state.apply(&keys::host(&host.name), Some(&keys::json(&host)), 0);
     }
     for (network, block, host) in file.owners {
-        state.set_owner(&network, block, Some(&host), 0);
+        let valid = state.view.networks.get(&network).is_none_or(|known| is_part(known, block));
+        if valid {
+            state.set_owner(&network, block, Some(&host), 0);
+        }
     }
 }
 
@@ -77,7 +82,8 @@ fn load_own(state: &mut State, own: crate::files::OwnFile) {
     }
     for (network, address, host) in own.lent {
         let single = granted(keys::Claim { host, id: String::new(), epoch: 0 });
-        state.apply(&keys::single(&network, address), Some(&keys::json(&single)), 0);
+        // The file names the borrower alone.
+        state.apply_valid(Read::Single(&network, address, Some(single)), 0);
     }
     state.acks.clear();
 }

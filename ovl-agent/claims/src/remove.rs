@@ -6,6 +6,7 @@
 
 use crate::inner::{Inner, store_problem};
 use crate::keys;
+use crate::record;
 use crate::state::State;
 use ovl_api::model::Network;
 use ovl_api::wire::{BlockDetail, EndpointDetail, NetworkDetail, Problem, ProblemKind};
@@ -161,10 +162,8 @@ impl Inner {
         let txn = Txn { then: vec![Op::Get(from, to)], ..Txn::default() };
         let done = self.commit(txn).await.map_err(|error| store_problem(&error))?;
         let entry = done.got.first().and_then(|got| got.first()).ok_or_else(missing)?;
-        let network = serde_json::from_slice(&entry.value).map_err(|e| {
-            crate::open::internal(format!(
-                "the store's record of the network {name} cannot be understood: {e}"
-            ))
+        let network = record::read(&entry.value).map_err(|why| {
+            crate::open::internal(format!("the store's record of the network {name} is held back: {why}"))
         })?;
         Ok((network, entry.changed))
     }
@@ -184,8 +183,18 @@ impl Inner {
         let asked = tokio::time::timeout(patience, self.commit(txn)).await;
         match asked.unwrap_or_else(|_| Err(self.unheard())) {
             Ok(done) => {
-                let read = |entry: &KeyValue| serde_json::from_slice(&entry.value).ok();
-                Ok(done.got.iter().flatten().filter_map(read).collect())
+                // Of a record that is held back the last valid value is in force.
+                let is_held = |key: &String| self.look(|state| state.held.contains_key(key));
+                let entries = done.got.iter().flatten().filter(|entry| !is_held(&entry.key));
+                let read = |entry: &KeyValue| record::read::<Network>(&entry.value).ok();
+                let mut networks: Vec<Network> = entries.filter_map(read).collect();
+                let kept = self.look(|state| {
+                    let held = state.ids.keys().filter(|name| state.held.contains_key(&keys::network(name)));
+                    held.filter_map(|name| state.network(name).cloned()).collect::<Vec<_>>()
+                });
+                networks.extend(kept);
+                networks.sort_by(|a, b| a.name.cmp(&b.name));
+                Ok(networks)
             }
             Err(error) if !self.look(knows_something) => Err(store_problem(&error)),
             Err(_) => Ok(self.look(seen)),
@@ -220,11 +229,16 @@ impl Inner {
         };
         let network = match read.unwrap_or_else(|| Err(store_problem(&self.unheard()))) {
             Ok((network, _)) => network,
-            Err(problem) if problem.kind == ProblemKind::Store => {
+            Err(problem) => {
+                let held = self.look(|state| state.held.contains_key(&keys::network(name)));
                 let known = self.look(|state| state.network(name).cloned());
-                return Ok(self.last_seen(known.ok_or_else(|| problem.clone())?, &problem));
+                match known {
+                    Some(known) if problem.kind == ProblemKind::Store || held => {
+                        return Ok(self.last_seen(known, &problem));
+                    }
+                    _ => return Err(problem),
+                }
             }
-            Err(problem) => return Err(problem),
         };
         let read = async { Ok((self.endpoints(&network).await?, self.read_blocks(&network.id).await?)) };
         Ok(match read.await {

@@ -1,7 +1,8 @@
 //! Whole snapshots of the store, and the guard against many hosts vanishing at once.
 
 use crate::keys::{self, Key};
-use crate::state::{Read, State};
+use crate::record::Read;
+use crate::state::State;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Host, is_single};
 use ovl_store::{Change, KeyValue, Revision, Snapshot};
@@ -125,6 +126,7 @@ impl State {
                 .filter(|name| !seen.networks.contains(name.as_str()))
                 .map(|name| keys::network(name)),
         );
+        gone.extend(self.held.keys().filter(|key| !seen.has(Key::parse(key))).cloned());
         for key in gone {
             if !self.touched.contains_key(&key) {
                 self.apply(&key, None, revision);
@@ -174,7 +176,25 @@ impl<'a> Seen<'a> {
             Read::Live(name, _) => self.live.insert(name),
             Read::Block(network, block, _) => self.blocks.insert((network, *block)),
             Read::Single(network, address, _) => self.singles.insert((network, *address)),
+            Read::Invalid(key, _) => match *key {
+                Key::Network(name) => self.networks.insert(name),
+                Key::Host(name) => self.hosts.insert(name),
+                Key::Block(network, block) => self.blocks.insert((network, block)),
+                Key::Single(network, address) => self.singles.insert((network, address)),
+                Key::Live(_) | Key::Other => false,
+            },
             Read::Subnets | Read::Other => false,
         };
+    }
+
+    fn has(&self, key: Key<'_>) -> bool {
+        match key {
+            Key::Network(name) => self.networks.contains(name),
+            Key::Host(name) => self.hosts.contains(name),
+            Key::Live(name) => self.live.contains(name),
+            Key::Block(network, block) => self.blocks.contains(&(network, block)),
+            Key::Single(network, address) => self.singles.contains(&(network, address)),
+            Key::Other => true,
+        }
     }
 }

@@ -6,8 +6,10 @@
 //! from before is passed over.
 
 use crate::files::Local;
-use crate::keys::{self, Claim, Key, SingleClaim, SingleState};
+use crate::held::Held;
+use crate::keys::{Claim, SingleClaim, SingleState};
 use crate::pool;
+use crate::record::Read;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Delta, Host, Network, Subnet, View, is_single};
 use ovl_api::wire::Away;
@@ -121,6 +123,12 @@ pub(crate) struct State {
     pub(crate) acks: BTreeMap<String, (Revision, Revision)>,
     /// Networks that are gone: their leases are to be forgotten.
     pub(crate) gone: BTreeSet<String>,
+    /// Records that are not in force, by key.
+    pub(crate) held: BTreeMap<String, Held>,
+    /// Something that decides whether they are valid changed.
+    pub(crate) recheck_held: bool,
+    /// The addresses of this host, the VTEP among them.
+    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 impl State {
@@ -207,8 +215,8 @@ impl State {
         self.apply_read(Read::of(key, value), changed);
     }
 
-    /// The same, of what was read already.
-    pub(crate) fn apply_read(&mut self, read: Read<'_>, changed: Revision) {
+    /// The same, of what was read already and can be applied.
+    pub(crate) fn apply_valid(&mut self, read: Read<'_>, changed: Revision) {
         match read {
             Read::Network(name, network) => self.apply_network(name, network, changed),
             Read::Host(name, host) => self.apply_host(name, host, changed),
@@ -221,11 +229,13 @@ impl State {
             Read::Block(network, block, claim) => self.apply_block(network, block, claim, changed),
             Read::Single(network, address, single) => self.apply_single(network, address, single, changed),
             Read::Subnets => self.subnets_changed = changed,
-            Read::Other => {}
+            // The last value that was understood stays in force.
+            Read::Invalid(..) | Read::Other => {}
         }
     }
 
     fn apply_network(&mut self, name: &str, network: Option<Network>, changed: Revision) {
+        self.recheck_held = true;
         let before = self.ids.get(name).cloned();
         if let Some(id) = before.filter(|id| network.as_ref().is_none_or(|network| network.id != *id)) {
             self.view.networks.remove(&id);
@@ -267,6 +277,7 @@ impl State {
             Some(host) => self.view.hosts.insert(name.to_owned(), host),
             None => self.view.hosts.remove(name),
         };
+        self.recheck_held = true;
         self.dirty.delta.hosts.insert(name.to_owned());
         self.view_changed = true;
     }
@@ -315,6 +326,17 @@ impl State {
         let granted = single.as_ref().filter(|single| single.state == SingleState::Granted);
         let owner = granted.map(|single| single.claim.host.as_str());
         self.set_owner(network, pool::alone(address), owner, changed);
+        self.note_single(network, address, single, changed);
+    }
+
+    /// Takes what is said of a single address, but for its route.
+    pub(crate) fn note_single(
+        &mut self,
+        network: &str,
+        address: IpAddr,
+        single: Option<SingleClaim>,
+        changed: Revision,
+    ) {
         let fresh = self.synced;
         let before = self.single(network, address).is_some_and(|single| self.is_mine(&single.claim));
         let lent = self.in_own_block(network, address);
@@ -453,36 +475,4 @@ impl State {
         self.dirty.delta.networks.insert(network);
         self.dirty.veths.insert(veth.to_owned());
     }
-}
-
-/// What a key says, and its value; with none, the key was removed.
-#[derive(Debug)]
-pub(crate) enum Read<'a> {
-    Network(&'a str, Option<Network>),
-    Host(&'a str, Option<Host>),
-    Live(&'a str, bool),
-    Block(&'a str, IpNetwork, Option<Claim>),
-    Single(&'a str, IpAddr, Option<SingleClaim>),
-    Subnets,
-    Other,
-}
-
-impl Read<'_> {
-    pub(crate) fn of<'a>(key: &'a str, value: Option<&[u8]>) -> Read<'a> {
-        match Key::parse(key) {
-            Key::Network(name) => Read::Network(name, parse(key, value)),
-            Key::Host(name) => Read::Host(name, parse(key, value)),
-            Key::Live(name) => Read::Live(name, value.is_some()),
-            Key::Block(network, block) => Read::Block(network, block, parse(key, value)),
-            Key::Single(network, address) => Read::Single(network, address, parse(key, value)),
-            Key::Other if key == keys::SUBNETS && value.is_some() => Read::Subnets,
-            Key::Other => Read::Other,
-        }
-    }
-}
-
-/// Reads a value; one that cannot be read is as good as none, which is logged.
-fn parse<T: serde::de::DeserializeOwned>(key: &str, value: Option<&[u8]>) -> Option<T> {
-    let parsed = serde_json::from_slice(value?);
-    parsed.map_err(|e| tracing::warn!("the store's {key} cannot be understood: {e}")).ok()
 }

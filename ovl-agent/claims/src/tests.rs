@@ -15,6 +15,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 mod attachments;
+mod records;
 
 async fn store() -> (TempDir, Kv) {
     let dir = tempfile::tempdir().unwrap();
@@ -27,7 +28,7 @@ fn open(root: &Path, name: &str, kv: &Kv) -> Inner {
         root: root.join(name),
         name: name.to_owned(),
         boot_id: "boot".to_owned(),
-        vtep: "192.0.2.1".parse().unwrap(),
+        vtep: IpAddr::from([192, 0, 2, name.bytes().fold(0, u8::wrapping_add)]),
         segment: None,
         port: 4789,
         kv: kv.clone(),

@@ -26,4 +26,6 @@ pub use error::{Error, Result};
 pub use overlap::{foreign, overlapping};
 pub use permission::permitted;
 pub use reconciler::{Changes, Reconciler, Restored};
-pub use underlay::{Found, Underlay, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, find_underlay, network_mtu};
+pub use underlay::{
+    Found, Underlay, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, find_underlay, network_mtu, own_addresses,
+};

@@ -1,5 +1,6 @@
 //! The underlay: the interface and the address (VTEP) by which hosts reach each other.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -65,6 +66,17 @@ pub fn find_underlay(interface: Option<&str>, advertise: Option<IpAddr>) -> Resu
     let has_segment = addr.net.prefix() < full && !link.loopback;
     let segment = IpNetwork::new(addr.net.network(), addr.net.prefix()).ok().filter(|_| has_segment);
     Ok((Underlay { link: link.index, name: link.name, mtu }, addr.net.ip(), segment))
+}
+
+/// The addresses of this network namespace, loopback and link-local ones left out.
+///
+/// # Errors
+/// [`Error::Net`].
+pub fn own_addresses() -> Result<BTreeSet<IpAddr>> {
+    let addrs = Netlink::open()?.addrs(None)?;
+    let is_local =
+        |ip: &IpAddr| ip.is_loopback() || matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    Ok(addrs.iter().map(|addr| addr.net.ip()).filter(|ip| !is_local(ip)).collect())
 }
 
 fn named(netlink: &mut Netlink, name: &str) -> Result<Link> {

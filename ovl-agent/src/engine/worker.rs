@@ -11,7 +11,7 @@ use crate::metrics::{Metrics, Pass};
 use crate::notify;
 use ovl_api::model::{Delta, View};
 use ovl_claims::Node;
-use ovl_kernel::{Changes, Reconciler, Restored, find_underlay};
+use ovl_kernel::{Changes, Reconciler, Restored, find_underlay, own_addresses};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -301,6 +301,10 @@ impl Worker {
     /// Looks whether the underlay is as it was: its interface may have been made anew, its address may have changed.
     fn look_at_underlay(&mut self) {
         let address = self.parts.shown.borrow().address;
+        // Without them the VTEP alone is known to be this node's.
+        if let Ok(addresses) = own_addresses() {
+            self.parts.node.set_addresses(addresses);
+        }
         // As long as the address is there nothing else is looked for: a default route may come and go.
         let found = find_underlay(None, Some(address)).or_else(|_| {
             find_underlay(self.parts.settings.interface.as_deref(), self.parts.settings.advertise)

@@ -12,6 +12,7 @@ mod killed;
 mod lab;
 mod many;
 mod reach;
+mod records;
 mod refused;
 mod single;
 mod tls;

@@ -51,6 +51,7 @@ async fn checks_agree_while_thousands_of_keys_change_and_nothing_is_read_again()
     let timing = Timing { check: Duration::from_millis(3), lag: Duration::from_secs(30), ..checking() };
     let one = Agent::ready(conf(dir.path(), "one", &Kv::Etcd(counted.clone()), timing)).await;
     let network = one.create("web", &["10.42.0.0/16"]).await;
+    commit(&direct, vec![host("two", "192.0.2.2"), host("three", "192.0.2.3")]).await;
     // More than one check looks at.
     for some in (0..600).collect::<Vec<u32>>().chunks(100) {
         let some = some.iter().map(|i| put(&format!("c/other/{i}"), "x")).collect();
@@ -228,6 +229,7 @@ async fn a_store_that_was_set_back_and_went_on_is_read_anew() {
     .await;
     let network = one.create("web", &["10.42.0.0/16"]).await;
     crate::agent::retry(|| one.node.sync()).await;
+    commit(&etcd.kv().await, vec![host("two", "192.0.2.2"), host("three", "192.0.2.3")]).await;
     etcd.kill();
     etcd.keep();
     etcd.restart().await;

@@ -213,5 +213,6 @@ fn status() -> Status {
         ready: true,
         revision: 7,
         held_back: None,
+        held_records: Vec::new(),
     }
 }

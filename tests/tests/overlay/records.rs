@@ -1,0 +1,91 @@
+//! Records in etcd that no agent of this release writes, and keys that someone deletes: what runs goes on, nothing of them
+//! reaches the kernel, and `status` says what is held back.
+
+use crate::cluster::Cluster;
+use crate::flow::Flow;
+use serde_json::Value;
+
+const HOSTS: [&str; 2] = ["host1", "host2"];
+
+fn etcdctl(lab: &Cluster, line: &str) -> String {
+    let command = format!("ETCDCTL_API=3 etcdctl --endpoints http://10.99.0.2:2379 {line}");
+    lab.sh("etcd1", &command).ok().stdout
+}
+
+fn put(lab: &Cluster, key: &str, value: &str) {
+    etcdctl(lab, &format!("put {key} '{value}'"));
+}
+
+fn get(lab: &Cluster, key: &str) -> String {
+    etcdctl(lab, &format!("get --print-value-only {key}")).trim_end().to_owned()
+}
+
+/// The records that a node holds back.
+fn held(lab: &Cluster, on: &str) -> Vec<String> {
+    let status: Value = lab.exec(on, "ovl-agent status --format json").ok().json();
+    let records = status["heldRecords"].as_array().cloned().unwrap_or_default();
+    records.iter().filter_map(|record| record["key"].as_str()).map(str::to_owned).collect()
+}
+
+#[test]
+fn invalid_store_records_are_held_back_and_traffic_goes_on() {
+    let lab = Cluster::bare(2);
+    lab.network("--subnet 10.42.0.0/16 ov");
+    let members: Vec<_> = HOSTS.iter().map(|on| lab.run(on, &format!("c-{on}"), "--network ov")).collect();
+    let members: Vec<_> = members.iter().collect();
+    let flow = Flow::among(&lab, &members);
+    let network = get(&lab, "/weft/c/networks/ov");
+    let record: Value = serde_json::from_str(&network).unwrap_or_default();
+    let id = record["id"].as_str().unwrap_or_default().to_owned();
+    let host2 = get(&lab, "/weft/c/hosts/host2");
+    let about: Value = serde_json::from_str(&host2).unwrap_or_default();
+    let claim = format!(
+        r#"{{"host":"host2","id":"{}","epoch":{}}}"#,
+        about["id"].as_str().unwrap_or_default(),
+        about["epoch"]
+    );
+    let before = lab.kernel_of(&HOSTS);
+
+    let zero = format!("6-{:032x}-0", 0);
+    let mut wrong: Vec<(String, String)> = ["4-08080800-24", "4-00000000-0", &zero, "4-0a2a0000-17"]
+        .iter()
+        .map(|range| (format!("blocks/{id}/{range}"), claim.clone()))
+        .collect();
+    for vtep in ["127.0.0.1", "239.1.1.1", "0.0.0.0", "10.99.0.11"] {
+        let name = format!("vtep-{vtep}");
+        let host = format!(r#"{{"name":"{name}","id":"{:032x}","epoch":1,"vtep":"{vtep}","port":4789}}"#, 7);
+        wrong.push((format!("hosts/{name}"), host));
+    }
+    wrong.push(("hosts/host2".to_owned(), host2.replace("4789", "\"4789\"")));
+    wrong.push(("networks/ov".to_owned(), network.replace("vxlan", "geneve")));
+    let other = network.replace("\"ov\"", "\"zero\"").replace(&id, "0123456789ab");
+    let other = other.replace("10.42.", "10.43.").replace(&format!("\"vni\":{}", record["vni"]), "\"vni\":0");
+    wrong.push(("networks/zero".to_owned(), other));
+    for (key, value) in &wrong {
+        put(&lab, &format!("/weft/c/{key}"), value);
+    }
+    for (on, all) in [("host1", wrong.len()), ("host2", wrong.len() - 2)] {
+        // Of host2's own record and address host2 knows better.
+        lab.soon("they are held back", || held(&lab, on).len() >= all);
+        let status = lab.exec(on, "ovl-agent status").ok().stdout;
+        assert!(status.contains("records of the store are held back"), "{status}");
+        assert!(status.contains("127.0.0.1") && status.contains("geneve"), "{status}");
+    }
+    lab.exec("host1", "ovl-agent sync").ok();
+    assert_eq!(lab.kernel_of(&HOSTS), before, "nothing of it reaches a kernel");
+    let log = lab.host.run("cat /run/weft/labs/lab/hosts/host1/agent/log").ok().stdout;
+    assert_eq!(log.matches("4-08080800-24").count(), 1, "it is logged once: {log}");
+
+    put(&lab, "/weft/c/hosts/host2", &host2);
+    put(&lab, "/weft/c/networks/ov", &network);
+    for (key, _) in wrong.iter().filter(|(key, _)| !["hosts/host2", "networks/ov"].contains(&key.as_str())) {
+        etcdctl(&lab, &format!("del /weft/c/{key}"));
+    }
+    for on in HOSTS {
+        lab.soon("nothing is held back", || held(&lab, on).is_empty());
+    }
+    assert_eq!(lab.kernel_of(&HOSTS), before);
+    flow.none_lost();
+    lab.remove(&members);
+    lab.down();
+}
