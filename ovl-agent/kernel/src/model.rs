@@ -19,6 +19,8 @@ pub struct Model {
     pub me: Host,
     /// All others.
     pub hosts: BTreeMap<HostName, Host>,
+    /// The subnets of all networks, also of those in which this host has no part, by ID.
+    pub subnets: BTreeMap<String, Vec<IpNetwork>>,
     /// By network ID.
     pub parts: BTreeMap<String, Part>,
     /// By the name of the host's end of their link.
@@ -57,12 +59,28 @@ impl Model {
         let hosts = others.map(|(name, host)| (name.as_str().into(), host.clone())).collect();
         let endpoints: BTreeMap<_, _> =
             view.endpoints.iter().map(|(veth, endpoint)| (veth.clone(), endpoint.clone())).collect();
-        let mut model = Model { me, hosts, parts: BTreeMap::new(), endpoints };
+        let subnets = view.networks.iter().map(|(id, network)| (id.clone(), subnets(network))).collect();
+        let mut model = Model { me, hosts, subnets, parts: BTreeMap::new(), endpoints };
         let used: BTreeSet<&String> = view.endpoints.values().map(|endpoint| &endpoint.network).collect();
         for id in used {
             model.read_part(view, id);
         }
         Some(model)
+    }
+
+    fn update_subnets(&mut self, view: &View, delta: &Delta) -> bool {
+        let mut changed = false;
+        for id in &delta.networks {
+            let now = view.networks.get(id).map(subnets);
+            if self.subnets.get(id) != now.as_ref() {
+                changed = true;
+                match now {
+                    Some(now) => drop(self.subnets.insert(id.clone(), now)),
+                    None => drop(self.subnets.remove(id)),
+                }
+            }
+        }
+        changed
     }
 
     /// Reads a network anew; it goes when this host takes no part in it.
@@ -140,8 +158,8 @@ impl Model {
         Some(touched)
     }
 
-    /// Takes over what changed, where [`Self::touched`] could tell it.
-    pub fn update(&mut self, view: &View, delta: &Delta, touched: &Touched) {
+    /// Takes over what changed, where [`Self::touched`] could tell it; true when the networks' subnets are others now.
+    pub fn update(&mut self, view: &View, delta: &Delta, touched: &Touched) -> bool {
         for name in delta.hosts.iter().filter(|name| **name != self.me.name) {
             match view.hosts.get(name) {
                 Some(host) => drop(self.hosts.insert(self.intern(name), host.clone())),
@@ -167,6 +185,7 @@ impl Model {
                 part.put(*block, owner);
             }
         }
+        self.update_subnets(view, delta)
     }
 }
 
@@ -190,6 +209,10 @@ impl Part {
     pub fn blocks_of(&self, host: &str) -> impl Iterator<Item = IpNetwork> {
         self.hosts.get(host).into_iter().flatten().copied()
     }
+}
+
+fn subnets(network: &Network) -> Vec<IpNetwork> {
+    network.subnets.iter().map(|subnet| subnet.subnet).collect()
 }
 
 /// The address that a host with these blocks has for itself in a network: of its lowest block of the family.

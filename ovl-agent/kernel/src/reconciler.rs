@@ -246,9 +246,10 @@ impl Reconciler {
         let old = self.scene(&model).pieces(&touched);
         let remembered = self.remembered(&old.objects, &model);
         let had_part = have_part(&touched, &model);
-        model.update(view, delta, &touched);
+        let nets_changed = model.update(view, delta, &touched);
         let new = self.scene(&model).pieces(&touched);
-        if !delta.hosts.is_empty() || !touched.whole.is_empty() || have_part(&touched, &model) != had_part {
+        let parts_changed = !touched.whole.is_empty() || have_part(&touched, &model) != had_part;
+        if !delta.hosts.is_empty() || nets_changed || parts_changed {
             let rules = self.scene(&model).rules();
             self.filter(rules, false, &mut changes);
         }
@@ -314,7 +315,7 @@ impl Reconciler {
     /// Has the packet filter let pass what the rules say, before there is anything to pass.
     fn filter(&mut self, rules: Rules, mending: bool, changes: &mut Changes) {
         let believed = self.believed;
-        let outcome = match (rules.vnis.is_empty(), believed) {
+        let outcome = match (rules.vnis.is_empty() && rules.nodes.is_empty(), believed) {
             (true, true) => self.unfilter(),
             (true, false) => Ok(false),
             (false, _) => {
@@ -343,7 +344,7 @@ impl Reconciler {
         Ok(self.table.insert(table))
     }
 
-    /// No network has a part here.
+    /// No network has a part here, and there is no other node.
     fn unfilter(&mut self) -> net::Result<bool> {
         match self.table() {
             // Without nftables there is no table.

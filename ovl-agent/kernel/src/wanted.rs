@@ -90,6 +90,8 @@ impl Scene<'_> {
 
     /// The packet filter's rules.
     pub fn rules(self) -> Rules {
+        let me = &self.model.me;
+        let others = || self.model.hosts.values();
         let networks = || self.model.parts.values().map(|part| &part.network);
         let group = |vni| names::group(vni);
         // Not those that have a part elsewhere only: what their containers send is not looked at by these rules there.
@@ -99,15 +101,19 @@ impl Scene<'_> {
             network.subnets.iter().map(move |subnet| (subnet.subnet, group(network.vni)))
         });
         Rules {
-            port: self.model.me.port,
+            port: me.port,
             vnis: networks().map(|network| network.vni).collect(),
             vteps: known.map(|(_, host)| host.vtep).collect(),
+            // All of them, also those that share no network with this one, or are being removed.
+            nodes: others().map(|host| host.vtep).filter(|ip| *ip != me.vtep).collect(),
+            ports: others().map(|host| host.port).chain([me.port]).collect(),
+            vtep: Some(me.vtep),
             groups: networks().map(|network| group(network.vni)).collect(),
             internal: networks()
                 .filter(|network| network.internal)
                 .map(|network| group(network.vni))
                 .collect(),
-            nets: networks().flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet)).collect(),
+            nets: self.model.subnets.values().flatten().copied().collect(),
             direct: direct.collect(),
             underlay: self.underlay.link,
         }

@@ -234,9 +234,16 @@ fn what_is_not_ours_stays() {
         ] {
             assert!(left.contains(text), "{text} is gone: {left}");
         }
-        for text in [DEV, "weft-overlay", "unreachable 10.42.0.0/16", "unreachable fd42::/64"] {
+        for text in [DEV, "unreachable 10.42.0.0/16", "unreachable fd42::/64"] {
             assert!(!left.contains(text), "{text} is left: {left}");
         }
+        // The packet filter stays as long as there is another node to be protected from this one's containers.
+        assert!(left.contains("weft-overlay"), "{left}");
+        assert!(scene.host.full(&view).is_empty());
+        view.hosts.retain(|name, _| name == "a");
+        let delta = Delta { hosts: ["b".to_owned(), "c".to_owned()].into(), ..Delta::default() };
+        assert!(scene.host.delta(&view, &delta).is_complete());
+        assert!(!scene.host.sh(everything).contains("weft-overlay"));
         assert!(scene.host.full(&view).is_empty());
     });
 }

@@ -137,7 +137,10 @@ fn nothing_is_wanted_by_a_host_that_is_not_registered() {
 fn nothing_is_wanted_of_networks_without_a_container_here() {
     let (wanted, rules) = wanted(&view("a", &hosts(), &[network()], &BLOCKS, &[]), &underlay(1500)).unwrap();
     assert_eq!(wanted, Wanted::default());
-    assert!(rules.vnis.is_empty());
+    assert!(rules.vnis.is_empty() && rules.vteps.is_empty());
+    // But its containers get at no other node with a forged VXLAN packet, nor at a network with a forged source.
+    assert_eq!(rules.nodes, [ip("192.0.2.2")].into());
+    assert!(rules.nets.contains(&prefix("10.42.0.0/16")), "{rules:?}");
 }
 
 /// Another product has the VNI: that network is told, and another one works.

@@ -45,7 +45,13 @@ impl Forged {
     /// Whether the container hears a word that is sent in such a packet from a socket.
     #[track_caller]
     pub fn passes(&self, socket: &UdpSocket, word: &str) -> bool {
-        let sent = socket.send_to(&self.packet(word), SocketAddr::new(self.vtep, 4789));
+        self.passes_to(self.vtep, socket, word)
+    }
+
+    /// The same to another underlay address than the VTEP.
+    #[track_caller]
+    pub fn passes_to(&self, address: IpAddr, socket: &UdpSocket, word: &str) -> bool {
+        let sent = socket.send_to(&self.packet(word), SocketAddr::new(address, 4789));
         assert!(sent.is_ok(), "{word}: {sent:?}");
         let mut heard = [0; 200];
         while let Ok((len, from)) = self.listener.recv_from(&mut heard) {

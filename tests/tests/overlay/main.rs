@@ -2,6 +2,7 @@
 
 mod agent_down;
 mod apart;
+mod bridged;
 mod cluster;
 mod echo;
 mod etcd_down;

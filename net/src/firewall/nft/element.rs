@@ -102,6 +102,16 @@ impl Key {
         Key::address(if addr.is_ipv4() { Map::Vteps4 } else { Map::Vteps6 }, addr)
     }
 
+    /// A node's address in `nodes4` or `nodes6`.
+    pub fn node(addr: IpAddr) -> Self {
+        Key::address(if addr.is_ipv4() { Map::Nodes4 } else { Map::Nodes6 }, addr)
+    }
+
+    /// A port in `vxlan_ports`.
+    pub fn vxlan_port(port: u16) -> Self {
+        Key { map: Map::VxlanPorts, bytes: port.to_be_bytes().to_vec() }
+    }
+
     /// A device group, twice in `group_pairs`.
     pub fn group(map: Map, group: u32) -> Self {
         let one = group.to_ne_bytes();

@@ -279,6 +279,15 @@ impl Rule {
         self
     }
 
+    /// `udp dport @set`
+    pub fn udp_port_in(mut self, map: Map) -> Self {
+        self.meta_to(Meta::L4proto, REG1);
+        self.compare(false, &[17]);
+        self.payload(2, 2, 2, REG1);
+        self.lookup(map, None);
+        self
+    }
+
     /// `@th,96,24 @set`: the VNI of VXLAN, behind UDP's header of 8 bytes and flags of 4 (RFC 7348, section 5)
     pub fn vni_in(mut self, map: Map) -> Self {
         self.payload(2, 12, 3, REG1);

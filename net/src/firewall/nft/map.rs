@@ -53,6 +53,11 @@ pub enum Map {
     /// addresses of hosts from which VXLAN packets are taken
     Vteps4,
     Vteps6,
+    /// addresses of all nodes, to which no container sends VXLAN packets
+    Nodes4,
+    Nodes6,
+    /// the ports at which nodes take VXLAN packets
+    VxlanPorts,
     /// device groups of overlay networks
     Groups,
     /// such a group twice: in and out
@@ -72,10 +77,13 @@ impl Map {
     pub const BRIDGE_FRAME: [Map; 3] = [Map::Watched, Map::Sources, Map::SourceOf];
 
     /// Those of the overlay's table.
-    pub const OVERLAY_FRAME: [Map; 10] = [
+    pub const OVERLAY_FRAME: [Map; 13] = [
         Map::Vnis,
         Map::Vteps4,
         Map::Vteps6,
+        Map::Nodes4,
+        Map::Nodes6,
+        Map::VxlanPorts,
         Map::Groups,
         Map::GroupPairs,
         Map::Internal,
@@ -124,6 +132,9 @@ impl Map {
             Map::Vnis => "vnis",
             Map::Vteps4 => "vteps4",
             Map::Vteps6 => "vteps6",
+            Map::Nodes4 => "nodes4",
+            Map::Nodes6 => "nodes6",
+            Map::VxlanPorts => "vxlan_ports",
             Map::Groups => "groups",
             Map::GroupPairs => "group_pairs",
             Map::Internal => "internal",
@@ -184,8 +195,9 @@ impl Map {
             Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
             Map::GuardedPairs => (IFNAME << 6 | IFNAME, 32),
             Map::Vnis => (INTEGER, 3),
-            Map::Vteps4 => (IPADDR, 4),
-            Map::Vteps6 => (IP6ADDR, 16),
+            Map::Vteps4 | Map::Nodes4 => (IPADDR, 4),
+            Map::Vteps6 | Map::Nodes6 => (IP6ADDR, 16),
+            Map::VxlanPorts => (INET_SERVICE, 2),
             Map::Groups | Map::Internal => (DEVGROUP, 4),
             Map::GroupPairs => (DEVGROUP << 6 | DEVGROUP, 8),
             Map::Direct4 => (IPADDR << 6 | DEVGROUP, 8),
@@ -211,7 +223,7 @@ impl Map {
     fn byte_order(self) -> u32 {
         match self {
             Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
-            Map::Vteps4 | Map::Vteps6 | Map::Vnis => 2,
+            Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
             Map::Guarded | Map::Localnet | Map::Watched | Map::SourceOf => 1,
             Map::Groups | Map::Internal => 1,
             _ => 0,
@@ -235,6 +247,8 @@ impl Map {
             Map::Localnet => "links with route_localnet set by Weft",
             Map::Vnis => "VNIs of overlay networks",
             Map::Vteps4 | Map::Vteps6 => "hosts whose VXLAN packets are taken",
+            Map::Nodes4 | Map::Nodes6 => "all nodes, to which no container sends VXLAN packets",
+            Map::VxlanPorts => "ports at which nodes take VXLAN packets",
             Map::Groups => "link groups of overlay networks",
             Map::GroupPairs => "the same link group, in and out",
             Map::Internal => "groups of networks without a way out",

@@ -39,18 +39,19 @@ pub struct Shape {
 }
 
 impl Frame {
-    /// The frame for these rules: it depends on the port and the underlay's link alone.
+    /// The frame for these rules: it depends on the port, the underlay's link and its address alone.
     pub fn of(rules: &Rules) -> Frame {
         let hooked = |at| hook("filter", at, PRIORITY);
         Frame {
             chains: vec![
                 chain("prerouting", hook("filter", PREROUTING, RAW), prerouting(rules.port, rules.underlay)),
                 chain("input", hooked(INPUT), input(rules.port)),
-                chain("forward", hooked(FORWARD), forward(rules.port, rules.underlay)),
+                chain("forward", hooked(FORWARD), forward(rules.underlay)),
                 chain("foreign", None, foreign()),
-                chain("arrive", None, arrive(rules.underlay)),
+                chain("arrive", None, arrive(rules.underlay, rules.vtep)),
                 chain("vxlan", None, vxlan(rules.underlay)),
                 chain("inward", None, inward()),
+                chain("outward", None, outward()),
             ],
         }
     }
@@ -158,33 +159,43 @@ fn input(port: u16) -> Vec<Rule> {
 }
 
 /// They are taken from nodes that we know, by the underlay's link: a container of this host, also one of an ordinary bridge,
-/// may have any address as its source.
-fn arrive(underlay: u32) -> Vec<Rule> {
+/// may have any address as its source. The kernel's socket takes those to any address of this node; other nodes send to the
+/// VTEP, and keep what their containers send from it alone.
+fn arrive(underlay: u32, vtep: Option<IpAddr>) -> Vec<Rule> {
     let foreign = |v6, set| Rule::new().address_not_in(Side::Source, v6, set).then(Verdict::Drop);
     let elsewhere = if underlay == 0 {
         Rule::new().grouped(Way::In).group_in(Way::In, Map::Groups)
     } else {
         Rule::new().not_by_link(Way::In, underlay)
     };
-    vec![
+    let mut rules = vec![
         elsewhere.then(Verdict::Drop).commented("by another link than the underlay's"),
         foreign(false, Map::Vteps4).commented("from a host that is none of ours"),
         foreign(true, Map::Vteps6).commented("from a host that is none of ours, IPv6"),
-    ]
+    ];
+    if let Some(vtep) = vtep {
+        let to_vtep = Rule::new().address(Side::Destination, vtep.into());
+        rules.push(to_vtep.then(Verdict::Return).commented("to this node's VTEP"));
+        rules.push(Rule::new().then(Verdict::Drop).commented("to another address of this node"));
+    }
+    rules
 }
 
 /// Drops VXLAN packets that are forwarded to a node, unless one node routes for another: nodes send their own, and a
-/// container's would, masqueraded, seem to be its node's.
+/// container's would, masqueraded, seem to be its node's. So are those from a node's address, to whichever address.
 fn vxlan(underlay: u32) -> Vec<Rule> {
     let to = |rule: Rule, v6, set| rule.address_in(Side::Destination, v6, set).then(Verdict::Drop);
+    let from = |rule: Rule, v6, set| rule.address_in(Side::Source, v6, set).then(Verdict::Drop);
     let elsewhere = || match underlay {
         0 => Rule::new().group_in(Way::In, Map::Groups),
         link => Rule::new().not_by_link(Way::In, link),
     };
     let foreign = |v6, set| Rule::new().address_not_in(Side::Source, v6, set);
     vec![
-        to(elsewhere(), false, Map::Vteps4).commented("by another link than the underlay's to a node"),
-        to(elsewhere(), true, Map::Vteps6).commented("by another link than the underlay's to a node, IPv6"),
+        to(elsewhere(), false, Map::Nodes4).commented("by another link than the underlay's to a node"),
+        to(elsewhere(), true, Map::Nodes6).commented("by another link than the underlay's to a node, IPv6"),
+        from(elsewhere(), false, Map::Nodes4).commented("by another link than the underlay's from a node"),
+        from(elsewhere(), true, Map::Nodes6).commented("by another link than the underlay's from a node, IPv6"),
         to(foreign(false, Map::Vteps4), false, Map::Vteps4).commented("from none of ours to a host"),
         to(foreign(true, Map::Vteps6), true, Map::Vteps6).commented("from none of ours to a host, IPv6"),
     ]
@@ -192,14 +203,15 @@ fn vxlan(underlay: u32) -> Vec<Rule> {
 
 /// In an order in which most packets meet few and cheap rules. What direct routing asks last is the address in a set of
 /// ranges, which takes as long as all the rest: one packet of a connection is enough for it.
-fn forward(port: u16, underlay: u32) -> Vec<Rule> {
+fn forward(underlay: u32) -> Vec<Rule> {
     use Verdict::{Accept, Drop, Jump};
     let by = |way| Rule::new().by_link(way, underlay);
-    let mut rules = vec![Rule::new().udp_port(port).then(Jump("vxlan")).commented("VXLAN")];
+    let mut rules = vec![Rule::new().udp_port_in(Map::VxlanPorts).then(Jump("vxlan")).commented("VXLAN")];
     if underlay != 0 {
-        let out = by(Way::Out).group_in(Way::In, Map::Groups).group_not_in(Way::In, Map::Internal);
+        let out = by(Way::Out).ct(Ct::Known);
+        let out = out.group_in(Way::In, Map::Groups).group_not_in(Way::In, Map::Internal);
         let known = by(Way::In).ct(Ct::Known).group_not_in(Way::Out, Map::Internal);
-        rules.push(out.then(Accept).commented("out"));
+        rules.push(out.then(Accept).commented("of a connection that has got out"));
         rules.push(known.then(Accept).commented("of a connection that has got in"));
     }
     rules.push(Rule::new().groups_in(Map::GroupPairs).then(Accept).commented("within a network"));
@@ -225,7 +237,24 @@ fn forward(port: u16, underlay: u32) -> Vec<Rule> {
         Rule::new().group_in(Way::Out, Map::Internal).then(Drop).commented("no way in"),
         Rule::new().group_in(Way::Out, Map::Groups).then(Jump("inward")).commented("from outside"),
     ]);
+    if underlay != 0 {
+        rules.push(by(Way::Out).then(Jump("outward")).commented("to outside"));
+    }
     rules
+}
+
+/// Out by the underlay's link, everything goes but to a network's addresses on other nodes: masqueraded, it would seem to be
+/// this node's own, which they let in.
+fn outward() -> Vec<Rule> {
+    let network = |v6, set| {
+        let to = Rule::new().address_and_family_in(Side::Destination, v6, set);
+        to.then(Verdict::Jump("inward"))
+    };
+    vec![
+        Rule::new().ct(Ct::Known).then(Verdict::Accept).commented("of a connection that has got out"),
+        network(false, Map::Nets4).commented("to a network by the underlay"),
+        network(true, Map::Nets6).commented("to a network by the underlay, IPv6"),
+    ]
 }
 
 /// What gets into a network from outside, or from another network.

@@ -1,7 +1,8 @@
 //! What may pass between overlay networks and hosts: the table `inet weft-overlay`, declared whole by the overlay agent.
 //!
 //! VXLAN packets of Weft's networks are taken from known hosts only, and none is forwarded to a host: masqueraded, a
-//! container's would seem to be its host's. Other packets are forwarded within a network; into a network from elsewhere only
+//! container's would seem to be its host's; with a forged source it would seem to be another's. So the table is there on
+//! every node that knows of others, also where no network has a part. Other packets are forwarded within a network; into a network from elsewhere only
 //! as answers or to published ports; out of a network unless it is internal, and those have no way in either. Links belong
 //! to networks by their device groups. A container sends from its own addresses alone: a packet whose source is not routed back
 //! by the link that it came by is dropped, and nobody else on the host sends from a network's subnet. So a network's own
@@ -40,6 +41,13 @@ pub struct Rules {
     pub vnis: BTreeSet<u32>,
     /// Underlay addresses of hosts whose packets with those VNIs are taken.
     pub vteps: BTreeSet<IpAddr>,
+    /// Underlay addresses of all other nodes. Nothing that came by another link than the underlay's is forwarded to them as
+    /// VXLAN, or from their addresses, on a node without a part in any network too.
+    pub nodes: BTreeSet<IpAddr>,
+    /// The UDP ports at which nodes take VXLAN packets.
+    pub ports: BTreeSet<u16>,
+    /// This node's underlay address: VXLAN packets to another address of it are not taken. None: those to any are.
+    pub vtep: Option<IpAddr>,
     /// Device groups of the networks.
     pub groups: BTreeSet<u32>,
     /// Those of networks without a way in and out.
@@ -225,12 +233,14 @@ fn push_additions(batch: &mut Batch, keys: &[Key]) {
 
 /// What leads from one state of the table to another.
 fn from_memory(written: &Rules, rules: &Rules) -> Plan {
-    if (written.port, written.underlay) != (rules.port, rules.underlay) {
+    if (written.port, written.underlay, written.vtep) != (rules.port, rules.underlay, rules.vtep) {
         return Plan::Replace(true);
     }
     let (mut old, mut new) = (Vec::new(), Vec::new());
     differences(&written.vnis, &rules.vnis, &mut old, &mut new, |vni| vec![Key::vni(*vni)]);
     differences(&written.vteps, &rules.vteps, &mut old, &mut new, |vtep| vec![Key::vtep(*vtep)]);
+    differences(&written.nodes, &rules.nodes, &mut old, &mut new, |node| vec![Key::node(*node)]);
+    differences(&written.ports, &rules.ports, &mut old, &mut new, |port| vec![Key::vxlan_port(*port)]);
     differences(&written.groups, &rules.groups, &mut old, &mut new, |group| of_group(*group).into());
     differences(&written.internal, &rules.internal, &mut old, &mut new, |group| vec![internal(*group)]);
     differences(&written.direct, &rules.direct, &mut old, &mut new, |(net, group)| {
@@ -278,9 +288,12 @@ fn outermost(rules: &Rules) -> BTreeSet<IpNetwork> {
 fn keys(rules: &Rules) -> impl Iterator<Item = Key> {
     let vnis = rules.vnis.iter().map(|vni| Key::vni(*vni));
     let vteps = rules.vteps.iter().map(|vtep| Key::vtep(*vtep));
+    let nodes = rules.nodes.iter().map(|node| Key::node(*node));
+    let ports = rules.ports.iter().map(|port| Key::vxlan_port(*port));
     let groups = rules.groups.iter().flat_map(|group| of_group(*group));
     let internal = rules.internal.iter().map(|group| internal(*group));
     let direct = rules.direct.iter().map(|(net, group)| Key::direct(*net, *group));
     let nets = outermost(rules).into_iter().map(Key::net);
-    vnis.chain(vteps).chain(groups).chain(internal).chain(direct).chain(nets)
+    let vxlan = vnis.chain(vteps).chain(nodes).chain(ports);
+    vxlan.chain(groups).chain(internal).chain(direct).chain(nets)
 }

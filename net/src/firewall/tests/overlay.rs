@@ -25,6 +25,9 @@ pub(super) fn rules() -> Rules {
         port: PORT,
         vnis: set([42, 43, 44, 0xff_ffff]),
         vteps: set(["192.0.2.2", "2001:db8::2"].map(|ip| ip.parse().unwrap())),
+        nodes: set(["192.0.2.2", "192.0.2.3", "2001:db8::2"].map(|ip| ip.parse().unwrap())),
+        ports: set([PORT, 8472]),
+        vtep: Some("192.0.2.1".parse().unwrap()),
         groups: set([WEB, DB, SHUT, DIRECT]),
         internal: set([SHUT]),
         nets: BTreeSet::new(),
@@ -96,7 +99,8 @@ fn vxlan_is_taken_from_known_hosts_only_and_others_vnis_are_left_alone() {
             let other = underlay(local, 42);
             assert!(forge(&other, unknown, local, 42), "{unknown}: the kernel takes it, without us");
             let mut table = OverlayTable::open().unwrap();
-            let rules = || Rules { underlay: index("out"), ..rules() };
+            let vtep = Some(local.parse().unwrap());
+            let rules = || Rules { underlay: index("out"), vtep, ..rules() };
             assert!(table.apply(&rules()).unwrap());
             assert!(!forge(&other, unknown, local, 42), "{unknown} is unknown");
             assert!(forge(&other, known, local, 42), "{known} is known");
@@ -179,13 +183,16 @@ fn containers_send_no_vxlan_to_hosts() {
         }
         let mut table = OverlayTable::open().unwrap();
         let hosts = ["192.0.2.2", "192.0.2.9", "2001:db8::2"].map(|ip| ip.parse().unwrap());
-        table.apply(&Rules { vteps: set(hosts), underlay: index("out"), ..rules() }).unwrap();
+        // They are nodes, whether they have a part in a network of this one or not.
+        let (nodes, underlay) = (set(hosts), index("out"));
+        table.apply(&Rules { vteps: BTreeSet::new(), nodes, underlay, ..rules() }).unwrap();
         for (from, source, to) in &all {
             assert!(!gets_to(from, source, &other, to), "{source}");
-            assert!(
-                source.contains(':') || gets_there(from, source, &other, "192.0.2.66"),
-                "{source}: to no host"
-            );
+            if *source == "192.0.2.9" {
+                assert!(!gets_to(from, source, &other, "192.0.2.66"), "{source}: another node's address");
+            } else if !source.contains(':') {
+                assert!(gets_there(from, source, &other, "192.0.2.66"), "{source}: to no host");
+            }
         }
         // Nor to the one that it is on.
         run(&format!(

@@ -29,6 +29,24 @@ const FULL: &str = r#"table inet weft-overlay {
 		elements = { 2001:db8::2 }
 	}
 
+	set nodes4 {
+		type ipv4_addr
+		comment "all nodes, to which no container sends VXLAN packets"
+		elements = { 192.0.2.2, 192.0.2.3 }
+	}
+
+	set nodes6 {
+		type ipv6_addr
+		comment "all nodes, to which no container sends VXLAN packets"
+		elements = { 2001:db8::2 }
+	}
+
+	set vxlan_ports {
+		type inet_service
+		comment "ports at which nodes take VXLAN packets"
+		elements = { 4789, 8472 }
+	}
+
 	set groups {
 		type devgroup
 		comment "link groups of overlay networks"
@@ -95,8 +113,8 @@ const FULL: &str = r#"table inet weft-overlay {
 
 	chain forward {
 		type filter hook forward priority filter - 10; policy accept;
-		udp dport 4789 jump vxlan comment "VXLAN"
-		oif "lo" iifgroup @groups iifgroup != @internal accept comment "out"
+		udp dport @vxlan_ports jump vxlan comment "VXLAN"
+		oif "lo" ct state established,related iifgroup @groups iifgroup != @internal accept comment "of a connection that has got out"
 		iif "lo" ct state established,related oifgroup != @internal accept comment "of a connection that has got in"
 		iifgroup . oifgroup @group_pairs accept comment "within a network"
 		iif "lo" ip saddr @vteps4 oifgroup @groups oifgroup != @internal accept comment "from a node"
@@ -108,6 +126,7 @@ const FULL: &str = r#"table inet weft-overlay {
 		iifgroup @internal drop comment "no way out"
 		oifgroup @internal drop comment "no way in"
 		oifgroup @groups jump inward comment "from outside"
+		oif "lo" jump outward comment "to outside"
 	}
 
 	chain foreign {
@@ -119,11 +138,15 @@ const FULL: &str = r#"table inet weft-overlay {
 		iif != "lo" drop comment "by another link than the underlay's"
 		ip saddr != @vteps4 drop comment "from a host that is none of ours"
 		ip6 saddr != @vteps6 drop comment "from a host that is none of ours, IPv6"
+		ip daddr 192.0.2.1 return comment "to this node's VTEP"
+		drop comment "to another address of this node"
 	}
 
 	chain vxlan {
-		iif != "lo" ip daddr @vteps4 drop comment "by another link than the underlay's to a node"
-		iif != "lo" ip6 daddr @vteps6 drop comment "by another link than the underlay's to a node, IPv6"
+		iif != "lo" ip daddr @nodes4 drop comment "by another link than the underlay's to a node"
+		iif != "lo" ip6 daddr @nodes6 drop comment "by another link than the underlay's to a node, IPv6"
+		iif != "lo" ip saddr @nodes4 drop comment "by another link than the underlay's from a node"
+		iif != "lo" ip6 saddr @nodes6 drop comment "by another link than the underlay's from a node, IPv6"
 		ip saddr != @vteps4 ip daddr @vteps4 drop comment "from none of ours to a host"
 		ip6 saddr != @vteps6 ip6 daddr @vteps6 drop comment "from none of ours to a host, IPv6"
 	}
@@ -132,6 +155,12 @@ const FULL: &str = r#"table inet weft-overlay {
 		ct state established,related accept comment "answers"
 		ct status dnat accept comment "published ports"
 		drop comment "the rest"
+	}
+
+	chain outward {
+		ct state established,related accept comment "of a connection that has got out"
+		ip daddr . meta nfproto @nets4 jump inward comment "to a network by the underlay"
+		ip6 daddr . meta nfproto @nets6 jump inward comment "to a network by the underlay, IPv6"
 	}
 }
 "#;
@@ -220,6 +249,8 @@ fn whatever_was_done_to_the_table_by_hand_is_mended() {
             "nft add element inet weft-overlay vteps4 { 192.0.2.66 }",
             "nft delete element inet weft-overlay direct4 { 10.9.0.0/16 . 0x5700002d }",
             "nft add element inet weft-overlay direct6 { fd00:8::/32 . 0x5700002d }",
+            "nft delete element inet weft-overlay nodes4 { 192.0.2.3 }",
+            "nft add element inet weft-overlay vxlan_ports { 53 }",
             "nft flush set inet weft-overlay vnis",
             "nft add element inet weft-overlay group_pairs { 0x5700002a . 0x5700002b }",
         ] {
@@ -260,7 +291,9 @@ fn another_port_or_underlay_replaces_the_frame_and_keeps_foreign_tables() {
         let mut table = OverlayTable::open().unwrap();
         table.apply(&full()).unwrap();
         assert!(table.apply(&Rules { port: 8472, ..full() }).unwrap());
-        assert!(ruleset().contains("udp dport 8472 @th,96,24") && !ruleset().contains("4789"));
+        assert!(ruleset().contains("udp dport 8472 @th,96,24") && !ruleset().contains("dport 4789"));
+        assert!(table.apply(&Rules { vtep: None, ..full() }).unwrap());
+        assert!(!ruleset().contains("to this node's VTEP"));
         assert!(table.apply(&Rules { underlay: 0, ..full() }).unwrap());
         assert!(!ruleset().contains("iif \"lo\""));
         // Another agent's table, with other rules, is taken over.
