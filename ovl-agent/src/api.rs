@@ -1,9 +1,10 @@
 //! The agent's API: HTTP/1.1 with JSON, the rows of [`ovl_api::wire`]'s table.
 
 mod listen;
+pub mod public;
 mod reply;
 
-pub use listen::{tcp, unix};
+pub use listen::unix;
 pub use reply::problem as refuse;
 
 use crate::caller::Caller;
@@ -43,7 +44,7 @@ pub fn full(engine: Arc<Engine>) -> Router {
 }
 
 /// What is served over TCP: nothing that changes or tells much.
-pub fn public(engine: Arc<Engine>) -> Router {
+pub fn metrics_alone(engine: Arc<Engine>) -> Router {
     finish(Router::new().route("/healthz", get(healthz)).route("/metrics", get(metrics)), engine)
 }
 

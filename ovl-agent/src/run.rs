@@ -5,6 +5,7 @@ use crate::engine::{self, Engine, Settings};
 use crate::lock::{self, Lock};
 use crate::{api, logging, notify};
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ovl_store::{Kv, Target};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub fn run(config: Config) -> Result<()> {
     // An agent that could do nothing would claim addresses all the same.
     ovl_kernel::permitted()?;
     logging::start(config.logging);
+    raise_descriptors();
     // Two workers: one answers while the other writes to a local store. Their threads are in this network namespace.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -40,6 +42,16 @@ pub fn run(config: Config) -> Result<()> {
     // What still waits for a store that is away is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
+}
+
+/// Lets this process have as many file descriptors as it may: a soft limit of 1024 is for programs that use `select`.
+fn raise_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!("the limit of file descriptors stays at {soft}: {error}");
+    }
 }
 
 async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
@@ -70,14 +82,9 @@ async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
     let socket = api::unix(&ovl_api::names::socket(&config.run))?;
     servers.spawn(socket.serve(api::full(engine.clone()), ended(stopped.clone())));
     if let Some(address) = config.metrics_listen {
-        let listener = api::tcp(address).await?;
-        let app = api::public(engine.clone());
-        let served = axum::serve(listener, app).with_graceful_shutdown(ended(stopped.clone()));
-        servers.spawn(async move {
-            if let Err(error) = served.await {
-                tracing::error!("--metrics-listen {address}: {error}");
-            }
-        });
+        let app = api::metrics_alone(engine.clone());
+        let served = api::public::serve(api::public::listen(address)?, app, ended(stopped.clone()))?;
+        servers.spawn(async move { served.await.unwrap_or_default() });
     }
     let settings = Settings { interface: config.interface, advertise: config.advertise, port: config.port };
     let start = tokio::spawn(engine::start(engine.clone(), settings, kv, stopped));

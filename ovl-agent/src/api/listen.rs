@@ -1,4 +1,4 @@
-//! The sockets: the Unix one, which is root's alone, and the TCP one for metrics.
+//! The Unix socket, which is root's alone.
 
 use crate::caller::Peer;
 use crate::lock;
@@ -6,10 +6,9 @@ use anyhow::{Context, Result, bail};
 use axum::Router;
 use nix::sys::socket::{getsockopt, sockopt};
 use std::future::Future;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 
 /// A Unix socket that is listened at. Its file goes with this.
 #[derive(Debug)]
@@ -54,12 +53,4 @@ impl Listening {
             tracing::error!("the API at {} ended: {error}", self.path.display());
         }
     }
-}
-
-/// Listens on a TCP address.
-///
-/// # Errors
-/// It is in use, or none of this host's.
-pub async fn tcp(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("--metrics-listen {address}"))
 }
