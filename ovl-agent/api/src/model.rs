@@ -132,6 +132,17 @@ pub fn is_single(block: IpNetwork) -> bool {
 }
 
 impl Network {
+    /// The option that says what gets into the network from outside: one of [`Network::INGRESS`].
+    pub const INGRESS_OPTION: &str = "ingress";
+    /// Published ports alone, which is the default, or everything that is routed to a node.
+    pub const INGRESS: [&str; 2] = ["published", "routed"];
+
+    /// What is routed to a node from outside gets to the network's containers.
+    pub fn is_routed_to(&self) -> bool {
+        !self.internal
+            && self.options.get(Self::INGRESS_OPTION).is_some_and(|value| value == Self::INGRESS[1])
+    }
+
     /// Its subnet of that family, if it has one.
     pub fn subnet(&self, v6: bool) -> Option<&Subnet> {
         self.subnets.iter().find(|subnet| subnet.subnet.is_ipv6() == v6)

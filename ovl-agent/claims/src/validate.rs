@@ -1,7 +1,7 @@
 //! What a network may be: every rule that needs no store, with errors that name the field as the user writes it.
 
 use ipnetwork::IpNetwork;
-use ovl_api::model::{Subnet, overlap};
+use ovl_api::model::{Network, Subnet, overlap};
 use ovl_api::names::MAX_VNI;
 use ovl_api::wire::{NetworkCreate, Problem};
 use std::net::IpAddr;
@@ -111,6 +111,18 @@ pub(crate) fn network(ask: &NetworkCreate) -> Result<Vec<Subnet>, Problem> {
                 "--opt mtu",
                 format!("--opt mtu={mtu}: allowed are {least} to 65485{why}"),
             ));
+        }
+    }
+    if let Some(value) = ask.options.get(Network::INGRESS_OPTION) {
+        let option = format!("--opt {}", Network::INGRESS_OPTION);
+        let [published, routed] = Network::INGRESS;
+        if !Network::INGRESS.contains(&value.as_str()) {
+            let message = format!("{option}={value}: allowed are {published} and {routed}");
+            return Err(Problem::invalid(&option, message));
+        }
+        if ask.internal && value == routed {
+            let message = format!("{option}={value}: an internal network has no way in");
+            return Err(Problem::invalid(&option, message));
         }
     }
     let v4 = ask.subnets.is_empty() || ask.subnets.iter().any(IpNetwork::is_ipv4);
@@ -314,6 +326,13 @@ mod tests {
         assert!(with(|a| a.block_size = Some(31), "10.1.0.0/16").contains("allowed are 20 to 30"));
         assert!(with(|a| a.block_size = Some(19), "10.1.0.0/16").contains("allowed are 20 to 30"));
         assert!(with(|a| a.block_size = Some(26), "fd00::/64").contains("is for IPv4"));
+        let open = with(|a| drop(a.options.insert("ingress".into(), "open".into())), "10.1.0.0/16");
+        assert!(open.contains("--opt ingress=open: allowed are published and routed"), "{open}");
+        let mut routed = ask(&["10.1.0.0/16"]);
+        routed.options.insert("ingress".into(), "routed".into());
+        network(&routed).unwrap();
+        routed.internal = true;
+        assert!(refusal(routed).contains("an internal network has no way in"));
         let small = with(|a| a.block_size = Some(24), "10.1.0.0/24");
         assert!(small.contains("10.1.0.0/24 is too small for the block size"), "{small}");
         assert!(small.contains("allowed are 25 to 30"), "{small}");

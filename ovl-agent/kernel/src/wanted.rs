@@ -113,6 +113,10 @@ impl Scene<'_> {
                 .filter(|network| network.internal)
                 .map(|network| group(network.vni))
                 .collect(),
+            routed: networks()
+                .filter(|network| network.is_routed_to())
+                .map(|network| group(network.vni))
+                .collect(),
             nets: self.model.subnets.values().flatten().copied().collect(),
             direct: direct.collect(),
             underlay: self.underlay.link,

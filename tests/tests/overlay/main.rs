@@ -15,6 +15,7 @@ mod many;
 mod reach;
 mod records;
 mod refused;
+mod routed;
 mod single;
 mod tls;
 mod ways;

@@ -64,6 +64,8 @@ pub enum Map {
     GroupPairs,
     /// groups of networks without a way out
     Internal,
+    /// groups of networks into which what is routed to this node from outside gets
+    Routed,
     /// subnet . group of networks whose packets come unencapsulated too
     Direct4,
     Direct6,
@@ -77,7 +79,7 @@ impl Map {
     pub const BRIDGE_FRAME: [Map; 3] = [Map::Watched, Map::Sources, Map::SourceOf];
 
     /// Those of the overlay's table.
-    pub const OVERLAY_FRAME: [Map; 13] = [
+    pub const OVERLAY_FRAME: [Map; 14] = [
         Map::Vnis,
         Map::Vteps4,
         Map::Vteps6,
@@ -87,6 +89,7 @@ impl Map {
         Map::Groups,
         Map::GroupPairs,
         Map::Internal,
+        Map::Routed,
         Map::Direct4,
         Map::Direct6,
         Map::Nets4,
@@ -138,6 +141,7 @@ impl Map {
             Map::Groups => "groups",
             Map::GroupPairs => "group_pairs",
             Map::Internal => "internal",
+            Map::Routed => "routed",
             Map::Direct4 => "direct4",
             Map::Direct6 => "direct6",
             Map::Nets4 => "nets4",
@@ -198,7 +202,7 @@ impl Map {
             Map::Vteps4 | Map::Nodes4 => (IPADDR, 4),
             Map::Vteps6 | Map::Nodes6 => (IP6ADDR, 16),
             Map::VxlanPorts => (INET_SERVICE, 2),
-            Map::Groups | Map::Internal => (DEVGROUP, 4),
+            Map::Groups | Map::Internal | Map::Routed => (DEVGROUP, 4),
             Map::GroupPairs => (DEVGROUP << 6 | DEVGROUP, 8),
             Map::Direct4 => (IPADDR << 6 | DEVGROUP, 8),
             Map::Direct6 => (IP6ADDR << 6 | DEVGROUP, 20),
@@ -224,8 +228,9 @@ impl Map {
         match self {
             Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
             Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
+            Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
             Map::Guarded | Map::Localnet | Map::Watched | Map::SourceOf => 1,
-            Map::Groups | Map::Internal => 1,
+            Map::Groups | Map::Internal | Map::Routed => 1,
             _ => 0,
         }
     }
@@ -252,6 +257,7 @@ impl Map {
             Map::Groups => "link groups of overlay networks",
             Map::GroupPairs => "the same link group, in and out",
             Map::Internal => "groups of networks without a way out",
+            Map::Routed => "groups of networks with a way in for all that is routed here",
             Map::Direct4 | Map::Direct6 => "subnets whose packets other hosts may send as they are",
             Map::Nets4 | Map::Nets6 => "subnets of overlay networks, with their family",
             _ => return None,

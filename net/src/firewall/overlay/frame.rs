@@ -50,7 +50,7 @@ impl Frame {
                 chain("foreign", None, foreign()),
                 chain("arrive", None, arrive(rules.underlay, rules.vtep)),
                 chain("vxlan", None, vxlan(rules.underlay)),
-                chain("inward", None, inward()),
+                chain("inward", None, inward(rules.underlay)),
                 chain("outward", None, outward()),
             ],
         }
@@ -195,7 +195,8 @@ fn vxlan(underlay: u32) -> Vec<Rule> {
         to(elsewhere(), false, Map::Nodes4).commented("by another link than the underlay's to a node"),
         to(elsewhere(), true, Map::Nodes6).commented("by another link than the underlay's to a node, IPv6"),
         from(elsewhere(), false, Map::Nodes4).commented("by another link than the underlay's from a node"),
-        from(elsewhere(), true, Map::Nodes6).commented("by another link than the underlay's from a node, IPv6"),
+        from(elsewhere(), true, Map::Nodes6)
+            .commented("by another link than the underlay's from a node, IPv6"),
         to(foreign(false, Map::Vteps4), false, Map::Vteps4).commented("from none of ours to a host"),
         to(foreign(true, Map::Vteps6), true, Map::Vteps6).commented("from none of ours to a host, IPv6"),
     ]
@@ -238,7 +239,9 @@ fn forward(underlay: u32) -> Vec<Rule> {
         Rule::new().group_in(Way::Out, Map::Groups).then(Jump("inward")).commented("from outside"),
     ]);
     if underlay != 0 {
-        rules.push(by(Way::Out).then(Jump("outward")).commented("to outside"));
+        // What came by the same link has a source of its own, which the other node sees.
+        let outward = Rule::new().not_by_link(Way::In, underlay).by_link(Way::Out, underlay);
+        rules.push(outward.then(Jump("outward")).commented("to outside"));
     }
     rules
 }
@@ -258,12 +261,17 @@ fn outward() -> Vec<Rule> {
 }
 
 /// What gets into a network from outside, or from another network.
-fn inward() -> Vec<Rule> {
-    vec![
+fn inward(underlay: u32) -> Vec<Rule> {
+    let mut rules = vec![
         Rule::new().ct(Ct::Known).then(Verdict::Accept).commented("answers"),
         Rule::new().ct(Ct::Dnat).then(Verdict::Accept).commented("published ports"),
-        Rule::new().then(Verdict::Drop).commented("the rest"),
-    ]
+    ];
+    if underlay != 0 {
+        let routed = Rule::new().by_link(Way::In, underlay).group_in(Way::Out, Map::Routed);
+        rules.push(routed.then(Verdict::Accept).commented("routed from outside"));
+    }
+    rules.push(Rule::new().then(Verdict::Drop).commented("the rest"));
+    rules
 }
 
 /// Is there such a table?

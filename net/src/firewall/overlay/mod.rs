@@ -52,6 +52,8 @@ pub struct Rules {
     pub groups: BTreeSet<u32>,
     /// Those of networks without a way in and out.
     pub internal: BTreeSet<u32>,
+    /// Those of networks into which everything gets that comes by the underlay's link.
+    pub routed: BTreeSet<u32>,
     /// Subnets of the networks.
     pub nets: BTreeSet<IpNetwork>,
     /// Those whose packets come and go by the underlay's link as they are, and the groups of their networks. Subnets of one
@@ -243,6 +245,9 @@ fn from_memory(written: &Rules, rules: &Rules) -> Plan {
     differences(&written.ports, &rules.ports, &mut old, &mut new, |port| vec![Key::vxlan_port(*port)]);
     differences(&written.groups, &rules.groups, &mut old, &mut new, |group| of_group(*group).into());
     differences(&written.internal, &rules.internal, &mut old, &mut new, |group| vec![internal(*group)]);
+    differences(&written.routed, &rules.routed, &mut old, &mut new, |group| {
+        vec![Key::group(Map::Routed, *group)]
+    });
     differences(&written.direct, &rules.direct, &mut old, &mut new, |(net, group)| {
         vec![Key::direct(*net, *group)]
     });
@@ -292,8 +297,9 @@ fn keys(rules: &Rules) -> impl Iterator<Item = Key> {
     let ports = rules.ports.iter().map(|port| Key::vxlan_port(*port));
     let groups = rules.groups.iter().flat_map(|group| of_group(*group));
     let internal = rules.internal.iter().map(|group| internal(*group));
+    let routed = rules.routed.iter().map(|group| Key::group(Map::Routed, *group));
     let direct = rules.direct.iter().map(|(net, group)| Key::direct(*net, *group));
     let nets = outermost(rules).into_iter().map(Key::net);
     let vxlan = vnis.chain(vteps).chain(nodes).chain(ports);
-    vxlan.chain(groups).chain(internal).chain(direct).chain(nets)
+    vxlan.chain(groups).chain(internal).chain(routed).chain(direct).chain(nets)
 }

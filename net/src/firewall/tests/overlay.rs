@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const PORT: u16 = 4789;
 /// Device groups of two networks, of one without a way out, and of one that is routed directly.
-const WEB: u32 = 0x5700_002a;
+pub(super) const WEB: u32 = 0x5700_002a;
 const DB: u32 = 0x5700_002b;
 const SHUT: u32 = 0x5700_002c;
 pub(super) const DIRECT: u32 = 0x5700_002d;
@@ -30,6 +30,7 @@ pub(super) fn rules() -> Rules {
         vtep: Some("192.0.2.1".parse().unwrap()),
         groups: set([WEB, DB, SHUT, DIRECT]),
         internal: set([SHUT]),
+        routed: BTreeSet::new(),
         nets: BTreeSet::new(),
         direct: BTreeSet::new(),
         underlay: 1,

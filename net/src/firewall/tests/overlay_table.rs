@@ -1,6 +1,6 @@
 //! The overlay's table as a text, what is mended in it, and what it costs to keep it.
 
-use super::overlay::{DIRECT, rules, set};
+use super::overlay::{DIRECT, WEB, rules, set};
 use super::*;
 use crate::firewall::overlay::{OverlayTable, Rules};
 use crate::testns;
@@ -69,6 +69,12 @@ const FULL: &str = r#"table inet weft-overlay {
 		elements = { 1459617836 }
 	}
 
+	set routed {
+		type devgroup
+		comment "groups of networks with a way in for all that is routed here"
+		elements = { 1459617834 }
+	}
+
 	set direct4 {
 		type ipv4_addr . devgroup
 		flags interval
@@ -126,7 +132,7 @@ const FULL: &str = r#"table inet weft-overlay {
 		iifgroup @internal drop comment "no way out"
 		oifgroup @internal drop comment "no way in"
 		oifgroup @groups jump inward comment "from outside"
-		oif "lo" jump outward comment "to outside"
+		iif != "lo" oif "lo" jump outward comment "to outside"
 	}
 
 	chain foreign {
@@ -154,6 +160,7 @@ const FULL: &str = r#"table inet weft-overlay {
 	chain inward {
 		ct state established,related accept comment "answers"
 		ct status dnat accept comment "published ports"
+		iif "lo" oifgroup @routed accept comment "routed from outside"
 		drop comment "the rest"
 	}
 
@@ -199,7 +206,8 @@ fn read_elements(part: &str, elements: &mut Option<Vec<String>>, lines: &mut Vec
 
 fn full() -> Rules {
     let subnets = ["10.9.0.0/16", "fd00:9::/32"].map(|net| (net.parse().unwrap(), DIRECT));
-    Rules { nets: subnets.map(|(net, _)| net).into(), direct: set(subnets), ..rules() }
+    let nets = subnets.map(|(net, _)| net).into();
+    Rules { nets, direct: set(subnets), routed: set([WEB]), ..rules() }
 }
 
 #[test]
@@ -251,6 +259,7 @@ fn whatever_was_done_to_the_table_by_hand_is_mended() {
             "nft add element inet weft-overlay direct6 { fd00:8::/32 . 0x5700002d }",
             "nft delete element inet weft-overlay nodes4 { 192.0.2.3 }",
             "nft add element inet weft-overlay vxlan_ports { 53 }",
+            "nft flush set inet weft-overlay routed",
             "nft flush set inet weft-overlay vnis",
             "nft add element inet weft-overlay group_pairs { 0x5700002a . 0x5700002b }",
         ] {

@@ -2,7 +2,7 @@
 
 use crate::network::options;
 use anyhow::{Result, anyhow, bail};
-use ovl_api::model::Encap;
+use ovl_api::model::{Encap, Network};
 use ovl_api::names::MAX_VNI;
 use std::collections::BTreeMap;
 
@@ -10,7 +10,8 @@ const MTU: &str = "mtu";
 const VNI: &str = "vni";
 const BLOCK_SIZE: &str = "block-size";
 const ENCAP: &str = "encap";
-const KNOWN: [&str; 6] = [MTU, VNI, BLOCK_SIZE, ENCAP, options::MTU, options::PREFIX];
+const INGRESS: &str = Network::INGRESS_OPTION;
+const KNOWN: [&str; 7] = [MTU, VNI, BLOCK_SIZE, ENCAP, INGRESS, options::MTU, options::PREFIX];
 
 /// The smallest MTU in bytes: what every host takes by IPv4 (RFC 791), and by IPv6 (RFC 8200 section 5), below which the
 /// kernel turns it off.
@@ -77,6 +78,9 @@ impl Options {
                         _ => return Err(bad("vxlan or direct".into())),
                     };
                 }
+                // The agent reads it from the network's options.
+                INGRESS if Network::INGRESS.contains(&value.as_str()) => {}
+                INGRESS => return Err(bad(Network::INGRESS.join(" or "))),
                 // Its value is read as that of a bridge network's.
                 options::PREFIX => {
                     options::Options::parse(&[(key.clone(), value.clone())].into())?;
@@ -135,11 +139,13 @@ mod tests {
             (BLOCK_SIZE, "19", "20 to 30"),
             (BLOCK_SIZE, "31", "20 to 30"),
             (ENCAP, "gre", "vxlan or direct"),
+            (INGRESS, "open", "published or routed"),
             (options::PREFIX, "a/b", "1 to 13 bytes"),
         ] {
             let error = parse(&[(key, value)], false).unwrap_err().to_string();
             assert!(error.contains(&format!("{key}={value}")) && error.contains(allowed), "{error}");
         }
+        assert!(parse(&[(INGRESS, "routed")], false).is_ok());
         assert!(parse(&[(MTU, "1000")], false).is_ok());
         assert!(parse(&[(MTU, "1000")], true).unwrap_err().to_string().contains("1280"));
         assert!(parse(&[(MTU, "1400"), (options::MTU, "1400")], true).is_err());
