@@ -58,11 +58,7 @@ pub fn serve(
     Ok(is_ended)
 }
 
-async fn accept(
-    listener: std::net::TcpListener,
-    app: Router,
-    end: impl Future<Output = ()>,
-) -> Result<()> {
+async fn accept(listener: std::net::TcpListener, app: Router, end: impl Future<Output = ()>) -> Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     tokio::pin!(end);
