@@ -228,7 +228,6 @@ impl Map {
         match self {
             Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
             Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
-            Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
             Map::Guarded | Map::Localnet | Map::Watched | Map::SourceOf => 1,
             Map::Groups | Map::Internal | Map::Routed => 1,
             _ => 0,
