@@ -4,7 +4,7 @@
 use crate::cluster::{Cluster, Member, udp};
 use crate::echo::Pinger;
 use crate::forge::Forged;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The VTEPs of the lab's first hosts, and an address that the tests add to host1.
@@ -88,7 +88,7 @@ fn foreign_containers_reach_no_direct_network_as_their_node() {
         let socket = udp(&lab.netns_of(member), &SocketAddr::new(member.v4, 0).to_string());
         assert!(!heard(socket, &member.name), "{} of {}", member.name, member.on);
     }
-    let silent = Pinger::new(&lab.netns_of(&d2)).silent(&[IpAddr::from(d1.v4)], Duration::from_secs(5));
+    let silent = Pinger::new(&lab.netns_of(&d2)).silent(&[d1.v4], Duration::from_secs(5));
     assert!(silent.is_empty(), "{silent:?}");
     lab.down();
 }

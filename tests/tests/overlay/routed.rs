@@ -1,7 +1,6 @@
 //! Networks into which a router outside of the cluster sends: `--opt ingress=routed`.
 
 use crate::cluster::{Cluster, Member, answers};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -60,7 +59,7 @@ fn outsiders_reach_containers_of_routed_networks_alone() {
     // It is no way from one network into another, nor from a bridge.
     let bridged = lab.run("host1", "bridged", "");
     for from in [&shut[0], &shut[1], &bridged] {
-        for ip in open.iter().chain(&direct).map(|member| IpAddr::from(member.v4)) {
+        for ip in open.iter().chain(&direct).map(|member| member.v4) {
             assert_eq!(answers(&lab.netns_of(from), ip, SILENCE), None, "from {} to {ip}", from.name);
         }
     }
