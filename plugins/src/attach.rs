@@ -12,6 +12,7 @@ use net::{
     Batch, DEAD_GROUP, Family, Link, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth, dead,
     mac_text, sysctl,
 };
+use std::fmt::Display;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -225,22 +226,55 @@ pub fn settle(container: &mut Netlink, addresses: &[IpNetwork]) {
     let _ = container.wait_until_local(addresses.iter().map(|net| net.ip()), PATIENCE);
 }
 
+/// Brings both ends up before the container's has an address, for an IPAM plugin that sends by it.
+pub fn bring_up(host: &mut Netlink, container: &mut Netlink, pair: &Pair) -> Result<(), Error> {
+    container.set(pair.container, &LinkSet { up: Some(true), ..LinkSet::default() }).coded()?;
+    // Asked for the link, the kernel acts on its carrier first, and the port forwards.
+    host.link(&pair.interfaces[0].name).coded().map(drop)
+}
+
+/// Announces the addresses from the container's link: gratuitous ARP, and unsolicited neighbour advertisements. Neighbours
+/// that know an address with an earlier container's hardware address would send to that one for half a minute.
+///
+/// The kernel does so when a link's hardware address is set, if only to itself (`arp_notify` and `ndisc_notify`, which
+/// [`configure`] has set). It forgets the link's neighbours then. No ADD fails by it.
+pub fn announce(container: &mut Netlink, index: u32, mac: [u8; 6], addresses: &[IpNetwork]) {
+    if addresses.is_empty() {
+        return;
+    }
+    if let Err(error) = container.set(index, &LinkSet { mac: Some(mac), ..LinkSet::default() }) {
+        eprintln!("cannot announce the container's addresses: {error}");
+    }
+}
+
+/// Goes on without a setting that is not needed for the container's traffic, as where /proc/sys is read-only.
+pub fn optional<T, E: Display>(set: Result<T, E>) {
+    if let Err(error) = set {
+        eprintln!("going on without it: {error}");
+    }
+}
+
 /// The settings of IPv6 that the kernel takes only through /proc; this thread is in the container.
 fn prepare(ifname: &str, settings: &Settings<'_>) -> Result<(), Error> {
-    set_ipv6("lo", "disable_ipv6", "0")?;
-    set_ipv6(ifname, "disable_ipv6", "0")?;
+    for name in ["lo", ifname] {
+        set_ipv6(name, "disable_ipv6", "0")?;
+    }
     if settings.ignores_routers {
         set_ipv6(ifname, "accept_ra", "0")?;
     }
-    set_ipv6(ifname, "keep_addr_on_down", "1")?;
+    optional(set_ipv6(ifname, "keep_addr_on_down", "1"));
+    optional(set_ipv6(ifname, "ndisc_notify", "1"));
     if settings.dad {
-        set_ipv6(ifname, "enhanced_dad", "1")?;
+        optional(set_ipv6(ifname, "enhanced_dad", "1"));
     }
-    set_ipv6(ifname, "accept_dad", if settings.dad { "1" } else { "0" })
+    optional(set_ipv6(ifname, "accept_dad", if settings.dad { "1" } else { "0" }));
+    Ok(())
 }
 
+/// Gives a setting a value, which it may have already where /proc/sys is read-only.
 fn set_ipv6(ifname: &str, key: &str, value: &str) -> Result<(), Error> {
-    sysctl::write_if_there(&sysctl::conf(Family::V6, ifname, key), value).coded()
+    let key = sysctl::conf(Family::V6, ifname, key);
+    sysctl::write_if_there(&key, value).or_else(|_| sysctl::set_if_there(&key, value).map(drop)).coded()
 }
 
 /// As [`sysctl::ignore_routers`], for a link that was made just now: what it has is not read.

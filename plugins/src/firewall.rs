@@ -3,7 +3,7 @@
 use crate::errors::Coded;
 use cni::Error;
 use cni::request::Request;
-use net::firewall::{Firewall, What, ipt, ipt::Iptables, nft::Nftables};
+use net::firewall::{Firewall, PortMapping, What, ipt, ipt::Iptables, nft::Nftables};
 use net::names::clip_container;
 use net::{Owner, dead};
 
@@ -92,6 +92,18 @@ pub fn masquerade_backend(word: Option<&str>) -> Result<Backend, Error> {
         "iptables" => Ok(Backend::Iptables),
         other => Err(Error::config("ipMasqBackend", format!("{other:?}"), "\"nftables\" or \"iptables\"")),
     }
+}
+
+/// Undoes an ADD's masquerading, and what was made for it alone.
+pub fn unmasquerade(backend: Backend, owner: &Owner) -> Result<(), Error> {
+    let mut firewall = backend.open()?;
+    firewall.unmasquerade(owner, &[]).and_then(|()| firewall.tidy()).coded()
+}
+
+/// Undoes an ADD's published ports, and what was made for them alone.
+pub fn unpublish(backend: Backend, owner: &Owner, ports: &[PortMapping]) -> Result<(), Error> {
+    let mut firewall = backend.open()?;
+    firewall.unpublish(owner, ports).and_then(|()| firewall.tidy()).coded()
 }
 
 /// Done with the firewall after an ADD. Its socket is closed where nobody waits for it.

@@ -97,6 +97,11 @@ impl<'r> Ipam<'r> {
         !matches!(self, Ipam::None)
     }
 
+    /// Whether it may use the container's interface, as DHCP does: it is asked once that is there.
+    pub fn needs_link(&self) -> bool {
+        matches!(self, Ipam::Foreign(_))
+    }
+
     /// Asks for addresses. When a foreign plugin fails, its DEL is called before this returns.
     pub fn add(&self, request: &Request) -> Result<AddResult, Error> {
         match self {

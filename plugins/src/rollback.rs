@@ -17,9 +17,14 @@ impl<'a> Rollback<'a> {
         Rollback { steps: Vec::new() }
     }
 
-    /// Notes a step that was done, or is about to be done by something that may fail half way: `what` names it.
+    /// Notes a step that is about to be done, and may fail half way: `what` names it.
     pub fn on_failure(&mut self, what: &'static str, undo: impl FnOnce() -> Result<(), Error> + 'a) {
         self.steps.push((what, Box::new(undo)));
+    }
+
+    /// Withdraws the last step: it failed and changed nothing.
+    pub fn withdraw(&mut self) {
+        self.steps.pop();
     }
 
     /// The ADD succeeded.
@@ -57,6 +62,22 @@ mod tests {
         }
         drop(rollback);
         assert_eq!(*undone.borrow(), ["firewall", "link", "lease"]);
+    }
+
+    #[test]
+    fn withdrawn_step_is_not_undone() {
+        let undone = RefCell::new(Vec::new());
+        let mut rollback = Rollback::new();
+        for step in ["link", "lease"] {
+            let undone = &undone;
+            rollback.on_failure(step, move || {
+                undone.borrow_mut().push(step);
+                Ok(())
+            });
+        }
+        rollback.withdraw();
+        drop(rollback);
+        assert_eq!(*undone.borrow(), ["link"]);
     }
 
     #[test]

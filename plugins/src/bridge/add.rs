@@ -15,7 +15,7 @@ use cni::request::Request;
 use cni::types::{AddResult, Interface};
 use ipnetwork::IpNetwork;
 use net::firewall::{Firewall, nft::Nftables};
-use net::{Batch, Link, Netlink, Owner, PortSet, sysctl};
+use net::{Batch, Link, Netlink, Netns, Owner, PortSet, sysctl};
 use std::time::Duration;
 
 /// How long duplicate address detection may take; the kernel needs one to two seconds.
@@ -40,26 +40,15 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let found = link::inspect(&mut host, &conf)?;
     let mut firewall = conf.masquerade.map(|backend| backend.open()).transpose()?;
 
-    rollback.on_failure("the addresses", || ipam_client::del(request));
-    let mut result = match ipam.add(request) {
-        Ok(result) => result,
-        Err(error) => {
-            // Nothing was given, and a second ADD of a container must not take the first one's address away.
-            rollback.keep();
-            return Err(error);
-        }
-    };
-    let gateways = if ipam.is_some() { complete(&mut result, &conf)? } else { Vec::new() };
-    result.check_version(request.conf.version)?;
-    let addresses: Vec<IpNetwork> = result.ips.iter().map(|ip| ip.address).collect();
-
-    let (bridge, made) = link::ensure(&mut host, &conf, found)?;
-    if made {
+    let mut lease = Lease::default();
+    if !ipam.needs_link() {
+        lease = Lease::take(request, &ipam, &conf, &mut rollback)?;
+    }
+    if found.is_none() {
         rollback.on_failure("the bridge", || remove_bridge(&conf));
     }
-    let gateway_link = vlan::gateway_link(&mut host, &conf, &bridge)?;
-    link::ensure_addresses(&mut host, &gateway_link, &gateways, conf.force_address)?;
-    forwarding(&gateways)?;
+    let bridge = link::ensure(&mut host, &conf, found)?;
+    let mut gateway = lease.put_gateways(&mut host, &conf, &bridge, &mut rollback)?;
 
     let mac = conf.mac.unwrap_or_else(random_mac);
     if conf.mac_spoof_check {
@@ -68,22 +57,15 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         watch(&owner, mac)?;
     }
     rollback.on_failure("the link", || attach::remove(&owner, &netns));
-    let wanted = Wanted {
-        owner: &owner,
-        netns: &netns,
-        sandbox: netns::sandbox(request),
-        mac,
-        mtu: conf.mtu,
-        master: Some(bridge.index),
-        group: None,
-        port: PortSet {
-            hairpin: conf.hairpin.then_some(true),
-            isolated: conf.port_isolation.then_some(true),
-            ..PortSet::default()
-        },
-    };
-    let pair = attach::make_pair(&mut host, &mut container, &wanted)?;
+    let pair =
+        attach::make_pair(&mut host, &mut container, &wanted(request, &conf, &owner, &netns, &bridge, mac))?;
     vlan::set_port(&mut host, &conf, pair.host)?;
+    if ipam.needs_link() {
+        attach::bring_up(&mut host, &mut container, &pair)?;
+        lease = Lease::take(request, &ipam, &conf, &mut rollback)?;
+        gateway = lease.put_gateways(&mut host, &conf, &bridge, &mut rollback)?;
+    }
+    let Lease { mut result, addresses, gateways } = lease;
     let mut batch = Batch::new();
     if !conf.disable_container_interface {
         let index = pair.container;
@@ -105,7 +87,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
 
     if let Some(firewall) = &mut firewall {
         rollback.on_failure("the masquerading", || {
-            conf.masquerade.map_or(Ok(()), |backend| backend.open()?.unmasquerade(&owner, &[]).coded())
+            conf.masquerade.map_or(Ok(()), |backend| firewall::unmasquerade(backend, &owner))
         });
         firewall.masquerade(&owner, &addresses).coded()?;
         firewall::release(firewall.as_ref());
@@ -116,19 +98,95 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let interface =
         |link: &Link| Interface { name: link.name.clone(), mac: link.mac_text(), ..Interface::default() };
     result.interfaces = vec![interface(&bridge)];
+    if !conf.disable_container_interface {
+        attach::settle(&mut container, &addresses);
+        attach::announce(&mut container, pair.container, mac, &addresses);
+    }
     result.interfaces.extend(pair.interfaces);
-    if gateway_link.index != bridge.index && !gateways.is_empty() {
-        result.interfaces.push(interface(&gateway_link));
+    if let Some(leg) = gateway.filter(|link| link.index != bridge.index && !gateways.is_empty()) {
+        result.interfaces.push(interface(&leg));
     }
     if !request.conf.dns.is_empty() {
         result.dns = request.conf.dns.clone();
     }
-    if !conf.disable_container_interface {
-        attach::settle(&mut container, &addresses);
-    }
     rollback.keep();
     attach::bury("bridge", &mut host);
     Ok(result)
+}
+
+/// What the IPAM gave.
+#[derive(Default)]
+struct Lease {
+    /// The result, completed.
+    result: AddResult,
+    /// The container's addresses.
+    addresses: Vec<IpNetwork>,
+    /// The addresses that the bridge must have.
+    gateways: Vec<IpNetwork>,
+}
+
+impl Lease {
+    /// Asks the IPAM for addresses, if there is one.
+    fn take<'a>(
+        request: &'a Request,
+        ipam: &Ipam<'_>,
+        conf: &Conf,
+        rollback: &mut Rollback<'a>,
+    ) -> Result<Lease, Error> {
+        rollback.on_failure("the addresses", || ipam_client::del(request));
+        // Nothing was given when it fails, and a second ADD of a container must not take the first one's address away.
+        let mut result = ipam.add(request).inspect_err(|_| rollback.withdraw())?;
+        let gateways = if ipam.is_some() { complete(&mut result, conf)? } else { Vec::new() };
+        result.check_version(request.conf.version)?;
+        let addresses = result.ips.iter().map(|ip| ip.address).collect();
+        Ok(Lease { result, addresses, gateways })
+    }
+
+    /// Gives the bridge, or its leg in the VLAN, the gateways' addresses, and has the host forward. Returns the link that
+    /// has them, if there are any.
+    fn put_gateways<'a>(
+        &self,
+        host: &mut Netlink,
+        conf: &'a Conf,
+        bridge: &Link,
+        rollback: &mut Rollback<'a>,
+    ) -> Result<Option<Link>, Error> {
+        if self.gateways.is_empty() {
+            return Ok(None);
+        }
+        rollback.on_failure("the bridge's leg in the VLAN", || vlan::remove_leg(conf));
+        let link = vlan::gateway_link(host, conf, bridge)?;
+        let change = link::plan_addresses(host, &link, &self.gateways, conf.force_address)?;
+        let (index, added) = (link.index, change.add.clone());
+        rollback.on_failure("the gateway's addresses", move || link::withdraw_addresses(conf, index, &added));
+        link::change_addresses(host, &link, change)?;
+        forwarding(&self.gateways)?;
+        Ok(Some(link))
+    }
+}
+
+fn wanted<'a>(
+    request: &Request,
+    conf: &Conf,
+    owner: &'a Owner,
+    netns: &'a Netns,
+    bridge: &Link,
+    mac: [u8; 6],
+) -> Wanted<'a> {
+    Wanted {
+        owner,
+        netns,
+        sandbox: netns::sandbox(request),
+        mac,
+        mtu: conf.mtu,
+        master: Some(bridge.index),
+        group: None,
+        port: PortSet {
+            hairpin: conf.hairpin.then_some(true),
+            isolated: conf.port_isolation.then_some(true),
+            ..PortSet::default()
+        },
+    }
 }
 
 /// The host forwards packets of the families for which it is the gateway.
@@ -159,7 +217,10 @@ fn unwatch(owner: &Owner) -> Result<(), Error> {
     nft.unwatch(owner).and_then(|()| nft.tidy()).coded()
 }
 
-/// Takes back a bridge that only this ADD wanted.
+/// Removes a bridge that this ADD alone needed.
 fn remove_bridge(conf: &Conf) -> Result<(), Error> {
-    link::remove_if_unused(&mut Netlink::open().coded()?, conf).map(drop)
+    if link::remove_if_unused(&mut Netlink::open().coded()?, conf)? && conf.same_bridge {
+        Nftables::open().and_then(|mut nft| nft.unguard(&conf.bridge).and_then(|()| nft.tidy())).coded()?;
+    }
+    Ok(())
 }

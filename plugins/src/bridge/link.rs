@@ -2,13 +2,13 @@
 
 use super::conf::Conf;
 use super::lock::BridgeLock;
-use crate::attach::random_mac;
+use crate::attach::{self, random_mac};
 use crate::errors::{Coded, EXISTS};
 use cni::Error;
 use cni::code::INVALID_CONFIG;
 use ipnetwork::IpNetwork;
 use net::names::BRIDGE_ALIAS;
-use net::{Batch, Bridge, Family, Link, LinkSet, Netlink, NewAddr, sysctl};
+use net::{Batch, Bridge, Family, Link, LinkSet, Netlink, NewAddr, Owner, sysctl};
 
 /// Whether the bridge can be used or made: what can be known before anything is changed.
 ///
@@ -39,9 +39,9 @@ fn no_vlans(conf: &Conf) -> Error {
     error.details("this kernel has no bridge VLAN filtering")
 }
 
-/// The bridge as the configuration wants it, and whether it was made now. `found` is what [`inspect`] found since the
-/// lock was taken. Several ADDs at once make one bridge.
-pub fn ensure(netlink: &mut Netlink, conf: &Conf, found: Option<Link>) -> Result<(Link, bool), Error> {
+/// The bridge as the configuration wants it. `found` is what [`inspect`] found since the lock was taken. Several ADDs at
+/// once make one bridge.
+pub fn ensure(netlink: &mut Netlink, conf: &Conf, found: Option<Link>) -> Result<Link, Error> {
     let wanted = Bridge {
         name: &conf.bridge,
         mac: Some(random_mac()),
@@ -77,22 +77,25 @@ pub fn ensure(netlink: &mut Netlink, conf: &Conf, found: Option<Link>) -> Result
     if made {
         // With its link-local address the host looks for containers on behalf of others. It gets that when the first port is
         // up, and could not use it for the one to two seconds in which the kernel would look for a duplicate.
-        sysctl::set_if_there(&sysctl::conf(Family::V6, &conf.bridge, "accept_dad"), "0").coded()?;
-        sysctl::ignore_routers(&conf.bridge).coded()?;
+        attach::optional(sysctl::set_if_there(&sysctl::conf(Family::V6, &conf.bridge, "accept_dad"), "0"));
+        attach::optional(sysctl::ignore_routers(&conf.bridge));
     } else {
         // A container must not tell the host its routes. Without IPv6 there is no such setting.
-        sysctl::set_if_there(&sysctl::conf(Family::V6, &conf.bridge, "accept_ra"), "0").coded()?;
+        attach::optional(sysctl::set_if_there(&sysctl::conf(Family::V6, &conf.bridge, "accept_ra"), "0"));
     }
-    Ok((link, made))
+    Ok(link)
 }
 
-/// What must change so that a link has these addresses: (to remove, to add).
-fn plan(
-    name: &str,
-    has: &[IpNetwork],
-    wanted: &[IpNetwork],
-    force: bool,
-) -> Result<(Vec<IpNetwork>, Vec<IpNetwork>), Error> {
+/// What must change so that a link has certain addresses.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct AddressChange {
+    /// Addresses in the way of others.
+    pub remove: Vec<IpNetwork>,
+    /// Addresses that are missing.
+    pub add: Vec<IpNetwork>,
+}
+
+fn plan(name: &str, has: &[IpNetwork], wanted: &[IpNetwork], force: bool) -> Result<AddressChange, Error> {
     let mut remove = Vec::new();
     let missing: Vec<IpNetwork> = wanted.iter().filter(|address| !has.contains(address)).copied().collect();
     for address in &missing {
@@ -113,7 +116,7 @@ fn plan(
             }
         }
     }
-    Ok((remove, missing))
+    Ok(AddressChange { remove, add: missing })
 }
 
 /// Whether the bridge's hardware address may follow its ports: the kernel says in sysfs alone whether it was set
@@ -126,25 +129,36 @@ fn follows_ports(link: &Link) -> bool {
     assigned.map_or(true, |text| text.trim() != "3")
 }
 
-/// Gives a link the gateways' addresses.
-pub fn ensure_addresses(
+/// What must change so that a link has the gateways' addresses.
+///
+/// # Errors
+/// Code 103 when it has another network's address and `force` is not set.
+pub fn plan_addresses(
     netlink: &mut Netlink,
     link: &Link,
     wanted: &[IpNetwork],
     force: bool,
-) -> Result<(), Error> {
+) -> Result<AddressChange, Error> {
     let has: Vec<IpNetwork> = netlink.addrs(Some(link.index)).coded()?.iter().map(|addr| addr.net).collect();
-    let (remove, add) = plan(&link.name, &has, wanted, force)?;
+    plan(&link.name, &has, wanted, force)
+}
+
+/// Gives a link the gateways' addresses.
+pub fn change_addresses(netlink: &mut Netlink, link: &Link, change: AddressChange) -> Result<(), Error> {
+    if change.add.iter().any(IpNetwork::is_ipv6) {
+        // The host may have IPv6 switched off for new links.
+        sysctl::set_if_there(&sysctl::conf(Family::V6, &link.name, "disable_ipv6"), "0").coded()?;
+    }
     let mut batch = Batch::new();
-    for address in remove {
+    for address in change.remove {
         batch.addr_del(link.index, address).or_missing();
     }
-    if let Some(mac) = link.mac.filter(|_| !wanted.is_empty() && follows_ports(link)) {
+    if let Some(mac) = link.mac.filter(|_| follows_ports(link)) {
         // The containers keep the gateway's hardware address, which must not change when a port comes or goes. Set
         // explicitly, even to itself, it stays (br_stp_recalculate_bridge_id() of net/bridge/br_stp_if.c).
         batch.set(link.index, &LinkSet { mac: Some(mac), ..LinkSet::default() });
     }
-    for address in add {
+    for address in change.add {
         // Nobody else has it, and the first packet of a container must not wait for the kernel to find that out.
         batch.addr_add(link.index, &NewAddr::new(address)).or_existing();
     }
@@ -152,6 +166,29 @@ pub fn ensure_addresses(
         netlink.run(batch).coded()?;
     }
     Ok(())
+}
+
+/// Takes the addresses that an ADD gave a link away again, unless another attachment uses the bridge by now.
+pub fn withdraw_addresses(conf: &Conf, index: u32, added: &[IpNetwork]) -> Result<(), Error> {
+    let mut netlink = Netlink::open().coded()?;
+    let Some(_lock) = unused(&mut netlink, conf)? else { return Ok(()) };
+    let mut batch = Batch::new();
+    for address in added {
+        batch.addr_del(index, *address).or_missing();
+    }
+    if !batch.is_empty() {
+        netlink.run(batch).coded()?;
+    }
+    Ok(())
+}
+
+/// The lock on the host's bridges, if no attachment uses this one.
+pub fn unused(netlink: &mut Netlink, conf: &Conf) -> Result<Option<BridgeLock>, Error> {
+    let Some(lock) = BridgeLock::exclusive()? else { return Ok(None) };
+    let Some(link) = netlink.link(&conf.bridge).coded()? else { return Ok(None) };
+    let ports = netlink.links_of_master(link.index).coded()?;
+    let is_attachment = |link: &Link| link.alias.as_deref().is_some_and(|a| Owner::parse_alias(a).is_some());
+    Ok((!ports.iter().any(is_attachment)).then_some(lock))
 }
 
 /// Removes the bridge if Weft made it and it has no port. Returns whether it did.
@@ -179,26 +216,30 @@ mod tests {
         list.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    fn change(remove: &[&str], add: &[&str]) -> AddressChange {
+        AddressChange { remove: nets(remove), add: nets(add) }
+    }
+
     #[test]
     fn a_bridge_has_one_ipv4_address_unless_it_is_forced() {
         let (has, wanted) = (nets(&["10.1.0.1/16"]), nets(&["10.2.0.1/16"]));
-        assert_eq!(plan("b", &has, &has, false).unwrap(), (vec![], vec![]));
+        assert_eq!(plan("b", &has, &has, false).unwrap(), change(&[], &[]));
         let error = plan("b", &has, &wanted, false).unwrap_err();
         assert!(error.code == EXISTS && error.msg.contains("10.1.0.1/16"), "{error}");
-        assert_eq!(plan("b", &has, &wanted, true).unwrap(), (has, wanted));
+        assert_eq!(plan("b", &has, &wanted, true).unwrap(), change(&["10.1.0.1/16"], &["10.2.0.1/16"]));
     }
 
     #[test]
     fn ipv6_subnets_live_side_by_side_unless_they_overlap() {
         let has = nets(&["fe80::1/64", "fd00:1::1/64"]);
         let wanted = nets(&["fd00:2::1/64"]);
-        assert_eq!(plan("b", &has, &wanted, false).unwrap(), (vec![], wanted));
+        assert_eq!(plan("b", &has, &wanted, false).unwrap(), change(&[], &["fd00:2::1/64"]));
         assert!(plan("b", &has, &nets(&["fd00:1::2/48"]), false).is_err());
     }
 
     #[test]
     fn addresses_of_one_network_do_not_stand_in_each_others_way() {
         let wanted = nets(&["10.1.0.1/24", "10.2.0.1/24"]);
-        assert_eq!(plan("b", &wanted[..1], &wanted, false).unwrap(), (vec![], nets(&["10.2.0.1/24"])));
+        assert_eq!(plan("b", &wanted[..1], &wanted, false).unwrap(), change(&[], &["10.2.0.1/24"]));
     }
 }

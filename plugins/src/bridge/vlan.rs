@@ -1,7 +1,8 @@
 //! VLANs of the bridge: those of the container's port, and the host's own leg where the gateway of a VLAN is.
 
 use super::conf::Conf;
-use crate::attach::random_mac;
+use super::link;
+use crate::attach::{self, random_mac};
 use crate::errors::{Coded, EXISTS};
 use cni::Error;
 use net::names::BRIDGE_ALIAS;
@@ -53,9 +54,21 @@ pub fn gateway_link(netlink: &mut Netlink, conf: &Conf, bridge: &Link) -> Result
         Err(error) => return Err(crate::errors::from_net(&error)),
     }
     let link = netlink.need_link(&name).coded()?;
-    sysctl::ignore_routers(&name).coded()?;
+    attach::optional(sysctl::ignore_routers(&name));
     netlink.set(link.index, &LinkSet { up: Some(true), ..LinkSet::default() }).coded()?;
     Ok(link)
+}
+
+/// Removes the host's leg in a VLAN, if Weft made it and no attachment uses the bridge.
+pub fn remove_leg(conf: &Conf) -> Result<(), Error> {
+    let Some(vlan) = conf.vlan.filter(|_| conf.is_gateway) else { return Ok(()) };
+    let mut netlink = Netlink::open().coded()?;
+    let Some(_lock) = link::unused(&mut netlink, conf)? else { return Ok(()) };
+    let port = Owner::new("bridge", &*conf.bridge, vlan.to_string()).host_veth();
+    match netlink.link(&port).coded()? {
+        Some(link) if link.alias.as_deref() == Some(BRIDGE_ALIAS) => netlink.delete(link.index).coded(),
+        _ => Ok(()),
+    }
 }
 
 /// The link, if it is a host's leg in the bridge: one that Weft made, or, as the reference makes them, a veth whose other end

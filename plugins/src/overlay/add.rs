@@ -68,7 +68,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
 
     let masquerade = conf.masquerades(Some(&result));
     if let Some(firewall) = firewall.as_mut().filter(|_| masquerade) {
-        rollback.on_failure("the masquerading", || conf.backend.open()?.unmasquerade(&owner, &[]).coded());
+        rollback.on_failure("the masquerading", || firewall::unmasquerade(conf.backend, &owner));
         firewall.masquerade(&owner, &plan.addresses).coded()?;
     }
     if let Some(firewall) = &firewall {

@@ -67,9 +67,9 @@ impl Plugin for Portmap {
         let link = if conf.options.snat { Localnet::towards(&addresses)? } else { None };
         let mut options = conf.options.clone();
         options.localnet = link.as_ref().and_then(Localnet::to_record);
-        firewall.publish(&owner, &addresses, &ports, &options).coded()?;
         let mut rollback = Rollback::new();
-        rollback.on_failure("the published ports", || conf.backend.open()?.unpublish(&owner, &ports).coded());
+        rollback.on_failure("the published ports", || firewall::unpublish(conf.backend, &owner, &ports));
+        firewall.publish(&owner, &addresses, &ports, &options).coded()?;
         if let Some(link) = link {
             // A DEL of the last port may have cleared it since the first look.
             if options.localnet.is_none() {

@@ -217,10 +217,10 @@ impl Host {
         self.call(verb, conf).env("CNI_CONTAINERID", id).env("CNI_NETNS", &netns).env("CNI_IFNAME", "eth0")
     }
 
-    /// What a DEL or a GC must leave as it was: links, addresses, routes, the firewall, files.
+    /// What a DEL or a GC must leave as it was: links, addresses, routes, the firewall, files. Carrier changes later.
     pub fn picture(&self) -> String {
         self.sh(
-            "ip -o link | sed 's/^[0-9]*: //' | cut -d' ' -f1 | sort; ip route; ip -6 route; nft list ruleset; \
+            "ip -o link | sed 's/^[0-9]*: //' | cut -d' ' -f1 | sort; ip route | sed 's/linkdown *//'; ip -6 route | sed 's/linkdown *//'; nft list ruleset; \
              find /run /var/lib/weft /var/lib/cni -not -path '/run/netns*' | sort",
         )
     }
