@@ -253,3 +253,36 @@ fn static_adds_the_arguments_addresses_and_replaces_by_those_of_the_runtime() {
         7
     );
 }
+
+/// A store on a file system of its own, with the lease of c1, that then cannot be written.
+fn unwritable(make_so: &str, make_good: &str) {
+    let host = Host::new();
+    host.sh("mkdir /run/disk && mount -t tmpfs -o size=256k tmpfs /run/disk");
+    let conf = host_local(json!({"ranges": [[{"subnet": "10.1.0.0/24"}]], "dataDir": "/run/disk/leases"}));
+    about(&host, "ADD", &conf, "c1").run().ok();
+    about(&host, "ADD", &conf, "c2").run().ok();
+    host.sh(make_so);
+    for id in ["c1", "c2", "c1"] {
+        about(&host, "DEL", &conf, id).run().ok();
+    }
+    host.sh(make_good);
+    for id in ["c2", "c3"] {
+        let at = if id == "c2" { "10.1.0.2" } else { "10.1.0.3" };
+        let result = about(&host, "ADD", &conf, id).env("CNI_ARGS", &format!("IP={at}")).run().ok();
+        assert_eq!(address(&result, 0), at);
+    }
+    host.sh("! ls -d /run/weft/releases; ! find / -xdev -name '*.tmp*' -path '*weft*' | grep .; ! ls -a /run/disk/leases | grep tmp");
+}
+
+#[test]
+fn del_on_a_full_disk_releases_the_address_later() {
+    unwritable(
+        "dd if=/dev/zero of=/run/disk/fill bs=1k 2>/dev/null; ! echo x > /run/disk/more",
+        "rm /run/disk/fill /run/disk/more",
+    );
+}
+
+#[test]
+fn del_on_a_read_only_file_system_releases_the_address_later() {
+    unwritable("mount -o remount,ro /run/disk", "mount -o remount,rw /run/disk");
+}

@@ -33,6 +33,11 @@ pub fn open_other(store: &Path) -> Result<Option<Store>, Error> {
     opened.map(|opened| usable(opened, store)).transpose()
 }
 
+/// Releases an attachment's addresses in a store.
+pub fn release(store: &Store, network: &str, attachment: &Attachment) -> Result<(), Error> {
+    store.release(network, attachment).coded().map(drop)
+}
+
 fn ready(opened: Opened, network: &str, dirs: &Dirs) -> Result<Store, Error> {
     let store = usable(opened, &dirs.store)?;
     take_over(&store, network, dirs)?;

@@ -4,6 +4,7 @@
 
 mod conf;
 mod leases;
+mod pending;
 mod resolv;
 mod stores;
 
@@ -30,6 +31,7 @@ fn attachment(request: &Request) -> Attachment {
 pub fn add(request: &Request, conf: &Conf) -> Result<AddResult, Error> {
     let dirs = Dirs::of(request)?;
     stores::remember(&dirs);
+    pending::apply();
     let store = leases::open(&request.conf.name, &dirs)?;
     let netns = request.netns.as_ref().map(|path| path.to_string_lossy().into_owned());
     let attachment = attachment(request);
@@ -60,24 +62,22 @@ pub fn del(request: &Request) -> Result<(), Error> {
         eprintln!("host-local: DEL goes on with the stores that are known: {error}");
         None
     });
-    if let Some(dirs) = &dirs
-        && let Some(Some(store)) = failures.value(leases::open_existing(&request.conf.name, dirs))
-    {
-        failures.note(release(request, &store));
+    let (network, attachment) = (&*request.conf.name, attachment(request));
+    pending::apply();
+    if let Some(dirs) = &dirs {
+        let released = leases::open_existing(network, dirs)
+            .and_then(|store| store.map_or(Ok(()), |store| leases::release(&store, network, &attachment)));
+        failures.note(pending::unless_noted(network, &attachment, &dirs.store, released));
     }
     for other in stores::others(dirs.as_ref()) {
         let released = leases::open_other(&other)
-            .and_then(|store| store.map_or(Ok(()), |store| release(request, &store)));
-        if let Err(error) = released {
+            .and_then(|store| store.map_or(Ok(()), |store| leases::release(&store, network, &attachment)));
+        if let Err(error) = pending::unless_noted(network, &attachment, &other, released) {
             // The configuration does not need this store.
             eprintln!("host-local: DEL goes on without the store {}: {error}", other.display());
         }
     }
     failures.outcome()
-}
-
-fn release(request: &Request, store: &Store) -> Result<(), Error> {
-    store.release(&request.conf.name, &attachment(request)).coded().map(drop)
 }
 
 /// Where the configuration says that the leases are; nowhere when its IPAM is not host-local.
@@ -116,6 +116,7 @@ pub fn check(request: &Request, conf: &Conf) -> Result<(), Error> {
 pub fn gc(request: &Request) -> Result<(), Error> {
     let network = &request.conf.name;
     let mut failures = Failures::default();
+    pending::apply();
     let dirs = failures.value(configured(request)).flatten();
     if let Some(dirs) = &dirs {
         let store = failures.value(leases::open_existing(network, dirs)).flatten();
