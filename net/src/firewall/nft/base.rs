@@ -3,7 +3,7 @@
 //! An attachment is elements in sets and maps only; a packet's way therefore has the same length whatever the number of
 //! containers.
 
-use super::element::{Map, head, net_name, subnet};
+use super::element::{Map, head, is_hosts, net_name, subnet};
 use super::expr::{Ct, Rule, Side, Verdict};
 use super::table::Table;
 use super::wire::{Batch, flag, msg, user_comment};
@@ -135,14 +135,17 @@ fn subnet_chain(net: IpNetwork) -> Chain {
             .address_in(Side::Destination, v6, Map::hairpin(net))
             .masquerade()
     };
-    let mut rules = vec![
-        Rule::new()
-            .address_in(Side::Source, v6, Map::masq(net))
-            .not_address(Side::Destination, net)
-            .not_address(Side::Destination, multicast)
-            .masquerade(),
-        hairpin(net),
-    ];
+    let masquerade = Rule::new().address_in(Side::Source, v6, Map::masq(net));
+    let mut rules = if is_hosts(net) {
+        // A container without a subnet is alone in its own.
+        vec![
+            masquerade.not_address(Side::Destination, multicast).masquerade(),
+            Rule::new().ct(Ct::Dnat).pair_in(v6, Map::hairpin_self(v6)).masquerade(),
+        ]
+    } else {
+        let leaving = masquerade.not_address(Side::Destination, net);
+        vec![leaving.not_address(Side::Destination, multicast).masquerade(), hairpin(net)]
+    };
     if !v6 {
         rules.push(hairpin(loopback4()));
     }
@@ -201,7 +204,7 @@ pub fn push_frame(batch: &mut Batch, comment: &str, chains: &[Chain]) {
 
 /// Adds what a subnet needs to a batch; it must not be there yet (EEXIST), or its rules would be doubled.
 pub fn push_subnet(batch: &mut Batch, net: IpNetwork) {
-    for map in [Map::masq(net), Map::hairpin(net)] {
+    for map in Map::of_subnet(net) {
         push_set(batch, map);
     }
     let chain = subnet_chain(net);
@@ -212,7 +215,7 @@ pub fn push_subnet(batch: &mut Batch, net: IpNetwork) {
 /// Adds the deletion of what a subnet needed to a batch.
 pub fn push_subnet_deletion(batch: &mut Batch, net: IpNetwork) {
     batch.push("delete a chain of", msg::DELCHAIN, 0, |w| w.str(3, &chain_of(net)));
-    for map in [Map::masq(net), Map::hairpin(net)] {
+    for map in Map::of_subnet(net) {
         batch.push("delete a set of", msg::DELSET, 0, |w| head(w, map));
     }
 }

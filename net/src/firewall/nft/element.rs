@@ -1,6 +1,6 @@
 //! The elements: what an attachment is in the table. Their keys and values, and both ways of writing them.
 
-pub use super::map::{Map, head, net_name, subnet};
+pub use super::map::{Map, head, is_hosts, net_name, subnet};
 use super::wire::{Writer, attribute, attributes, comment_of, user_comment};
 use crate::firewall::Protocol;
 use ipnetwork::IpNetwork;
@@ -66,9 +66,11 @@ impl Key {
         Key { map, bytes }
     }
 
-    /// A container's address in one of the sets of addresses.
+    /// A container's address in one of the sets of addresses: twice in those of pairs.
     pub fn address(map: Map, addr: IpAddr) -> Self {
-        Key { map, bytes: octets(addr) }
+        let one = octets(addr);
+        let is_pair = matches!(map, Map::HairpinSelf4 | Map::HairpinSelf6);
+        Key { map, bytes: if is_pair { one.repeat(2) } else { one } }
     }
 
     /// A port of a bridge in `watched` or `source_of`.

@@ -381,6 +381,16 @@ impl Rule {
         rule
     }
 
+    /// `ip saddr . ip daddr @set`
+    pub fn pair_in(self, v6: bool, map: Map) -> Self {
+        let mut rule = self.family(v6);
+        let words = if v6 { 4 } else { 1 };
+        rule.payload(1, Self::offset(Side::Source, v6), words * 4, REG1);
+        rule.payload(1, Self::offset(Side::Destination, v6), words * 4, REG32 + words);
+        rule.lookup(map, None);
+        rule
+    }
+
     /// `dnat ip to [ip daddr .] meta l4proto . th dport map @map`
     pub fn dnat(self, v6: bool, at: bool, map: Map) -> Self {
         let mut rule = self.family(v6);

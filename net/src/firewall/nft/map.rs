@@ -4,6 +4,7 @@ use super::table::Table;
 use super::wire::{Writer, user_comment};
 use ipnetwork::IpNetwork;
 use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// nftables' datatype numbers (libnftables, enum datatypes); a concatenation has six bits for each part.
 mod datatype {
@@ -41,6 +42,10 @@ pub enum Map {
     Masq(IpNetwork),
     /// addresses in this subnet with published ports
     Hairpin(IpNetwork),
+    /// of containers without a subnet (/32) that have published ports: the address twice, as source and destination
+    HairpinSelf4,
+    /// the same for IPv6 (/128)
+    HairpinSelf6,
     /// ports of bridges whose frames' source addresses are looked at
     Watched,
     /// such a port . the address that it may send from
@@ -126,6 +131,8 @@ impl Map {
             Map::Ports6At => "ports6_at",
             Map::HairpinAll4 => "hairpin4_all",
             Map::HairpinAll6 => "hairpin6_all",
+            Map::HairpinSelf4 => "hairpin4_self",
+            Map::HairpinSelf6 => "hairpin6_self",
             Map::Guarded => "guarded",
             Map::GuardedPairs => "guarded_pairs",
             Map::Localnet => "localnet",
@@ -153,7 +160,15 @@ impl Map {
 
     /// The set or map of that name in a table.
     pub fn named(table: Table, name: &str) -> Option<Map> {
-        let net = |text: &str| text.replace('_', ":").parse().ok();
+        let net = |text: &str| match text {
+            HOSTS4 => Some(hosts(false)),
+            HOSTS6 => Some(hosts(true)),
+            text => text.replace('_', ":").parse().ok(),
+        };
+        let with_hosts = [Map::HairpinSelf4, Map::HairpinSelf6].into_iter().find(|map| map.name() == name);
+        if table == Table::Inet && with_hosts.is_some() {
+            return with_hosts;
+        }
         match name.split_once('-') {
             Some(("masq", text)) => net(text).map(Map::Masq),
             Some(("hairpin", text)) => net(text).map(Map::Hairpin),
@@ -168,7 +183,30 @@ impl Map {
 
     /// Does what is in it belong to published ports?
     pub fn is_of_ports(self) -> bool {
-        self.is_ports() || matches!(self, Map::HairpinAll4 | Map::HairpinAll6 | Map::Hairpin(_))
+        self.is_ports() || self.is_of_hairpin()
+    }
+
+    /// Does what is in it belong to the masquerading of published ports' traffic?
+    fn is_of_hairpin(self) -> bool {
+        use Map::{Hairpin, HairpinAll4, HairpinAll6, HairpinSelf4, HairpinSelf6};
+        matches!(self, HairpinAll4 | HairpinAll6 | HairpinSelf4 | HairpinSelf6 | Hairpin(_))
+    }
+
+    /// Those that are made with a subnet.
+    pub fn of_subnet(net: IpNetwork) -> Vec<Map> {
+        let mut maps = vec![Map::Masq(net), Map::Hairpin(net)];
+        maps.extend(is_hosts(net).then(|| Map::hairpin_self(net.is_ipv6())));
+        maps
+    }
+
+    /// The subnet that it is made with, if it is one of those.
+    pub fn subnet(self) -> Option<IpNetwork> {
+        match self {
+            Map::Masq(net) | Map::Hairpin(net) => Some(net),
+            Map::HairpinSelf4 => Some(hosts(false)),
+            Map::HairpinSelf6 => Some(hosts(true)),
+            _ => None,
+        }
     }
 
     /// The set of a subnet, which may be given with host bits.
@@ -179,6 +217,10 @@ impl Map {
     /// The set of a subnet, which may be given with host bits.
     pub fn hairpin(net: IpNetwork) -> Map {
         Map::Hairpin(subnet(net))
+    }
+
+    pub fn hairpin_self(v6: bool) -> Map {
+        if v6 { Map::HairpinSelf6 } else { Map::HairpinSelf4 }
     }
 
     pub fn hairpin_all(v6: bool) -> Map {
@@ -195,6 +237,8 @@ impl Map {
             Map::Ports6At => (IP6ADDR << 12 | port, 24),
             Map::HairpinAll4 | Map::Masq(IpNetwork::V4(_)) | Map::Hairpin(IpNetwork::V4(_)) => (IPADDR, 4),
             Map::HairpinAll6 | Map::Masq(IpNetwork::V6(_)) | Map::Hairpin(IpNetwork::V6(_)) => (IP6ADDR, 16),
+            Map::HairpinSelf4 => (IPADDR << 6 | IPADDR, 8),
+            Map::HairpinSelf6 => (IP6ADDR << 6 | IP6ADDR, 32),
             Map::Guarded | Map::Localnet | Map::Watched | Map::SourceOf => (IFNAME, 16),
             Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
             Map::GuardedPairs => (IFNAME << 6 | IFNAME, 32),
@@ -297,14 +341,40 @@ impl Map {
     }
 }
 
-/// A network without host bits.
+/// What stands for the subnet of all containers whose address has none, as Calico's /32: with a set and a chain each, a
+/// packet's way would grow with their number.
+pub fn hosts(v6: bool) -> IpNetwork {
+    match v6 {
+        false => IpAddr::V4(Ipv4Addr::UNSPECIFIED).into(),
+        true => IpAddr::V6(Ipv6Addr::UNSPECIFIED).into(),
+    }
+}
+
+const HOSTS4: &str = "hosts4";
+const HOSTS6: &str = "hosts6";
+
+/// Whether it is what [`hosts`] returns.
+pub fn is_hosts(net: IpNetwork) -> bool {
+    net == hosts(net.is_ipv6())
+}
+
+/// The subnet of a container's address, without host bits.
 pub fn subnet(net: IpNetwork) -> IpNetwork {
+    let hosts = hosts(net.is_ipv6());
+    if net.prefix() == hosts.prefix() { hosts } else { without_host_bits(net) }
+}
+
+fn without_host_bits(net: IpNetwork) -> IpNetwork {
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
 }
 
 /// A network in the name of a set or chain.
 pub fn net_name(net: IpNetwork) -> String {
-    subnet(net).to_string().replace(':', "_")
+    match net {
+        net if !is_hosts(net) => without_host_bits(net).to_string().replace(':', "_"),
+        IpNetwork::V4(_) => HOSTS4.to_owned(),
+        IpNetwork::V6(_) => HOSTS6.to_owned(),
+    }
 }
 
 /// The user data by which nft knows that the keys of `vnis` are `typeof @th,96,24`: an expression of type 7 (payload), of no

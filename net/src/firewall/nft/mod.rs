@@ -26,7 +26,7 @@ use super::{
     is_stale, targets,
 };
 use crate::{Error, Result, names, names::Owner};
-use element::{Element, Key, Map, Value, subnet};
+use element::{Element, Key, Map, Value, is_hosts, subnet};
 use ipnetwork::IpNetwork;
 use socket::{Question, Socket};
 use std::os::fd::OwnedFd;
@@ -117,6 +117,10 @@ impl Wanted {
         }
         for net in published.into_iter().filter(|_| options.snat) {
             self.element(Key::address(Map::hairpin(net), net.ip()), Value::None, &tag);
+            if is_hosts(subnet(net)) {
+                let pairs = Map::hairpin_self(net.is_ipv6());
+                self.element(Key::address(pairs, net.ip()), Value::None, &tag);
+            }
             self.subnets.push(subnet(net));
             if options.masq_all {
                 self.element(Key::address(Map::hairpin_all(net.is_ipv6()), net.ip()), Value::None, &tag);

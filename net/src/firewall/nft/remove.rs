@@ -1,7 +1,7 @@
 //! Taking from the table, checking it, and removing it when it is of no use any more.
 
 use super::base;
-use super::element::{Element, Key, Map, head};
+use super::element::{Element, Key, Map, head, is_hosts};
 use super::plan::{TRIES, push_deletions};
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
@@ -101,6 +101,9 @@ impl Nftables {
         let may_have = |map: &Map, addr: IpAddr| match map {
             Map::HairpinAll4 => addr.is_ipv4(),
             Map::HairpinAll6 => addr.is_ipv6(),
+            Map::HairpinSelf4 => addr.is_ipv4(),
+            Map::HairpinSelf6 => addr.is_ipv6(),
+            Map::Hairpin(net) if is_hosts(*net) => net.is_ipv6() == addr.is_ipv6(),
             Map::Hairpin(net) => net.contains(addr),
             _ => false,
         };
@@ -183,7 +186,7 @@ impl Nftables {
             let maps = self.socket.maps(table)?;
             let mut unused: BTreeMap<IpNetwork, bool> = BTreeMap::new();
             for map in &maps {
-                if let Map::Masq(net) | Map::Hairpin(net) = *map {
+                if let Some(net) = map.subnet() {
                     let still_unused = unused.get(&net) != Some(&false) && self.is_empty(*map)?;
                     unused.insert(net, still_unused);
                 }
