@@ -290,6 +290,7 @@ fn the_capabilities_of_the_systemd_unit_are_enough() {
     let unit =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd/ovl-agent.service"));
     let unit = unit.unwrap();
+    assert!(unit.lines().any(|line| line == "Before=kubelet.service"), "pods need the agent: {unit}");
     let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
     let set: Vec<String> =
         set.split(' ').map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase())).collect();

@@ -286,3 +286,17 @@ fn an_error_names_a_key_as_it_was_written() {
     let error = NetConf::from_value(json!({"name": "n", "MTU": "big"})).unwrap().parse::<Own>().unwrap_err();
     assert!(error.code == 7 && error.to_string().contains("MTU"), "{error}");
 }
+
+/// A runtime that knows 1.1.0 asks STATUS; one that does not takes the plain key.
+#[test]
+fn shipped_conflists_offer_version_1_1_beside_1_0() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
+    let lists = ConfList::load_dir(std::path::Path::new(dir));
+    assert_eq!(lists.len(), 2, "{lists:?}");
+    for (path, list) in lists {
+        let list = list.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(list.version, Version::V1_1_0, "{}", path.display());
+        let text: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(text["cniVersion"], "1.0.0", "{}", path.display());
+    }
+}
