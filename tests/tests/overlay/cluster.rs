@@ -257,8 +257,13 @@ pub fn inside<T: Send>(netns: &Path, act: impl FnOnce() -> T + Send) -> T {
 
 /// Whether a server of [`Cluster::server`] says its name to somebody in a network namespace.
 pub fn answers(netns: &Path, ip: IpAddr, patience: Duration) -> Option<String> {
+    answers_at(netns, SocketAddr::new(ip, 7000), patience)
+}
+
+/// The same at another address and port that lead to the server.
+pub fn answers_at(netns: &Path, to: SocketAddr, patience: Duration) -> Option<String> {
     inside(netns, || {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, 7000), patience).ok()?;
+        let mut stream = TcpStream::connect_timeout(&to, patience).ok()?;
         stream.set_read_timeout(Some(patience)).ok()?;
         let mut said = String::new();
         stream.read_to_string(&mut said).ok()?;

@@ -16,6 +16,7 @@ mod reach;
 mod records;
 mod refused;
 mod routed;
+mod services;
 mod single;
 mod tls;
 mod ways;
