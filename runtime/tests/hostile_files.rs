@@ -27,6 +27,7 @@ fn hostile(path: &Path, case: &str) {
     match case {
         "fifo" => fifo(path),
         "endless" => symlink("/dev/zero", path).unwrap(),
+        "kernel log" => symlink("/proc/kmsg", path).unwrap(),
         "socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
         "directory" => fs::create_dir(path).unwrap(),
         _ => File::create(path).unwrap().set_len(1 << 40).unwrap(),
@@ -45,7 +46,7 @@ fn root_whose_lists_are_no_files_is_refused() {
     fs::copy("/bin/busybox", root.join("bin/sh")).unwrap();
     let rootfs = root.to_str().unwrap();
     for list in ["etc/passwd", "etc/group"] {
-        for case in CASES {
+        for case in CASES.into_iter().chain(["kernel log"]) {
             let path = root.join(list);
             hostile(&path, case);
             let run = ["run", "--rm", "--network", "none", "--rootfs", rootfs, "sh", "-c", "true"];
@@ -113,6 +114,16 @@ fn user_files_that_are_not_regular_are_refused() {
     let (code, error) = bounded(&host, &["start", &id]);
     assert!(code != 0 && code != 124 && error.contains("regular file"), "{code} {error}");
     host.ok(&["rm", &id]);
+    host.assert_clean();
+}
+
+#[test]
+fn container_with_deep_directories_is_removed() {
+    let host = Host::new();
+    let script = "import os\nos.chdir('/srv')\nfor _ in range(2000): os.mkdir('d'); os.chdir('d')";
+    host.ok(&["run", "--name", "one", "--network", "none", "python3", "-c", script]);
+    let line = format!("ulimit -n 256; exec {} rm one", host.line());
+    assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
     host.assert_clean();
 }
 

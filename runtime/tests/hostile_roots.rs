@@ -6,7 +6,7 @@ mod common;
 
 use common::Host;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -114,5 +114,57 @@ fn volume_target_links_stay_inside_the_root() {
     let (up, missing) = (at("/up/x"), at("/missing"));
     let out = host.ok(&[&run[..], &["-v", &up, "-v", &missing, "sh", "-c", script]].concat());
     assert_eq!(out, "of the volumeof the volume");
+    host.assert_clean();
+}
+
+#[test]
+fn archive_entries_through_links_are_refused() {
+    let host = Host::new();
+    let victim = host.path("victim");
+    fs::create_dir(&victim).unwrap();
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o700)).unwrap();
+    let links = root(&host, "links");
+    symlink(&victim, links.join("evil")).unwrap();
+    let files = host.path("files");
+    fs::create_dir_all(files.join("evil")).unwrap();
+    fs::write(files.join("evil/file"), "").unwrap();
+    for entry in ["evil", "evil/file"] {
+        let archive = archive(&links);
+        let tar = |args: &[&str]| Command::new("tar").args(args).arg("-f").arg(&archive).status();
+        let args = ["--append", "-C", files.to_str().unwrap(), "--no-recursion", entry];
+        assert!(tar(&args).unwrap().success());
+        let run =
+            ["run", "--rm", "--network", "none", "--rootfs", archive.to_str().unwrap(), "sh", "-c", "true"];
+        let error = host.fails(125, &run);
+        assert!(error.contains("cannot unpack it"), "{entry}: {error}");
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+        assert_eq!(fs::metadata(&victim).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+    for id in host.ok(&["ps", "-aq"]).lines() {
+        host.ok(&["rm", "-f", id]);
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn volumes_of_special_files_mount_or_fail_at_once() {
+    let host = Host::new();
+    let fifo = host.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let socket = host.path("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let image = root(&host, "image");
+    fs::create_dir_all(image.join("at")).unwrap();
+    nix::unistd::mkfifo(&image.join("at/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for source in [fifo.as_path(), &socket, Path::new("/dev/null")] {
+        for target in ["/new", "/at/fifo", "/etc/hosts"] {
+            let mount = format!("{}:{target}", source.display());
+            let script = format!("[ -e {target} ] && [ ! -f {target} ] && echo there");
+            let rootfs = image.to_str().unwrap();
+            let run =
+                ["run", "--rm", "--network", "none", "--rootfs", rootfs, "-v", &mount, "sh", "-c", &script];
+            assert_eq!(host.ok(&run), "there", "{mount}");
+        }
+    }
     host.assert_clean();
 }

@@ -17,6 +17,7 @@ pub(crate) mod release;
 mod starter;
 pub mod supervisor;
 pub(crate) mod sys;
+mod tree;
 mod tty;
 mod volumes;
 mod wire;

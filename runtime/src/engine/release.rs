@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::client::Waiter;
-use super::{cgroup, process};
+use super::{cgroup, process, tree};
 use crate::network;
 use crate::paths::make_private;
 use crate::spec::NetMode;
@@ -368,17 +368,7 @@ pub fn netns_path(container: &Container) -> Option<PathBuf> {
 }
 
 fn remove_tree(path: &Path) -> Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(e) => Err(e),
-    };
-    match removed {
-        Err(e) if e.kind() != ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    tree::remove(path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
 /// Removes directories that hold nothing any more; the others stay.

@@ -17,6 +17,7 @@ use super::mounts::no_devices;
 use super::place::{self, Links, Make};
 use super::report::Reporter;
 use super::secrets;
+use crate::engine::tree;
 use crate::spec::Rootfs;
 
 /// File systems of the host that are no files of its own: not part of the view of its root.
@@ -156,9 +157,7 @@ impl Root<'_> {
         }
         let make = || -> Result<()> {
             // Of a start that was cut off.
-            if upper.exists() {
-                fs::remove_dir_all(upper)?;
-            }
+            tree::remove(upper)?;
             fs::create_dir_all(upper)?;
             let like = fs::metadata(lower)?;
             chown(upper, Some(like.uid()), Some(like.gid()))?;
@@ -262,9 +261,7 @@ fn unpack(archive: &Path, rootfs: &Path) -> Result<()> {
             [0x1f, 0x8b] if size == 2 => Box::new(flate2::read::GzDecoder::new(io::BufReader::new(file))),
             _ => Box::new(io::BufReader::with_capacity(1 << 18, file)),
         };
-        if partial.exists() {
-            fs::remove_dir_all(&partial)?;
-        }
+        tree::remove(&partial)?;
         fs::create_dir_all(&partial)?;
         let mut tar = tar::Archive::new(reader);
         tar.set_preserve_permissions(true);

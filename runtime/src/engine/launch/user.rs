@@ -1,9 +1,10 @@
 //! Whom `--user` means, by the container's own /etc/passwd and /etc/group.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use base::file;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 /// A user as the kernel and the environment know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,11 +24,20 @@ pub struct User {
 /// # Errors
 /// It is no regular file, or longer than [`file::LIMIT`].
 pub fn read(path: &Path) -> Result<String, String> {
-    match file::read_regular(path, file::LIMIT) {
+    match read_bytes(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(String::new()),
         Err(error) => Err(format!("cannot read the container's {}: {error}", path.display())),
     }
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let file = file::open_regular(path)?;
+    // A read of /proc/kmsg would take messages from the host's log. This process still has the host's rights.
+    if fstatfs(&file)?.filesystem_type() == PROC_SUPER_MAGIC {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "expected a file outside of /proc"));
+    }
+    file::read_all(file, file::LIMIT)
 }
 
 /// Finds `user[:group]`, each a name or a number; none is root. As Docker does, a number needs no entry, and a group that
