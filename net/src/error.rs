@@ -112,6 +112,11 @@ impl Error {
         )
     }
 
+    /// EBUSY: it is in use.
+    pub fn is_busy(&self) -> bool {
+        self.errno() == Some(libc::EBUSY)
+    }
+
     /// True when the link of the request is down.
     pub fn is_down(&self) -> bool {
         self.errno() == Some(libc::ENETDOWN)

@@ -41,12 +41,45 @@ pub struct Link {
     pub peer_index: Option<u32>,
     /// The number under which this namespace knows the one of `peer_index`; None when that is this one.
     pub peer_netnsid: Option<i32>,
+    /// Its settings below net.ipv4.conf and net.ipv6.conf.
+    pub conf: LinkConf,
     /// What it is as a bridge.
     pub bridge: Option<Bridging>,
     /// What it is as a port of a bridge.
     pub port: Option<Port>,
     /// What it is as a VXLAN device.
     pub vxlan: Option<Vxlanning>,
+}
+
+/// Settings of an interface; None: the kernel has no such setting for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkConf {
+    /// net.ipv4.conf.IF.forwarding
+    pub forwarding4: Option<bool>,
+    /// net.ipv6.conf.IF.accept_ra or autoconf is not 0.
+    pub hears_routers: Option<bool>,
+    /// net.ipv6.conf.IF.disable_ipv6
+    pub ipv6_off: Option<bool>,
+}
+
+impl LinkConf {
+    /// Reads IFLA_AF_SPEC: numbers in the order of IPV4_DEVCONF_* (from 1) and DEVCONF_* of linux/ip.h and linux/ipv6.h.
+    fn parse(spec: &[u8]) -> LinkConf {
+        const IFLA_INET_CONF: u16 = 1;
+        const IFLA_INET6_CONF: u16 = 2;
+        let of = |family: i32, kind| wire::find(spec, family as u16).and_then(|of| wire::find(of, kind));
+        let (conf4, conf6) = (of(libc::AF_INET, IFLA_INET_CONF), of(libc::AF_INET6, IFLA_INET6_CONF));
+        let value = |conf: Option<&[u8]>, at: usize| {
+            conf.and_then(|conf| conf.get(at * 4..)).and_then(u32_of).map(|value| value != 0)
+        };
+        LinkConf {
+            forwarding4: value(conf4, 0),
+            hears_routers: value(conf6, 3)
+                .zip(value(conf6, 5))
+                .map(|(accept_ra, autoconf)| accept_ra || autoconf),
+            ipv6_off: value(conf6, 26),
+        }
+    }
 }
 
 /// What a link of kind "bridge" says of itself.
@@ -102,6 +135,7 @@ impl Link {
                 libc::IFLA_LINK => link.peer_index = u32_of(value).filter(|index| *index != 0),
                 libc::IFLA_LINK_NETNSID => link.peer_netnsid = u32_of(value).map(|id| id as i32),
                 libc::IFLA_LINKINFO => link.read_info(value),
+                libc::IFLA_AF_SPEC => link.conf = LinkConf::parse(value),
                 _ => {}
             }
         }

@@ -1,5 +1,5 @@
 //! What the kernel tells by itself: links that go up, down or away, addresses that come or go, routes and entries that
-//! somebody takes away or replaces, tables of nftables that are deleted. For whoever keeps something in the kernel that others
+//! somebody takes away or replaces, tables of nftables that are deleted or changed, forwarding that is switched off. For whoever keeps something in the kernel that others
 //! can take away.
 //!
 //! A busy host tells of thousands of neighbours and routes a second. Those that cannot matter are dropped by a filter in the
@@ -22,9 +22,14 @@ use crate::route::{MAIN_TABLE, Route};
 use crate::socket::{Message, messages};
 use crate::wire;
 
-/// The groups RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR and RTNLGRP_IPV6_ROUTE
-/// of linux/rtnetlink.h.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// The groups RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE,
+/// RTNLGRP_IPV4_NETCONF and RTNLGRP_IPV6_NETCONF of linux/rtnetlink.h.
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+/// NETCONFA_* of linux/netconf.h, and the indices that stand for all interfaces and for new ones.
+const CONF_INDEX: u16 = 1;
+const CONF_FORWARDING: u16 = 2;
+const CONF_ALL: u32 = u32::MAX;
+const CONF_DEFAULT: u32 = u32::MAX - 1;
 /// NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h.
 const TABLES: [u32; 1] = [7];
 /// NFT_MSG_DELTABLE of NFNL_SUBSYS_NFTABLES, and its attribute NFTA_TABLE_NAME.
@@ -48,6 +53,12 @@ pub enum Told {
         up: bool,
         /// It was not, or was: it is this that changed.
         turned: bool,
+        /// Its device group.
+        group: u32,
+        /// Its hardware address, when that has the six bytes of Ethernet.
+        mac: Option<[u8; 6]>,
+        /// Its MTU in bytes.
+        mtu: u32,
     },
     /// A link is gone.
     LinkGone {
@@ -58,6 +69,12 @@ pub enum Told {
     /// prefix, so new ones are not.
     Address {
         /// The link's index.
+        index: u32,
+    },
+    /// The route by which the host takes packets for an address of its own (table local) is gone. As with other routes, the
+    /// kernel does not report those of IPv4 that go with their link or address.
+    LocalGone {
+        /// The index of the address's link.
         index: u32,
     },
     /// A route of the protocol is gone from the main table. That a route of IPv4 goes with its link, or with the address that
@@ -84,14 +101,27 @@ pub enum Told {
     /// An entry was made for good in a device's own forwarding database, or changed.
     Fdb(Fdb),
     /// A table of nftables is gone.
-    TableGone {
-        /// Its family (NFPROTO_*: 1 is inet).
-        family: u8,
-        /// Its name.
-        name: String,
+    TableGone(FilterTable),
+    /// Something in a table of nftables changed: a rule, a set, an element of a set.
+    TableChanged(FilterTable),
+    /// Forwarding was switched off: for all interfaces, or for one.
+    ForwardingOff {
+        /// The interface's index; None: all.
+        index: Option<u32>,
     },
     /// More happened than the socket holds: anything may have.
     Missed,
+}
+
+/// A table of nftables in a notification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilterTable {
+    /// Its family (NFPROTO_*: 1 is inet).
+    pub family: u8,
+    /// Its name.
+    pub name: String,
+    /// The port of the netlink socket that made the change.
+    pub port: u32,
 }
 
 /// A socket at which the kernel tells what happens in the network namespace in which it was opened.
@@ -112,7 +142,8 @@ impl Monitor {
         Monitor::listen(libc::NETLINK_ROUTE, &GROUPS, &filter::routes(protocol), protocol, ROOM)
     }
 
-    /// Listens from now on to tables of nftables that are deleted.
+    /// Listens from now on to tables of nftables that are deleted or changed. A transaction
+    /// that changes a single element of a set is reported for the table `weft-overlay` alone.
     ///
     /// # Errors
     /// No netlink socket can be opened; the kernel has no nftables.
@@ -195,12 +226,24 @@ fn read(message: &Message<'_>, protocol: u8) -> Option<Told> {
     match message.kind {
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => route(message, protocol),
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => neighbour(message),
-        TABLE_GONE => {
+        filter::NEW_CONF => forwarding(body),
+        filter::NEW_GENERATION => None,
+        kind if kind >> 8 == TABLE_GONE >> 8 => {
+            // Each message of nftables has its table's name as its first attribute.
             let name = wire::find(body.get(4..)?, TABLE_NAME).map(wire::str_of)?;
-            Some(Told::TableGone { family, name })
+            let table = FilterTable { family, name, port: message.port };
+            Some(if kind == TABLE_GONE { Told::TableGone(table) } else { Told::TableChanged(table) })
         }
         kind => link(kind, i32::from(family), body),
     }
+}
+
+/// struct netconfmsg (family).
+fn forwarding(body: &[u8]) -> Option<Told> {
+    let value = |kind| wire::find(body.get(4..)?, kind).and_then(wire::u32_of);
+    let index = value(CONF_INDEX).filter(|index| *index != CONF_DEFAULT)?;
+    let off = value(CONF_FORWARDING) == Some(0);
+    off.then_some(Told::ForwardingOff { index: Some(index).filter(|index| *index != CONF_ALL) })
 }
 
 /// struct ifinfomsg (family, type, index, flags, change) or ifaddrmsg (family, …, index).
@@ -212,7 +255,12 @@ fn link(kind: u16, family: i32, body: &[u8]) -> Option<Told> {
             let up = libc::IFF_UP as u32;
             let (flags, change) = (wire::u32_of(body.get(8..)?)?, wire::u32_of(body.get(12..)?)?);
             // Of a new link all bits are said to have changed.
-            Some(Told::Link { index, up: flags & up != 0, turned: change & up != 0 && change != u32::MAX })
+            let turned = change & up != 0 && change != u32::MAX;
+            let value = |kind| body.get(16..).and_then(|body| wire::find(body, kind));
+            let number = |kind| value(kind).and_then(wire::u32_of).unwrap_or(0);
+            let mac = value(libc::IFLA_ADDRESS).and_then(|mac| mac.try_into().ok());
+            let (group, mtu) = (number(libc::IFLA_GROUP), number(libc::IFLA_MTU));
+            Some(Told::Link { index, up: flags & up != 0, turned, group, mac, mtu })
         }
         libc::RTM_DELLINK if family == libc::AF_UNSPEC => Some(Told::LinkGone { index }),
         libc::RTM_NEWADDR if family == libc::AF_INET => Some(Told::Address { index }),
@@ -225,6 +273,9 @@ fn link(kind: u16, family: i32, body: &[u8]) -> Option<Told> {
 fn route(message: &Message<'_>, protocol: u8) -> Option<Told> {
     let (table, of) = (*message.body.get(4)?, *message.body.get(5)?);
     let gone = message.kind == libc::RTM_DELROUTE;
+    if gone && table == libc::RT_TABLE_LOCAL && *message.body.get(7)? == libc::RTN_LOCAL {
+        return Route::parse(message.body)?.oif.map(|index| Told::LocalGone { index });
+    }
     let replaced = !gone && message.flags & NLM_F_REPLACE != 0;
     if u32::from(table) != MAIN_TABLE || (of != protocol && !replaced) {
         return None;

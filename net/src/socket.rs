@@ -308,6 +308,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     sequence: u32,
+    /// nlmsg_pid: of a notification, the port of the socket that made the change.
+    pub(crate) port: u32,
     pub(crate) body: &'a [u8],
 }
 
@@ -320,6 +322,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: wire::u16_of(&bytes[4..])?,
             flags: wire::u16_of(&bytes[6..])?,
             sequence: wire::u32_of(&bytes[8..])?,
+            port: wire::u32_of(&bytes[12..])?,
             body,
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -381,7 +384,7 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 2u16..4, flags in any::<u16>()
         ) {
             prop_assert!(messages(&bytes).count() <= 200);
-            let _ = refusal(&Message { kind, flags, sequence: 0, body: &bytes });
+            let _ = refusal(&Message { kind, flags, sequence: 0, port: 0, body: &bytes });
         }
     }
 }

@@ -5,7 +5,10 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use libc::{BPF_ABS, BPF_B, BPF_H, BPF_JA, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET};
+use libc::{
+    BPF_ABS, BPF_ADD, BPF_ALU, BPF_B, BPF_H, BPF_JA, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LEN,
+    BPF_LSH, BPF_MISC, BPF_RET, BPF_TAX, BPF_W, BPF_X,
+};
 use netlink_packet_core::NLM_F_REPLACE;
 use socket2::{SockFilter, SockRef};
 
@@ -16,11 +19,20 @@ pub const PERMANENT: u16 = libc::NUD_PERMANENT;
 /// In one of these states is what was there for good when it goes: when it is deleted it fails (NUD_FAILED) first.
 pub const GONE: u16 = libc::NUD_PERMANENT | libc::NUD_FAILED;
 
-/// Where in a message: nlmsg_type, nlmsg_flags; rtm_table, rtm_protocol; ndm_state.
+/// RTM_NEWNETCONF of linux/rtnetlink.h.
+pub const NEW_CONF: u16 = 80;
+/// NFT_MSG_NEWGEN of NFNL_SUBSYS_NFTABLES.
+pub const NEW_GENERATION: u16 = 10 << 8 | 15;
+
+/// The first attribute of a message of nftables is its table's name: these are bytes 4 to 7 of it.
+const TABLE_NAME: u32 = 16 + 4 + 4 + 4;
+
+/// Where in a message: nlmsg_type, nlmsg_flags; rtm_table, rtm_protocol, rtm_type; ndm_state.
 const TYPE: u32 = 4;
 const FLAGS: u32 = 6;
 const TABLE: u32 = 16 + 4;
 const PROTOCOL: u32 = 16 + 5;
+const KIND: u32 = 16 + 7;
 const STATE: u32 = 16 + 8;
 
 /// One instruction.
@@ -34,6 +46,10 @@ pub struct Step {
 
 fn load16(at: u32) -> Step {
     Step { code: BPF_LD | BPF_H | BPF_ABS, value: at, next: (0, 0) }
+}
+
+fn load32(at: u32) -> Step {
+    Step { code: BPF_LD | BPF_W | BPF_ABS, value: at, next: (0, 0) }
 }
 
 fn load8(at: u32) -> Step {
@@ -61,15 +77,15 @@ fn host(value: u16) -> u32 {
     value.to_be().into()
 }
 
-/// For rtnetlink: of routes, those of the main table that replace another or are of the protocol; of neighbours and forwarding
-/// entries those that are or may have been permanent; all else.
-pub fn routes(protocol: u8) -> [Step; 18] {
+/// For rtnetlink: of routes, those of the main table that replace another or are of the protocol, and those of the host's own
+/// addresses that go; of neighbours and forwarding entries those that are or may have been permanent; all else.
+pub fn routes(protocol: u8) -> [Step; 27] {
     const ACCEPT: usize = 16;
     const DROP: usize = 17;
     [
         load16(TYPE),
         is(host(libc::RTM_NEWROUTE), 5, 2),
-        is(host(libc::RTM_DELROUTE), 8, 3),
+        is(host(libc::RTM_DELROUTE), 18, 3),
         is(host(libc::RTM_DELNEIGH), 12, 4),
         is(host(libc::RTM_NEWNEIGH), 14, ACCEPT),
         // 5: a new route
@@ -90,21 +106,48 @@ pub fn routes(protocol: u8) -> [Step; 18] {
         has(host(PERMANENT), ACCEPT, DROP),
         ret(true),
         ret(false),
+        // 18: a route that is gone
+        load8(TABLE),
+        is(libc::RT_TABLE_LOCAL.into(), 20, 22),
+        load8(KIND),
+        is(libc::RTN_LOCAL.into(), 25, 26),
+        // 22: of the protocol in the main table
+        is(MAIN_TABLE, 23, 26),
+        load8(PROTOCOL),
+        is(protocol.into(), 25, 26),
+        ret(true),
+        ret(false),
     ]
 }
 
-/// For nftables: all but the elements of sets, of which every attachment of a container changes some, and the numbers of
-/// transactions. A transaction is told in one piece, of which the filter sees the beginning.
-pub fn tables() -> [Step; 6] {
+/// For nftables: all but the numbers of transactions, and transactions of a single element of a set, of which there are many on
+/// a busy host, unless that is in the table `weft-overlay`. Of a datagram with several messages the filter sees the first.
+pub fn tables() -> [Step; 16] {
     // NFT_MSG_* of NFNL_SUBSYS_NFTABLES.
     const NEW_ELEMENT: u16 = 10 << 8 | 12;
     const DEL_ELEMENT: u16 = 10 << 8 | 14;
-    const NEW_GENERATION: u16 = 10 << 8 | 15;
+    const ACCEPT: usize = 14;
+    const DROP: usize = 15;
+    // The two bytes of nlmsg_len that matter.
+    let (high, low) = if cfg!(target_endian = "big") { (2, 3) } else { (1, 0) };
+    let then = |code, value| Step { code, value, next: (0, 0) };
     [
         load16(TYPE),
-        is(host(NEW_ELEMENT), 5, 2),
-        is(host(DEL_ELEMENT), 5, 3),
-        is(host(NEW_GENERATION), 5, 4),
+        is(host(NEW_ELEMENT), 4, 2),
+        is(host(DEL_ELEMENT), 4, 3),
+        is(host(NEW_GENERATION), DROP, ACCEPT),
+        // 4: elements
+        load32(TABLE_NAME),
+        is(u32::from_be_bytes(*b"-ove"), ACCEPT, 6),
+        // 6: is the first message all that there is?
+        load8(high),
+        then(BPF_ALU | BPF_LSH | BPF_K, 8),
+        then(BPF_MISC | BPF_TAX, 0),
+        load8(low),
+        then(BPF_ALU | BPF_ADD | BPF_X, 0),
+        then(BPF_MISC | BPF_TAX, 0),
+        then(BPF_LD | BPF_W | BPF_LEN, 0),
+        Step { code: BPF_JMP | BPF_JEQ | BPF_X, value: 0, next: (DROP, ACCEPT) },
         ret(true),
         ret(false),
     ]

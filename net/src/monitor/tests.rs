@@ -32,6 +32,11 @@ fn after(monitor: &mut Monitor, line: &str) -> Vec<Told> {
     monitor.read().unwrap()
 }
 
+fn is_link(told: &Told, of: u32, is_up: bool, has_turned: bool) -> bool {
+    matches!(*told, Told::Link { index, up, turned, group: 0, mac: Some(_), mtu: 1.. }
+        if (index, up, turned) == (of, is_up, has_turned))
+}
+
 #[test]
 fn links_and_addresses_are_told() {
     testns::in_fresh(|| {
@@ -48,12 +53,12 @@ fn links_and_addresses_are_told() {
         for up in [false, true] {
             netlink.set(index, &LinkSet { up: Some(up), ..LinkSet::default() }).unwrap();
             let told = monitor.read().unwrap();
-            assert!(told.contains(&Told::Link { index, up, turned: true }), "{told:?}");
+            assert!(told.iter().any(|told| is_link(told, index, up, true)), "{told:?}");
             let other = |told: &Told| matches!(told, Told::Link { up: now, .. } if *now != up);
             assert!(!told.iter().any(other), "{told:?}");
         }
         netlink.set(index, &LinkSet { mtu: Some(1400), ..LinkSet::default() }).unwrap();
-        assert!(monitor.read().unwrap().contains(&Told::Link { index, up: true, turned: false }));
+        assert!(monitor.read().unwrap().iter().any(|told| is_link(told, index, true, false)));
         for (address, new) in [("192.0.2.1/24", true), ("2001:db8::1/64", false)] {
             let net = address.parse().unwrap();
             let mut batch = Batch::new();
@@ -220,15 +225,75 @@ fn forwarding_entries_of_a_device_are_told_those_of_a_bridge_not() {
 }
 
 #[test]
-fn a_table_of_nftables_is_told_when_it_goes_and_nothing_else() {
+fn nftables_changes_are_told_but_elements_of_other_tables() {
     testns::in_fresh(|| {
         let mut monitor = Monitor::tables().unwrap();
-        let line = "nft add table inet t; nft add chain inet t c; nft add rule inet t c accept; nft add set inet t s '{ type mark; }'; \
-                    nft add element inet t s '{ 1, 2 }'; nft flush set inet t s; nft flush chain inet t c";
-        assert_eq!(after(&mut monitor, line), []);
-        let gone = || Told::TableGone { family: 1, name: "t".to_owned() };
-        assert_eq!(after(&mut monitor, "nft delete table inet t"), [gone()]);
-        assert_eq!(after(&mut monitor, "nft add table inet t; nft flush ruleset"), [gone()]);
+        let is = |told: &Told, gone: bool, name: &str| match told {
+            Told::TableChanged(table) => !gone && table.name == name && table.family == 1 && table.port != 0,
+            Told::TableGone(table) => gone && table.name == name && table.family == 1 && table.port != 0,
+            _ => false,
+        };
+        for name in ["t", "weft-overlay"] {
+            for line in [
+                "add table inet T",
+                "add chain inet T c",
+                "add rule inet T c accept",
+                "flush chain inet T c",
+                "add set inet T s '{ type mark; }'",
+            ] {
+                let told = after(&mut monitor, &format!("nft {}", line.replace('T', name)));
+                assert!(told.iter().any(|told| is(told, false, name)), "{line}: {told:?}");
+            }
+            for line in [
+                "add element inet T s '{ 1 }'",
+                "add element inet T s '{ 2 }'",
+                "delete element inet T s '{ 1 }'",
+            ] {
+                let told = after(&mut monitor, &format!("nft {}", line.replace('T', name)));
+                assert_eq!(!told.is_empty(), name == "weft-overlay", "{line}: {told:?}");
+            }
+        }
+        // In a transaction that begins with another table.
+        let both = "echo 'flush set inet t s; flush set inet weft-overlay s' | nft -f -";
+        let told = after(&mut monitor, both);
+        assert!(told.iter().any(|told| is(told, false, "weft-overlay")), "{told:?}");
+        after(&mut monitor, "nft delete table inet weft-overlay");
+        for line in ["nft delete table inet t", "nft add table inet t; nft flush ruleset"] {
+            let told = after(&mut monitor, line);
+            assert!(told.last().is_some_and(|told| is(told, true, "t")), "{line}: {told:?}");
+        }
+    });
+}
+
+#[test]
+fn forwarding_that_is_switched_off_is_told() {
+    scene(|mut monitor, _, index| {
+        let on = "sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv6.conf.all.forwarding=1";
+        assert_eq!(after(&mut monitor, on), []);
+        for (key, of) in [
+            ("net.ipv4.conf.veth0.forwarding", Some(index)),
+            ("net.ipv6.conf.veth0.forwarding", Some(index)),
+            ("net.ipv4.ip_forward", None),
+            ("net.ipv6.conf.all.forwarding", None),
+        ] {
+            let told = after(&mut monitor, &format!("sysctl -qw {key}=0"));
+            assert!(told.contains(&Told::ForwardingOff { index: of }), "{key}: {told:?}");
+        }
+        let default =
+            "sysctl -qw net.ipv4.conf.default.forwarding=1; sysctl -qw net.ipv4.conf.default.forwarding=0";
+        assert_eq!(after(&mut monitor, default), []);
+    });
+}
+
+#[test]
+fn local_routes_that_are_flushed_are_told() {
+    scene(|mut monitor, _, index| {
+        for line in [
+            "ip route del local 192.0.2.1 dev veth0 table local",
+            "ip -6 route del local 2001:db8::1 dev veth0 table local",
+        ] {
+            assert_eq!(after(&mut monitor, line), [Told::LocalGone { index }], "{line}");
+        }
     });
 }
 

@@ -8,7 +8,7 @@ use net::{Batch, LinkSet, Netlink, NewAddr, Vxlan, sysctl};
 use ovl_api::names::ROUTE_PROTOCOL;
 
 use crate::objects::{AddrRole, Dev, Device, MIN_MTU_V6, RouteKey, Target};
-use crate::plan::{DeviceChange, Op, Step};
+use crate::plan::{DeviceChange, LinkChange, Op, Setting, Step};
 
 /// How many changes go into one send. The kernel works through them holding the lock on all of its networking, and keeps a
 /// refusal for each that it refuses in a buffer of 212,992 bytes, where one takes some 800.
@@ -49,6 +49,11 @@ pub fn apply(
                 let Some(index) = links.get(dev) else { continue };
                 batch.batch.call(*index, dev);
                 change_device(&mut batch, number, *index, device, change);
+            }
+            Op::Set(dev, setting) => {
+                // Another program may have been as quick, and the link may be gone.
+                batch.send(netlink, &mut refused)?;
+                refused.extend(change_setting(dev, *setting).err().map(|error| (number, error)));
             }
             op => rest(&mut batch, number, op, *replaces, links),
         }
@@ -117,19 +122,30 @@ fn create(netlink: &mut Netlink, dev: &Dev, device: &Device) -> net::Result<u32>
     Ok(link.index)
 }
 
-/// Has the host pass on packets between its containers and other hosts. It stays so: others may have come to rely on it.
-/// Reverse path filtering (rp_filter) needs no change: what comes from a block comes by the link that the block's route
-/// leads to, also with direct routing.
-fn forward(ipv6: bool) -> net::Result<()> {
-    sysctl::set("net/ipv4/ip_forward", "1")?;
-    if ipv6 {
-        sysctl::set("net/ipv6/conf/all/forwarding", "1")?;
+/// Has the host forward packets between its containers and other hosts; returns the settings that were off. It stays so: others
+/// may have come to rely on it. Reverse path filtering (rp_filter) needs no change: what comes from a block comes by the link
+/// that the block's route leads to, also with direct routing.
+///
+/// # Errors
+/// When a setting is off and cannot be changed.
+pub fn forward(ipv6: bool) -> net::Result<Vec<&'static str>> {
+    let keys = ["net/ipv4/ip_forward"].into_iter().chain(ipv6.then_some("net/ipv6/conf/all/forwarding"));
+    let changed = keys.map(|key| Ok((key, sysctl::set(key, "1")?)));
+    changed.filter_map(|outcome| outcome.map(|(key, changed)| changed.then_some(key)).transpose()).collect()
+}
+
+fn change_setting(dev: &Dev, setting: Setting) -> net::Result<()> {
+    let set = |family, key, value| sysctl::set_if_there(&sysctl::conf(family, dev, key), value);
+    match setting {
+        Setting::Forward4 => set(Family::V4, "forwarding", "1"),
+        Setting::IgnoreRouters => sysctl::ignore_routers(dev),
+        Setting::Ipv6On => set(Family::V6, "disable_ipv6", "0"),
     }
-    Ok(())
+    .map(drop)
 }
 
 fn change_device(batch: &mut Pending, number: usize, index: u32, device: &Device, change: &DeviceChange) {
-    let DeviceChange { mac, mtu, group, alias, learning, up } = *change;
+    let DeviceChange { mac, mtu, group, alias, learning, up, master } = *change;
     if learning {
         batch.add(number, |batch| batch.vxlan_learning(index, false));
     }
@@ -138,6 +154,7 @@ fn change_device(batch: &mut Pending, number: usize, index: u32, device: &Device
         mtu: mtu.then_some(device.mtu),
         group: group.then_some(device.group),
         alias: alias.then_some(&device.alias),
+        master: master.then_some(0),
         ..LinkSet::default()
     };
     batch.add(number, |batch| batch.set(index, &set));
@@ -149,7 +166,7 @@ fn change_device(batch: &mut Pending, number: usize, index: u32, device: &Device
 /// Adds what is on a link that is there, or on none.
 fn rest(pending: &mut Pending, number: usize, op: &Op, replaces: bool, links: &BTreeMap<Dev, u32>) {
     let dev = match op {
-        Op::SetGroup(dev, _)
+        Op::ChangeLink(dev, _)
         | Op::SetAddr(dev, ..)
         | Op::DelAddr(dev, _)
         | Op::SetNeigh(dev, ..)
@@ -157,7 +174,7 @@ fn rest(pending: &mut Pending, number: usize, op: &Op, replaces: bool, links: &B
         | Op::SetForward(dev, ..)
         | Op::DelForward(dev, ..) => Some(dev),
         Op::SetRoute(_, target) | Op::DelRoute(_, target) => target.dev(),
-        Op::DeleteDevice(_) | Op::CreateDevice(..) | Op::ChangeDevice(..) => return,
+        Op::DeleteDevice(_) | Op::CreateDevice(..) | Op::ChangeDevice(..) | Op::Set(..) => return,
     };
     let index = match dev {
         Some(dev) => match links.get(dev) {
@@ -170,10 +187,21 @@ fn rest(pending: &mut Pending, number: usize, op: &Op, replaces: bool, links: &B
         None => 0,
     };
     pending.add(number, |batch| match op {
-        Op::SetGroup(_, group) => batch.set(index, &LinkSet { group: Some(*group), ..LinkSet::default() }),
+        Op::ChangeLink(_, LinkChange { group, mac, mtu, alias, up, master }) => {
+            let set = LinkSet {
+                group: *group,
+                mac: *mac,
+                mtu: *mtu,
+                alias: alias.as_deref(),
+                master: master.then_some(0),
+                up: up.then_some(true),
+                ..LinkSet::default()
+            };
+            batch.set(index, &set)
+        }
         Op::SetAddr(_, net, role) => {
-            if replaces && net.is_ipv4() {
-                // Another scope stands there, which no replacement changes.
+            if replaces {
+                // Another scope stands there, or its local route is gone, which no replacement changes.
                 batch.addr_del(index, *net).or_missing();
             }
             // The link-local prefix' route is what `ping fe80::…%vx-…` takes.
@@ -195,7 +223,7 @@ fn rest(pending: &mut Pending, number: usize, op: &Op, replaces: bool, links: &B
         .or_missing(),
         Op::SetRoute(key, target) => batch.route_replace(&route(key, target, index)),
         Op::DelRoute(key, target) => batch.route_del(&route(key, target, index)).or_missing(),
-        Op::DeleteDevice(_) | Op::CreateDevice(..) | Op::ChangeDevice(..) => batch,
+        Op::DeleteDevice(_) | Op::CreateDevice(..) | Op::ChangeDevice(..) | Op::Set(..) => batch,
     });
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use net::{Route, Told};
@@ -17,7 +18,9 @@ use crate::rules;
 /// goes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Piece {
-    /// A link, by its index: its settings and addresses.
+    /// That the host forwards.
+    Forwarding,
+    /// A link, by its index, a device of ours or a container's: its settings and addresses.
     Device(u32),
     /// The packet filter.
     Filter,
@@ -27,6 +30,16 @@ pub enum Piece {
     Forward(u32, Mac),
     /// A route of the main table.
     Route(RouteKey),
+}
+
+impl Piece {
+    /// The index of the link that it is.
+    pub fn device(&self) -> Option<u32> {
+        match self {
+            Piece::Device(index) => Some(*index),
+            _ => None,
+        }
+    }
 }
 
 /// How a piece is, by what was told of it last.
@@ -40,15 +53,28 @@ pub enum Seen {
     Neigh(Option<Mac>),
     /// A forwarding entry is this.
     Forward(Forward),
+    /// A link went down: what went with it is not reported, and it may be up again.
+    Down,
+    /// A link that was not known was first seen with this.
+    New {
+        /// Its hardware address.
+        mac: Option<Mac>,
+        /// Its MTU in bytes.
+        mtu: u32,
+    },
 }
 
 /// Which piece a notification is about, and how it is now. None for what is about no piece.
 pub fn piece(told: Told) -> Option<(Piece, Seen)> {
     let key = |route: &Route| RouteKey { dst: route.dst, metric: route.priority.unwrap_or(0) };
     Some(match told {
-        Told::Link { index, .. } | Told::LinkGone { index } | Told::Address { index } => {
-            (Piece::Device(index), Seen::Gone)
-        }
+        Told::Link { index, up: false, turned: true, .. } => (Piece::Device(index), Seen::Down),
+        Told::Link { index, .. }
+        | Told::LinkGone { index }
+        | Told::Address { index }
+        | Told::LocalGone { index }
+        | Told::ForwardingOff { index: Some(index) } => (Piece::Device(index), Seen::Gone),
+        Told::ForwardingOff { index: None } => (Piece::Forwarding, Seen::Gone),
         Told::RouteGone(route) => (Piece::Route(key(&route)), Seen::Gone),
         Told::Route { route, .. } => (Piece::Route(key(&route)), Seen::Route(route)),
         Told::NeighGone { index, ip } => (Piece::Neigh(index, ip), Seen::Gone),
@@ -58,10 +84,12 @@ pub fn piece(told: Told) -> Option<(Piece, Seen)> {
             let forward = Forward { ip: entry.dst, port: entry.port, permanent: entry.permanent };
             (Piece::Forward(entry.index, entry.mac), Seen::Forward(forward))
         }
-        Told::TableGone { family, name } if (family, &*name) == (rules::FAMILY, rules::NAME) => {
+        Told::TableGone(table) | Told::TableChanged(table)
+            if (table.family, &*table.name) == (rules::FAMILY, rules::NAME) =>
+        {
             (Piece::Filter, Seen::Gone)
         }
-        Told::TableGone { .. } | Told::Missed => return None,
+        Told::TableGone(_) | Told::TableChanged(_) | Told::Missed => return None,
     })
 }
 
@@ -70,30 +98,60 @@ pub fn piece(told: Told) -> Option<(Piece, Seen)> {
 pub struct Watched {
     /// The indices of the VXLAN devices.
     pub devices: BTreeSet<u32>,
+    /// The indices of the containers' links.
+    pub links: Arc<BTreeSet<u32>>,
+    /// The networks' device groups: in one of these is a container's link that is new.
+    pub groups: BTreeSet<u32>,
     /// The networks' subnets, to which all routes lead.
     pub subnets: Vec<IpNetwork>,
+    /// There is a packet filter.
+    pub filter: bool,
+    /// The port by which notifications name the agent's own changes of the packet filter; 0 when it is not known.
+    pub port: u32,
 }
 
 impl Watched {
+    /// Which piece a notification is about, as [`piece`]; None also for what cannot be one of the state, and for the agent's own
+    /// changes of the packet filter.
+    pub fn piece(&self, told: Told) -> Option<(Piece, Seen)> {
+        match &told {
+            Told::TableGone(table) | Told::TableChanged(table)
+                if self.port != 0 && table.port == self.port =>
+            {
+                None
+            }
+            Told::Link { index, group, mac, mtu, .. }
+                if self.groups.contains(group)
+                    && !self.links.contains(index)
+                    && !self.devices.contains(index) =>
+            {
+                Some((Piece::Device(*index), Seen::New { mac: *mac, mtu: *mtu }))
+            }
+            _ => piece(told).filter(|(piece, _)| self.concerns(piece)),
+        }
+    }
+
     /// True when it may be a piece of the state.
     pub fn concerns(&self, piece: &Piece) -> bool {
         let inside = |ip| self.subnets.iter().any(|subnet| subnet.contains(ip));
         match piece {
-            Piece::Device(index) | Piece::Forward(index, _) => self.devices.contains(index),
+            Piece::Device(index) => self.devices.contains(index) || self.links.contains(index),
+            Piece::Forward(index, _) => self.devices.contains(index),
             Piece::Neigh(index, ip) => !ip.is_multicast() && (self.devices.contains(index) || inside(*ip)),
             Piece::Route(RouteKey { dst, .. }) => inside(dst.network()),
-            Piece::Filter => !self.subnets.is_empty(),
+            Piece::Filter => self.filter,
+            Piece::Forwarding => !self.subnets.is_empty(),
         }
     }
 
     /// True when it is of a container's link, which comes and goes with the container, before the view knows.
     pub fn of_container(&self, piece: &Piece) -> bool {
         match piece {
-            Piece::Neigh(index, _) => !self.devices.contains(index),
+            Piece::Neigh(index, _) | Piece::Device(index) => !self.devices.contains(index),
             Piece::Route(RouteKey { dst, metric }) => {
                 is_single(*dst) && ![BLOCK_METRIC, UNREACHABLE_METRIC].contains(metric)
             }
-            Piece::Device(_) | Piece::Forward(..) | Piece::Filter => false,
+            Piece::Forward(..) | Piece::Filter | Piece::Forwarding => false,
         }
     }
 }
@@ -140,7 +198,7 @@ impl<'a> Finder<'a> {
     /// Finds what a piece belongs to.
     pub fn find(&mut self, piece: &Piece) {
         match piece {
-            Piece::Filter => {}
+            Piece::Filter | Piece::Forwarding => {}
             Piece::Device(index) => {
                 let id = self.devices.get(index).map(|(id, _)| (*id).to_owned());
                 self.touched.local.extend(id);

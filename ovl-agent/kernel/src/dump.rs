@@ -86,6 +86,10 @@ pub fn shown(link: &Link) -> Shown {
         mtu: link.mtu.unwrap_or(0),
         alias,
         ours,
+        master: link.master,
+        conf: link.conf,
+        left_down: false,
+        made: None,
     }
 }
 

@@ -95,6 +95,8 @@ pub enum AddrRole {
     Own,
     /// Every host has it, so answers to it would stay on the host that receives them: never a source.
     Shared,
+    /// Never desired: it is there, and its route in table local is gone, without which the kernel takes no packets for it.
+    Cut,
 }
 
 /// Objects as they are wanted.
@@ -103,7 +105,7 @@ pub struct Objects {
     /// VXLAN devices.
     pub devices: BTreeMap<Dev, Device>,
     /// Hosts' ends of containers' links, which others make, and their device group. What is wanted on one that does not exist,
-    /// or is down, is not wanted.
+    /// or is on its way in or out, is not wanted.
     pub links: BTreeMap<Dev, u32>,
     /// Addresses; all get no prefix route and no duplicate address detection, link-local ones get their prefix route.
     pub addrs: BTreeMap<(Dev, IpNetwork), AddrRole>,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use net::Vxlanning;
+use net::{LinkConf, Vxlanning};
 
 use crate::objects::{AddrRole, Dev, Device, Forward, MIN_MTU_V6, Mac, Objects, RouteKey, Target};
 
@@ -32,6 +32,25 @@ pub struct Shown {
     pub alias: String,
     /// A VXLAN device that Weft made, which may be deleted.
     pub ours: bool,
+    /// The index of the bridge (bond, VRF …) that it is a port of.
+    pub master: Option<u32>,
+    /// Its settings; what is None is not looked at.
+    pub conf: LinkConf,
+    /// A container's link that is down, and not because it is being made or removed.
+    pub left_down: bool,
+    /// What a container's link was made with, where that is known.
+    pub made: Option<Made>,
+}
+
+/// What a container's link was made with by whoever attached the container: the container knows its other end by that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// Its hardware address.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its alias.
+    pub alias: String,
 }
 
 /// What is there, as far as it may be ours: the lists in the order of their keys.
@@ -58,8 +77,10 @@ pub enum Op {
     CreateDevice(Dev, Device),
     /// Changes settings of a device.
     ChangeDevice(Dev, Device, DeviceChange),
-    /// Puts a container's link into a device group.
-    SetGroup(Dev, u32),
+    /// Changes a container's link back.
+    ChangeLink(Dev, LinkChange),
+    /// Changes a setting of a link.
+    Set(Dev, Setting),
     /// Gives a link an address.
     SetAddr(Dev, IpNetwork, AddrRole),
     /// Enters a neighbour.
@@ -88,6 +109,32 @@ pub struct DeviceChange {
     pub alias: bool,
     pub learning: bool,
     pub up: bool,
+    /// It leaves the bridge that it is a port of.
+    pub master: bool,
+}
+
+/// What of a container's link is to be changed, and to what.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // each is the setting of that name
+pub struct LinkChange {
+    pub group: Option<u32>,
+    pub mac: Option<Mac>,
+    pub mtu: Option<u32>,
+    pub alias: Option<String>,
+    pub up: bool,
+    /// It leaves the bridge that it is a port of.
+    pub master: bool,
+}
+
+/// A setting of a link that is to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// Forwards IPv4.
+    Forward4,
+    /// Takes nothing from router advertisements.
+    IgnoreRouters,
+    /// Has IPv6.
+    Ipv6On,
 }
 
 /// A step of a plan.
@@ -128,6 +175,7 @@ impl Dumped {
             mtu: device.mtu,
             alias: device.alias.clone(),
             ours: true,
+            ..Shown::default()
         };
         Dumped {
             links: objects.devices.iter().map(|(dev, device)| (dev.clone(), shown(device))).collect(),
@@ -178,6 +226,7 @@ impl Planner<'_> {
                         new_mac.extend(change.mac.then(|| dev.clone()));
                         self.push(Op::ChangeDevice(dev.clone(), wanted.clone(), change), true);
                     }
+                    self.settings(dev, shown, wanted.ipv6);
                 }
                 None => made.push((dev, wanted, self.gone.contains(dev))),
             }
@@ -186,18 +235,30 @@ impl Planner<'_> {
             self.push(Op::CreateDevice(dev.clone(), wanted.clone()), replaces);
         }
         for (dev, group) in &self.wanted.links {
-            if self.dumped.links.get(dev).is_some_and(|shown| shown.up && shown.group != *group) {
-                self.push(Op::SetGroup(dev.clone(), *group), true);
+            let Some(shown) = self.dumped.links.get(dev).filter(|shown| shown.is_usable()) else { continue };
+            let change = LinkChange::between(*group, shown);
+            if change != LinkChange::default() {
+                new_mac.extend(change.mac.map(|_| dev.clone()));
+                self.push(Op::ChangeLink(dev.clone(), change), true);
             }
+            let ipv6 = self.wanted.addrs.range((dev.clone(), IpAddr::from([0; 4]).into())..);
+            let ipv6 = ipv6.take_while(|((on, _), _)| on == dev).any(|((_, net), _)| net.is_ipv6());
+            self.settings(dev, shown, ipv6);
         }
         new_mac
+    }
+
+    fn settings(&mut self, dev: &Dev, shown: &Shown, ipv6: bool) {
+        for setting in settings(shown, ipv6) {
+            self.push(Op::Set(dev.clone(), setting), true);
+        }
     }
 
     /// Links on which something can be set.
     fn usable(&self) -> BTreeSet<Dev> {
         // Our devices are brought up; of others that is not ours to do, and on one that is down there are no routes.
         let devices = self.wanted.devices.keys();
-        let others = self.dumped.links.iter().filter(|(_, shown)| shown.up && !shown.ours);
+        let others = self.dumped.links.iter().filter(|(_, shown)| shown.is_usable() && !shown.ours);
         devices.chain(others.map(|(dev, _)| dev)).cloned().collect()
     }
 
@@ -214,11 +275,14 @@ impl Planner<'_> {
         // Addresses that go with their device take the routes with them that have them as source.
         let lost = dumped.addrs.iter().filter(|((dev, _), _)| !stays(dev)).map(|((_, net), _)| net.ip());
         let lost: BTreeSet<IpAddr> = lost.collect();
+        let mut replaced = BTreeSet::new();
 
         let there = dumped.addrs.iter().filter(|((dev, _), _)| stays(dev));
         let found = compare(wanted.addrs.iter().filter(|((dev, _), _)| on(dev)), there);
         for ((dev, net), role, replaces) in found.set {
             set(Op::SetAddr(dev.clone(), *net, *role), replaces);
+            // It is removed first, and routes lose their source with it.
+            replaced.extend(replaces.then(|| net.ip()));
         }
         for ((dev, net), _) in found.del.into_iter().filter(|((dev, _), _)| own(dev)) {
             del(Op::DelAddr(dev.clone(), *net));
@@ -247,10 +311,17 @@ impl Planner<'_> {
             _ => true,
         };
         let there = dumped.routes.iter().filter(|(_, target)| lives(target));
-        let wanted = wanted.routes.iter().filter(|(_, target)| target.dev().is_none_or(on));
-        let found = compare(wanted, there);
-        for (key, target, replaces) in found.set {
-            set(Op::SetRoute(*key, target.clone()), replaces);
+        let wanted = || wanted.routes.iter().filter(|(_, target)| target.dev().is_none_or(on));
+        let found = compare(wanted(), there);
+        let again =
+            |target: &&Target| matches!(target, Target::Dev { src: Some(src), .. } if replaced.contains(src));
+        let again: Vec<_> = wanted().filter(|(_, target)| again(target)).collect();
+        let again = again.iter().filter(|(key, _)| !found.set.iter().any(|(set, ..)| set == key));
+        for (key, target) in again {
+            set(Op::SetRoute(**key, (*target).clone()), true);
+        }
+        for (key, target, replaces) in &found.set {
+            set(Op::SetRoute(**key, (*target).clone()), *replaces);
         }
         for (key, target) in found.del {
             del(Op::DelRoute(*key, target.clone()));
@@ -313,7 +384,32 @@ fn same_device(wanted: &Device, shown: &Shown) -> bool {
 
 /// True when a device is the wanted one, with all its settings.
 pub fn is_as_wanted(wanted: &Device, shown: &Shown) -> bool {
-    same_device(wanted, shown) && DeviceChange::between(wanted, shown) == DeviceChange::default()
+    same_device(wanted, shown)
+        && DeviceChange::between(wanted, shown) == DeviceChange::default()
+        && settings(shown, wanted.ipv6).next().is_none()
+}
+
+/// True when a container's link is in its group, as it was made, and has its settings.
+pub fn is_as_made(group: u32, ipv6: bool, shown: &Shown) -> bool {
+    LinkChange::between(group, shown) == LinkChange::default() && settings(shown, ipv6).next().is_none()
+}
+
+/// The settings that differ.
+fn settings(shown: &Shown, ipv6: bool) -> impl Iterator<Item = Setting> + use<> {
+    let LinkConf { forwarding4, hears_routers, ipv6_off } = shown.conf;
+    let found = [
+        (Setting::Ipv6On, ipv6 && ipv6_off == Some(true)),
+        (Setting::IgnoreRouters, hears_routers == Some(true)),
+        (Setting::Forward4, forwarding4 == Some(false)),
+    ];
+    found.into_iter().filter(|(_, differs)| *differs).map(|(setting, _)| setting)
+}
+
+impl Shown {
+    /// It is up, or is to be.
+    fn is_usable(&self) -> bool {
+        self.up || self.left_down
+    }
 }
 
 impl DeviceChange {
@@ -325,6 +421,21 @@ impl DeviceChange {
             alias: shown.alias != wanted.alias,
             learning: shown.vxlan.is_some_and(|vxlan| vxlan.learning),
             up: !shown.up,
+            master: shown.master.is_some(),
+        }
+    }
+}
+
+impl LinkChange {
+    fn between(group: u32, shown: &Shown) -> LinkChange {
+        let made = shown.made.as_ref();
+        LinkChange {
+            group: Some(group).filter(|group| shown.group != *group),
+            mac: made.and_then(|made| made.mac.filter(|mac| shown.mac != Some(*mac))),
+            mtu: made.map(|made| made.mtu).filter(|mtu| shown.mtu != *mtu),
+            alias: made.map(|made| made.alias.clone()).filter(|alias| shown.alias != *alias),
+            up: !shown.up,
+            master: shown.master.is_some(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What ties wanted state, dump, plan and application together.
 
+mod links;
 mod restore;
 
 pub use restore::Restored;
@@ -22,6 +23,7 @@ use crate::rules::{Rules, Table};
 use crate::underlay::Underlay;
 use crate::wanted::{Scene, Wanted};
 use crate::words;
+use links::Containers;
 
 /// A route of ours on a link of which nothing is known is deleted when it was there this long ago, too: the container may
 /// be so new that the view does not have it.
@@ -87,6 +89,7 @@ pub struct Reconciler {
     links: BTreeMap<Dev, u32>,
     /// Names that containers' links had by their labels, as of the last full pass, and do not have: somebody renamed them.
     renamed: BTreeSet<String>,
+    containers: Containers,
     /// The last full pass came to read the links.
     looked: bool,
     /// Routes that may have to be deleted, see [`PATIENCE`].
@@ -112,6 +115,7 @@ impl Reconciler {
             warnings: BTreeSet::new(),
             links: BTreeMap::new(),
             renamed: BTreeSet::new(),
+            containers: Containers::default(),
             looked: false,
             suspects: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -167,6 +171,7 @@ impl Reconciler {
         let Some(model) = Model::of(view) else { return Ok(changes) };
         let before = self.model.take();
         self.believed = believed;
+        self.forward(&model, before.is_some(), &mut changes);
         let links = self.netlink.links()?;
         let expected = before.as_ref().map(|model| self.scene(model).everything().objects);
         if let Some(link) = links.iter().find(|link| link.name == self.underlay.name) {
@@ -189,11 +194,13 @@ impl Reconciler {
 
         let mut links = Some(links);
         for tries in 1..=TRIES {
-            let all = match links.take() {
+            let mut all = match links.take() {
                 Some(links) => links,
                 None => self.netlink.links()?,
             };
-            let dumped = dump(&mut self.netlink, &all, &wanted, &self.underlay.name)?;
+            self.recognise(&mut all, &model, &mut changes)?;
+            let mut dumped = dump(&mut self.netlink, &all, &wanted, &self.underlay.name)?;
+            self.complete(&mut dumped, &wanted)?;
             self.renamed =
                 all.iter().filter_map(label).filter(|(name, is)| name != is).map(|(name, _)| name).collect();
             self.looked = true;
@@ -216,6 +223,7 @@ impl Reconciler {
                 break;
             }
         }
+        self.brought_up();
         changes.warnings = words::new_ones(&warnings, &self.warnings);
         self.warnings = warnings;
         self.failed.clone_from(&changes.failed);
@@ -400,7 +408,7 @@ fn have_part(touched: &Touched, model: &Model) -> Vec<bool> {
 fn only_adds(step: &Step) -> bool {
     match step.op {
         Op::DeleteDevice(_) => step.replaces,
-        Op::CreateDevice(..) | Op::ChangeDevice(..) | Op::SetGroup(..) => true,
+        Op::CreateDevice(..) | Op::ChangeDevice(..) | Op::ChangeLink(..) | Op::Set(..) => true,
         Op::SetAddr(..) | Op::SetNeigh(..) | Op::SetForward(..) | Op::SetRoute(..) => !step.replaces,
         Op::DelRoute(..) | Op::DelForward(..) | Op::DelNeigh(..) | Op::DelAddr(..) => false,
     }
@@ -415,7 +423,10 @@ fn asked(step: &Step, expected: &Objects, wanted: &Objects) -> bool {
         Op::DeleteDevice(dev) | Op::CreateDevice(dev, _) | Op::ChangeDevice(dev, ..) => {
             differs(dev, &expected.devices, &wanted.devices)
         }
-        Op::SetGroup(dev, _) => differs(dev, &expected.links, &wanted.links),
+        Op::ChangeLink(dev, _) => differs(dev, &expected.links, &wanted.links),
+        Op::Set(dev, _) => {
+            differs(dev, &expected.devices, &wanted.devices) || differs(dev, &expected.links, &wanted.links)
+        }
         Op::SetAddr(dev, net, _) | Op::DelAddr(dev, net) => {
             differs(&(dev.clone(), *net), &expected.addrs, &wanted.addrs)
         }
@@ -462,7 +473,8 @@ fn dev_of(op: &Op) -> Option<&Dev> {
         Op::DeleteDevice(dev)
         | Op::CreateDevice(dev, _)
         | Op::ChangeDevice(dev, ..)
-        | Op::SetGroup(dev, _)
+        | Op::ChangeLink(dev, _)
+        | Op::Set(dev, _)
         | Op::SetAddr(dev, ..)
         | Op::DelAddr(dev, _)
         | Op::SetNeigh(dev, ..)

@@ -22,6 +22,11 @@ pub trait Table {
     /// Has the next [`Table::apply`] read what the kernel has.
     fn forget(&mut self);
 
+    /// The port by which notifications of changes that were made here name their maker.
+    fn port(&self) -> u32 {
+        0
+    }
+
     /// Removes it whole.
     ///
     /// # Errors
@@ -40,6 +45,10 @@ impl Table for OverlayTable {
 
     fn forget(&mut self) {
         OverlayTable::forget(self);
+    }
+
+    fn port(&self) -> u32 {
+        OverlayTable::port(self)
     }
 
     fn remove(&mut self) -> Result<()> {

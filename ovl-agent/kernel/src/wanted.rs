@@ -176,7 +176,7 @@ impl Scene<'_> {
     }
 
     /// IPv6 works in the network on this host.
-    fn has_ipv6(self, part: &Part) -> bool {
+    pub fn has_ipv6(self, part: &Part) -> bool {
         let mtu = network_mtu(&part.network, self.underlay, self.model.me.vtep);
         part.network.subnet(true).is_some() && mtu >= MIN_MTU_V6
     }

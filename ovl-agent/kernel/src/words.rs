@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use net::mac_text;
 
 use crate::objects::{Forward, Target};
-use crate::plan::{DeviceChange, Op, Step};
+use crate::plan::{DeviceChange, LinkChange, Op, Setting, Step};
 
 /// So many steps of a pass are told one by one; the others are counted.
 const TOLD: usize = 20;
@@ -34,7 +34,7 @@ fn object(op: &Op) -> String {
             format!("VXLAN device {dev} (VNI {}, {}, MTU {})", device.vni, device.alias, device.mtu)
         }
         Op::ChangeDevice(dev, device, change) => {
-            let DeviceChange { mac, mtu, group, alias, learning, up } = *change;
+            let DeviceChange { mac, mtu, group, alias, learning, up, master } = *change;
             let parts = [
                 up.then(|| "up".to_owned()),
                 mtu.then(|| format!("MTU {}", device.mtu)),
@@ -42,11 +42,26 @@ fn object(op: &Op) -> String {
                 group.then(|| format!("group {:#x}", device.group)),
                 alias.then(|| format!("alias {}", device.alias)),
                 learning.then(|| "learning off".to_owned()),
+                master.then(|| "no port of a bridge".to_owned()),
             ];
             let parts: Vec<String> = parts.into_iter().flatten().collect();
             format!("VXLAN device {dev} ({})", parts.join(", "))
         }
-        Op::SetGroup(dev, group) => format!("group {group:#x} of {dev}"),
+        Op::ChangeLink(dev, LinkChange { group, mac, mtu, alias, up, master }) => {
+            let parts = [
+                up.then(|| "up".to_owned()),
+                mtu.map(|mtu| format!("MTU {mtu}")),
+                mac.map(|mac| format!("address {}", mac_text(mac))),
+                group.map(|group| format!("group {group:#x}")),
+                alias.as_ref().map(|alias| format!("alias {alias}")),
+                master.then(|| "no port of a bridge".to_owned()),
+            ];
+            let parts: Vec<String> = parts.into_iter().flatten().collect();
+            format!("container's link {dev} ({})", parts.join(", "))
+        }
+        Op::Set(dev, Setting::Forward4) => format!("forwarding of IPv4 by {dev}"),
+        Op::Set(dev, Setting::IgnoreRouters) => format!("ignoring of router advertisements by {dev}"),
+        Op::Set(dev, Setting::Ipv6On) => format!("IPv6 of {dev}"),
         Op::SetAddr(dev, net, _) | Op::DelAddr(dev, net) => format!("address {net} of {dev}"),
         Op::SetNeigh(dev, ip, mac) => format!("neighbour {ip} ({}) on {dev}", mac_text(*mac)),
         Op::DelNeigh(dev, ip) => format!("neighbour {ip} on {dev}"),
@@ -74,14 +89,18 @@ pub fn lines<'a>(steps: impl Iterator<Item = (&'a Step, bool)>) -> Vec<String> {
         (0, [("routes", 0), ("forwarding entries", 0), ("neighbours", 0), ("others", 0)]);
     for (step, drift) in steps {
         let kind = match step.op {
-            Op::DeleteDevice(_) | Op::CreateDevice(..) | Op::ChangeDevice(..) => {
+            Op::DeleteDevice(_)
+            | Op::CreateDevice(..)
+            | Op::ChangeDevice(..)
+            | Op::ChangeLink(..)
+            | Op::Set(..) => {
                 lines.push(line(step, drift));
                 continue;
             }
             Op::SetRoute(..) | Op::DelRoute(..) => 0,
             Op::SetForward(..) | Op::DelForward(..) => 1,
             Op::SetNeigh(..) | Op::DelNeigh(..) => 2,
-            Op::SetAddr(..) | Op::DelAddr(..) | Op::SetGroup(..) => 3,
+            Op::SetAddr(..) | Op::DelAddr(..) => 3,
         };
         if told < TOLD {
             told += 1;

@@ -118,6 +118,46 @@ fn addresses() {
 }
 
 #[test]
+fn links_settings_that_differ_are_restored() {
+    scene(&network(), |mut scene| {
+        for dev in [DEV, "vethone"] {
+            for (key, wrong) in [
+                ("ipv6/conf/DEV/accept_ra", 2),
+                ("ipv6/conf/DEV/autoconf", 1),
+                ("ipv4/conf/DEV/forwarding", 0),
+            ] {
+                let file = format!("/proc/sys/net/{}", key.replace("DEV", dev));
+                let before = scene.host.sh(&format!("cat {file}"));
+                scene.host.sh(&format!("echo {wrong} > {file}"));
+                let changes = scene.host.full(&scene.view);
+                assert!(matches!(&changes.lines[..], [line] if line.contains(dev)), "{file}: {changes:#?}");
+                assert_eq!(scene.host.sh(&format!("cat {file}")), before);
+            }
+            scene.mends(&format!("echo 1 > /proc/sys/net/ipv6/conf/{dev}/disable_ipv6"), &["IPv6 of"], 30);
+        }
+        for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+            scene.host.sh(&format!("sysctl -qw {key}=0"));
+            let changes = scene.host.full(&scene.view);
+            let line = format!("setting {key} was 0: restored");
+            assert!(changes.lines.contains(&line), "{changes:#?}");
+        }
+        assert!(scene.host.full(&scene.view).is_empty());
+    });
+}
+
+#[test]
+fn local_routes_of_the_devices_addresses_come_back() {
+    scene(&network(), |mut scene| {
+        let told = &["address 10.42.0.1/32 of vx-0123456789ab was changed: restored"];
+        scene.mends(&format!("ip route flush table local dev {DEV}"), told, 30);
+        let told = &["address fd42::2/128 of vx-0123456789ab was changed: restored"];
+        scene.mends("ip -6 route del local fd42::2 table local", told, 30);
+        let all = format!("ip route flush table all; ip -6 route flush table all dev {DEV}");
+        scene.mends(&all, &["route 10.42.0.5/32", "10.42.0.2/32"], 30);
+    });
+}
+
+#[test]
 fn the_hosts_half_of_a_containers_link() {
     scene(&network(), |mut scene| {
         scene.mends("ip route del 10.42.0.5", &["route 10.42.0.5/32 on vethone was missing: restored"], 1);
@@ -125,11 +165,16 @@ fn the_hosts_half_of_a_containers_link() {
         scene.mends("ip neigh del 10.42.0.5 dev vethone", &["neighbour 10.42.0.5 ("], 1);
         scene.mends("ip -6 neigh del fd42::5 dev vethone", &["neighbour fd42::5 ("], 1);
         scene.mends("ip addr del fe80::1/64 dev vethone", &["address fe80::1/64 of vethone was missing"], 1);
-        scene.mends("ip link set vethone group 0", &["group 0x57001267 of vethone was changed"], 1);
+        scene.mends(
+            "ip link set vethone group 0",
+            &["container's link vethone (group 0x57001267) was changed"],
+            1,
+        );
 
-        // A link that is down is on its way in or out: nothing is done, and nothing said.
+        // A link that is down may be on its way in or out: it is to be looked at again.
         scene.host.sh("ip link set vethone down");
         assert!(scene.host.full(&scene.view).is_empty());
+        assert_eq!(scene.host.reconciler.passing().len(), 1);
         scene.host.sh("ip link set vethone up");
         let changes = scene.host.full(&scene.view);
         assert!(changes.is_complete() && !changes.lines.is_empty(), "{changes:#?}");

@@ -222,7 +222,7 @@ fn is_deletion(op: &Op) -> bool {
 }
 
 fn is_device(op: &Op) -> bool {
-    matches!(op, Op::DeleteDevice(_) | Op::CreateDevice(..) | Op::ChangeDevice(..) | Op::SetGroup(..))
+    matches!(op, Op::DeleteDevice(_) | Op::CreateDevice(..) | Op::ChangeDevice(..) | Op::ChangeLink(..))
 }
 
 fn same<K: Clone + Ord, V: Clone>(map: &BTreeMap<K, V>) -> Vec<(K, V)> {

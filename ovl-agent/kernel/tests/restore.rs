@@ -12,7 +12,7 @@ use net::{Monitor, Told};
 use ovl_api::model::Delta;
 use ovl_api::names::ROUTE_PROTOCOL;
 use ovl_kernel::Restored;
-use ovl_kernel::drift::{Piece, Seen, piece};
+use ovl_kernel::drift::{Piece, Seen};
 
 /// The kernel's word about host a.
 struct Ears {
@@ -32,8 +32,13 @@ impl Ears {
     /// What was told of what may be the overlay's.
     fn pieces(&mut self, scene: &Scene) -> BTreeMap<Piece, Seen> {
         let watched = scene.host.reconciler.watched();
-        let told = self.told().into_iter().filter_map(piece);
-        told.filter(|(piece, _)| watched.concerns(piece)).collect()
+        let mut pieces = BTreeMap::new();
+        for (piece, seen) in self.told().into_iter().filter_map(|told| watched.piece(told)) {
+            if !matches!(pieces.get(&piece), Some(Seen::Down | Seen::New { .. })) {
+                pieces.insert(piece, seen);
+            }
+        }
+        pieces
     }
 }
 
@@ -112,7 +117,17 @@ fn neighbours_forwarding_and_the_packet_filter() {
         let mac = format!("$(bridge fdb show dev {DEV} | awk '/198.51.100.3/ {{print $1}}')");
         harm(format!("bridge fdb del {mac} dev {DEV}"), "forwarding of ");
         harm(format!("bridge fdb replace {mac} dev {DEV} dst 192.0.2.77"), "forwarding of ");
-        for deed in ["delete table inet weft-overlay", "flush ruleset"] {
+        for deed in [
+            "delete table inet weft-overlay",
+            "flush ruleset",
+            "flush set inet weft-overlay vteps4",
+            "delete element inet weft-overlay vnis '{ 4711 }'",
+            "add element inet weft-overlay vteps4 '{ 203.0.113.1 }'",
+            "flush chain inet weft-overlay prerouting",
+            "delete rule inet weft-overlay forward handle $(nft -a list chain inet weft-overlay forward | awk '/handle/ { h = $NF } END { print h }')",
+            "add rule inet weft-overlay forward drop",
+            "delete chain inet weft-overlay arrive 2>/dev/null || nft add chain inet weft-overlay other",
+        ] {
             harm(
                 format!("nft {deed}"),
                 "packet filter (nftables table inet weft-overlay) was changed: restored",
@@ -144,6 +159,129 @@ fn a_device_is_looked_at() {
             assert!(restored.changes.is_empty(), "{deed}: {restored:#?}");
             assert_ne!(scene.host.full(&scene.view).is_empty(), look, "{deed}");
         }
+    });
+}
+
+/// Whatever is done to a container's link is seen by what the kernel reports of it, and a full pass, which that calls for,
+/// restores it.
+#[test]
+fn containers_link_that_is_changed_is_as_it_was() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        // The kernel's own link-local address is not the plugin's.
+        let state = |scene: &Scene| {
+            scene.wait_while(
+                "ip link show vethone | grep NO-CARRIER || ip -6 addr show tentative | grep inet6",
+            );
+            let own = |line: &&str| !line.starts_with("vethone    inet6") || line.contains("fe80::1/");
+            scene.all().lines().filter(own).map(|line| format!("{line}\n")).collect::<String>()
+        };
+        scene.host.sh("ip link add br9 up type bridge");
+        for harm in [
+            "ip link set vethone down",
+            "ip link set vethone down; ip link set vethone up",
+            "ip link set vethone name other0",
+            "ip link set vethone down; ip link set vethone name other0; ip link set other0 up alias x",
+            "ip link set vethone group 7",
+            "ip link set vethone address 02:00:00:00:00:77",
+            "ip link set vethone mtu 1300",
+            "ip link set vethone alias x",
+            "ip link set vethone master br9",
+            "ip addr del fe80::1/64 dev vethone",
+            "sysctl -qw net.ipv4.conf.vethone.forwarding=0",
+            "sysctl -qw net.ipv6.conf.vethone.disable_ipv6=1",
+        ] {
+            let before = state(&scene);
+            ears.told();
+            scene.host.sh(harm);
+            let pieces = ears.pieces(&scene);
+            let restored = restore(&mut scene, &pieces);
+            assert!(restored.look && !restored.causes.is_empty(), "{harm}: {pieces:#?} {restored:#?}");
+            let changes = scene.host.full(&scene.view);
+            assert!(changes.is_complete() && changes.mended > 0, "{harm}: {changes:#?}");
+            pretty_same(&before, &state(&scene), harm);
+            let pieces = ears.pieces(&scene);
+            let again = restore(&mut scene, &pieces);
+            assert!(!again.look || again.causes.len() == 1, "{harm}: {again:#?}");
+            let full = scene.host.full(&scene.view);
+            assert!(full.is_empty(), "{harm}: {full:#?}");
+            assert!((0..20).any(|_| scene.host.ping("10.42.0.5").is_ok()), "{harm}");
+        }
+    });
+}
+
+/// A link that the agent has not seen before counts by what it was made with.
+#[test]
+fn containers_link_that_is_changed_as_soon_as_made_is_as_it_was() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        scene.host.sh("ip link del vethone");
+        assert!(scene.host.full(&scene.view).is_empty());
+        ears.told();
+        let one = scene.view.endpoints["vethone"].clone();
+        scene.host.attach(&network(), &one);
+        let before = scene.host.sh("ip -o link show vethone | grep -o 'link/ether [0-9a-f:]*'");
+        scene.host.sh("ip link set vethone address 02:00:00:00:00:77");
+        let pieces = ears.pieces(&scene);
+        let restored = restore(&mut scene, &pieces);
+        assert_eq!(restored.new.len(), 1, "{pieces:#?} {restored:#?}");
+        let again = restored.new.into_iter().map(|piece| (piece, Seen::Gone)).collect();
+        assert!(restore(&mut scene, &again).look);
+        assert!(scene.host.full(&scene.view).is_complete());
+        assert_eq!(scene.host.sh("ip -o link show vethone | grep -o 'link/ether [0-9a-f:]*'"), before);
+    });
+}
+
+#[test]
+fn forwarding_and_local_routes_that_go_are_restored() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+            ears.told();
+            scene.host.sh(&format!("sysctl -qw {key}=0"));
+            let pieces = ears.pieces(&scene);
+            let restored = restore(&mut scene, &pieces);
+            assert_eq!(restored.changes.lines, [format!("setting {key} was 0: restored")]);
+            assert_eq!(restored.pieces, [Piece::Forwarding]);
+            assert!(!restored.look, "{restored:#?}");
+            assert_eq!(scene.host.sh(&format!("sysctl -n {key}")).trim(), "1");
+        }
+        for harm in [
+            format!("ip route flush table local dev {DEV}"),
+            "ip -6 route del local fd42::1 table local".to_owned(),
+            format!("bridge fdb flush dev {DEV}"),
+            "ip route flush table all".to_owned(),
+        ] {
+            let before = scene.all();
+            ears.told();
+            scene.host.sh(&harm);
+            assert_ne!(scene.all(), before, "{harm}");
+            let pieces = ears.pieces(&scene);
+            if restore(&mut scene, &pieces).look {
+                assert!(scene.host.full(&scene.view).is_complete());
+            }
+            pretty_same(&before, &scene.all(), &harm);
+            assert!(scene.host.full(&scene.view).is_empty(), "{harm}");
+        }
+    });
+}
+
+/// A node without containers filters too, and has nothing else to restore.
+#[test]
+fn packet_filter_of_a_node_without_containers_is_restored() {
+    scene(&network(), |mut scene| {
+        scene.view.endpoints.clear();
+        scene.host.sh("ip link del vethone");
+        assert!(scene.host.full(&scene.view).is_complete());
+        let mut ears = Ears::new(&scene);
+        puts_back(
+            &mut scene,
+            &mut ears,
+            "nft flush ruleset",
+            "packet filter (nftables table inet weft-overlay) was changed: restored",
+        );
+        scene.host.sh("sysctl -qw net.ipv4.ip_forward=0");
+        assert_eq!(ears.pieces(&scene), BTreeMap::new());
     });
 }
 
@@ -206,7 +344,9 @@ fn what_the_agent_itself_does_is_not_undone() {
 fn a_container_that_goes_is_let_go() {
     scene(&network(), |mut scene| {
         let mut ears = Ears::new(&scene);
-        for (deed, told) in [("ip link set vethone down", true), ("ip link del vethone", false)] {
+        // As the plugin does it.
+        let retire = "ip link set vethone down; ip link set vethone name dead7 group 0xdead0 alias ''";
+        for (deed, told) in [(retire, true), ("ip link del dead7", false)] {
             scene.host.sh(deed);
             let pieces = ears.pieces(&scene);
             assert_ne!(pieces.is_empty(), told, "{deed}: {pieces:#?}");

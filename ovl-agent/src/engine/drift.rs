@@ -2,7 +2,7 @@
 //! somebody who wants it gone, after pauses that grow until the regular pass is as soon. The same holds for whole passes.
 
 use net::Told;
-use ovl_kernel::drift::{Piece, Seen, Watched, piece};
+use ovl_kernel::drift::{Piece, Seen, Watched};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,16 @@ use std::time::{Duration, Instant};
 const SWARM: Duration = Duration::from_millis(10);
 /// The same for a container's: when it is detached, its link goes first, and the agent is told then.
 const DETACHING: Duration = Duration::from_millis(200);
-/// The first and the longest pause before what was put back is put back again.
+/// A container's link that is new is looked at after so long: by then the plugin has made all of it.
+const MADE: Duration = Duration::from_secs(1);
+/// The pause before what was put back is put back again, the first times.
+const SHORT: Duration = Duration::from_millis(300);
+/// From the so-manieth time on it is a fight, and the pauses grow from the first to the last of these.
+const FIGHT: u32 = 6;
 const PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(50));
-/// So long after a pause has ended there is peace, and the next is the first again.
+/// So long after a pause has ended there is peace, and the next is the first again. With each second in which nothing happens
+/// after a repair, it is one time less.
 const PEACE: Duration = Duration::from_secs(60);
-/// From the so-manieth time on it is a fight.
-const FIGHT: u32 = 3;
 /// More pieces than that are a case for a full pass.
 const MANY: usize = 100_000;
 
@@ -46,6 +50,8 @@ pub struct Drift {
     past: BTreeMap<What, Past>,
     /// When a fight was told of that has not ended.
     fight: Option<Instant>,
+    /// A full pass is due for more than what single pieces brought about.
+    whole: bool,
 }
 
 /// That something was put back.
@@ -53,8 +59,16 @@ pub struct Drift {
 struct Past {
     /// How often in a row.
     times: u32,
+    /// When it was the last time.
+    last: Instant,
+}
+
+impl Past {
     /// Before that it is not put back again.
-    again: Instant,
+    fn again(&self) -> Instant {
+        let growing = |times| PAUSE.0.saturating_mul(1 << u32::min(times, 16)).min(PAUSE.1);
+        self.last + self.times.checked_sub(FIGHT).map_or(SHORT, growing)
+    }
 }
 
 impl Drift {
@@ -67,11 +81,12 @@ impl Drift {
     pub fn hear(&mut self, told: Told, now: Instant) -> bool {
         // A route where there was none is news only of one that was gone.
         let new = matches!(told, Told::Route { replaced: false, .. });
-        let Some((piece, seen)) = piece(told).filter(|(piece, _)| self.watched.concerns(piece)) else {
-            return false;
-        };
+        let Some((piece, seen)) = self.watched.piece(told) else { return false };
         if let Some((_, known)) = self.pending.get_mut(&What::Piece(piece)) {
-            *known = seen;
+            // What a link was first seen with counts, and that it was down.
+            if !matches!(known, Seen::New { .. } | Seen::Down) {
+                *known = seen;
+            }
             return false;
         }
         if new {
@@ -81,13 +96,28 @@ impl Drift {
             self.pending.clear();
             return self.all(now);
         }
-        let pause = if self.watched.of_container(&piece) { DETACHING } else { SWARM };
+        let of_container = self.watched.of_container(&piece) && !matches!(seen, Seen::New { .. });
+        let pause = if of_container { DETACHING } else { SWARM };
         self.plan(What::Piece(piece), seen, now, pause);
         true
     }
 
+    /// A link is to be looked at a moment later: one that is new, or one that may be on its way in or out.
+    pub fn later(&mut self, link: u32, is_new: bool, now: Instant) {
+        let what = What::Piece(Piece::Device(link));
+        if !self.pending.contains_key(&what) {
+            self.plan(what, Seen::Gone, now, if is_new { MADE } else { DETACHING });
+        }
+    }
+
+    /// A full pass is due because of pieces, which were noted as put back.
+    pub fn look(&mut self, now: Instant) {
+        self.pending.entry(What::All).or_insert((now, Seen::Gone)).0 = now;
+    }
+
     /// Everything is to be looked at; true when that is news.
     pub fn all(&mut self, now: Instant) -> bool {
+        self.whole = true;
         let new = !self.pending.contains_key(&What::All);
         if new {
             self.plan(What::All, Seen::Gone, now, Duration::ZERO);
@@ -96,14 +126,13 @@ impl Drift {
     }
 
     fn plan(&mut self, what: What, seen: Seen, now: Instant, pause: Duration) {
-        let again = self.past.get(&what).map(|past| past.again);
+        let again = self.past.get_mut(&what).map(|past| {
+            let calm = now.saturating_duration_since(past.last).as_secs();
+            past.times = past.times.saturating_sub(calm.try_into().unwrap_or(u32::MAX));
+            past.again()
+        });
         let due = again.unwrap_or(now).max(now + pause);
         self.pending.insert(what, (due, seen));
-    }
-
-    /// True when it is of a device: what befalls that is told as a change of a link.
-    pub fn is_device(&self, index: u32) -> bool {
-        self.watched.devices.contains(&index)
     }
 
     /// When something is due.
@@ -111,14 +140,15 @@ impl Drift {
         self.pending.values().map(|(due, _)| *due).min()
     }
 
-    /// Takes what a full pass sees to, which is all that was told, if there is to be one anyway or one is due; true when one is
-    /// due.
-    pub fn take_all(&mut self, now: Instant, anyway: bool) -> bool {
-        let due = self.is_full_due(now);
+    /// Takes what a full pass sees to, which is all that was told, if there is to be one anyway or one is due. Returns whether
+    /// one is due, and whether that is for more than the pieces that brought it about.
+    pub fn take_all(&mut self, now: Instant, anyway: bool) -> (bool, bool) {
+        let (due, whole) = (self.is_full_due(now), self.whole);
         if due || anyway {
             self.pending.clear();
+            self.whole = false;
         }
-        due
+        (due, due && whole)
     }
 
     /// True when a full pass is due.
@@ -137,16 +167,15 @@ impl Drift {
         taken.collect()
     }
 
-    /// These have been put back, or looked at. True when that was not the first time, nor the second, and has to be told.
+    /// These have been put back, or looked at. True when that was often, and has to be told.
     pub fn done(&mut self, what: impl IntoIterator<Item = What>, now: Instant) -> bool {
-        self.past.retain(|_, past| now < past.again + PEACE);
+        self.past.retain(|_, past| now < past.again() + PEACE);
         self.fight = self.fight.filter(|at| now < *at + PAUSE.1 + PEACE);
         let mut fight = false;
         for what in what {
-            let past = self.past.entry(what).or_insert(Past { times: 0, again: now });
-            let pause = PAUSE.0.saturating_mul(1 << past.times.min(16)).min(PAUSE.1);
+            let past = self.past.entry(what).or_insert(Past { times: 0, last: now });
             past.times += 1;
-            past.again = now + pause;
+            past.last = now;
             fight |= past.times >= FIGHT;
         }
         if fight {
@@ -161,7 +190,7 @@ impl Drift {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use net::{Neigh, Route};
+    use net::{FilterTable, Neigh, Route};
 
     fn route(dst: &str) -> Box<Route> {
         Box::new(Route { priority: Some(87), protocol: 87, ..Route::to(dst.parse().unwrap()) })
@@ -173,11 +202,27 @@ mod tests {
 
     fn drift() -> Drift {
         let mut drift = Drift::default();
-        drift.watch(Watched { devices: [7].into(), subnets: vec!["10.42.0.0/16".parse().unwrap()] });
+        let watched = Watched {
+            devices: [7].into(),
+            links: std::sync::Arc::new([9].into()),
+            groups: [0x5700_0001].into(),
+            subnets: vec!["10.42.0.0/16".parse().unwrap()],
+            filter: true,
+            port: 4711,
+        };
+        drift.watch(watched);
         drift
     }
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    fn table(name: &str, port: u32) -> FilterTable {
+        FilterTable { family: 1, name: name.to_owned(), port }
+    }
+
+    fn link(index: u32, up: bool, group: u32) -> Told {
+        Told::Link { index, up, turned: true, group, mac: None, mtu: 1450 }
+    }
 
     #[test]
     fn what_concerns_nothing_is_not_due() {
@@ -191,7 +236,13 @@ mod tests {
             Told::Neigh(Neigh { index: 3, ip, mac: None, permanent: true }),
             Told::NeighGone { index: 7, ip: "ff02::1".parse().unwrap() },
             Told::LinkGone { index: 8 },
-            Told::TableGone { family: 1, name: "weft".to_owned() },
+            Told::TableGone(table("weft", 1)),
+            Told::TableChanged(table("weft", 1)),
+            // The agent's own.
+            Told::TableChanged(table("weft-overlay", 4711)),
+            Told::ForwardingOff { index: Some(8) },
+            Told::LocalGone { index: 8 },
+            link(8, true, 0),
         ] {
             assert!(!drift.hear(told.clone(), now), "{told:?}");
         }
@@ -201,11 +252,25 @@ mod tests {
             Told::NeighGone { index: 7, ip },
             Told::NeighGone { index: 3, ip: "10.42.0.5".parse().unwrap() },
             Told::LinkGone { index: 7 },
-            Told::TableGone { family: 1, name: "weft-overlay".to_owned() },
+            Told::TableChanged(table("weft-overlay", 1)),
+            Told::ForwardingOff { index: None },
+            link(9, true, 0),
+            link(10, true, 0x5700_0001),
         ] {
             assert!(drift.hear(told.clone(), now), "{told:?}");
         }
-        assert_eq!(drift.take(now + SECOND).len(), 5);
+        assert_eq!(drift.take(now + SECOND).len(), 8);
+    }
+
+    #[test]
+    fn link_that_went_down_or_is_new_stays_that() {
+        let (mut drift, now) = (drift(), Instant::now());
+        assert!(drift.hear(link(7, false, 0), now) && !drift.hear(link(7, true, 0), now));
+        assert!(
+            drift.hear(link(10, true, 0x5700_0001), now) && !drift.hear(Told::LinkGone { index: 10 }, now)
+        );
+        let seen: Vec<Seen> = drift.take(now + SECOND).into_values().collect();
+        assert_eq!(seen, [Seen::Down, Seen::New { mac: None, mtu: 1450 }]);
     }
 
     #[test]
@@ -227,12 +292,14 @@ mod tests {
     fn a_full_pass_takes_all_with_it() {
         let (mut drift, now) = (drift(), Instant::now());
         assert!(drift.hear(gone("10.42.0.0/26"), now));
-        assert!(!drift.take_all(now, false) && drift.next().is_some());
-        assert!(!drift.take_all(now, true));
+        assert!(!drift.take_all(now, false).0 && drift.next().is_some());
+        assert!(!drift.take_all(now, true).0);
         assert_eq!(drift.next(), None);
         assert!(drift.hear(gone("10.42.0.0/26"), now) && drift.all(now) && !drift.all(now));
-        assert!(drift.take_all(now, false));
+        assert_eq!(drift.take_all(now, false), (true, true));
         assert_eq!(drift.next(), None);
+        drift.look(now);
+        assert_eq!(drift.take_all(now, false), (true, false));
     }
 
     /// Somebody deletes each time anew, as soon as it is back.
@@ -247,12 +314,12 @@ mod tests {
                     _ => assert!(drift.hear(what.clone(), now)),
                 }
                 now = drift.next().unwrap();
-                let all = drift.take_all(now, false).then_some(What::All);
+                let all = drift.take_all(now, false).1.then_some(What::All);
                 let pieces = drift.take(now).into_keys().map(What::Piece);
                 told += usize::from(drift.done(pieces.chain(all), now));
                 times += 1;
             }
-            assert!((10..20).contains(&times), "{times}");
+            assert!((15..30).contains(&times), "{times}");
             assert_eq!(told, 1);
             // Another piece is not held up by it.
             assert!(drift.hear(gone("10.42.0.64/26"), now));
@@ -266,6 +333,20 @@ mod tests {
         }
     }
 
+    /// One change after the other, as an administrator makes them, is no fight.
+    #[test]
+    fn changes_with_a_second_between_are_repaired_at_once() {
+        let (mut drift, mut now) = (drift(), Instant::now());
+        for _ in 0..50 {
+            assert!(drift.hear(gone("10.42.0.0/26"), now));
+            assert_eq!(drift.next(), Some(now + SWARM));
+            now += SWARM;
+            let taken = drift.take(now).into_keys().map(What::Piece);
+            assert!(!drift.done(taken, now));
+            now += SECOND;
+        }
+    }
+
     #[test]
     fn too_many_pieces_are_a_case_for_a_full_pass() {
         let (mut drift, now) = (drift(), Instant::now());
@@ -273,6 +354,6 @@ mod tests {
             let ip = std::net::Ipv4Addr::from(0x0a2a_0000 + number).into();
             drift.hear(Told::NeighGone { index: 7, ip }, now);
         }
-        assert!(drift.take_all(now, false) && drift.take(now).is_empty());
+        assert!(drift.take_all(now, false).0 && drift.take(now).is_empty());
     }
 }

@@ -135,10 +135,6 @@ impl Heard {
     fn link(&mut self, told: Told, now: Instant) -> bool {
         match told {
             Told::Missed => self.drift.all(now),
-            // What goes with it the kernel does not tell, and it may be up again in no time.
-            Told::Link { index, up: false, turned: true } if self.drift.is_device(index) => {
-                self.drift.all(now)
-            }
             told => self.drift.hear(told, now),
         }
     }
@@ -171,7 +167,7 @@ mod tests {
     }
 
     fn link(index: u32, up: bool) -> Told {
-        Told::Link { index, up, turned: true }
+        Told::Link { index, up, turned: true, group: 0, mac: None, mtu: 1500 }
     }
 
     #[test]
@@ -192,13 +188,14 @@ mod tests {
     #[test]
     fn what_befalls_a_device_or_was_missed_is_due_what_befalls_others_not() {
         let mut watcher = watcher();
-        let watched = Watched { devices: [7].into(), subnets: vec!["10.42.0.0/16".parse().unwrap()] };
+        let subnets = vec!["10.42.0.0/16".parse().unwrap()];
+        let watched = Watched { devices: [7].into(), subnets, ..Watched::default() };
         watcher.drift(|drift| drift.watch(watched));
         let mut after = |told: Told| {
             let now = Instant::now();
             watcher.shared.hear(vec![told], now);
             let look = watcher.look(2, false);
-            let all = watcher.drift(|drift| drift.take_all(Instant::now(), false));
+            let all = watcher.drift(|drift| drift.take_all(Instant::now(), false).0);
             let pieces = watcher.drift(|drift| drift.take(now + std::time::Duration::from_secs(1)).len());
             (look, all, pieces)
         };
@@ -206,8 +203,7 @@ mod tests {
         assert_eq!(after(Told::LinkGone { index: 8 }), (None, false, 0));
         assert_eq!(after(link(2, true)), (Some(true), false, 0));
         assert_eq!(after(Told::LinkGone { index: 7 }), (Some(false), false, 1));
-        assert_eq!(after(Told::Link { index: 7, up: false, turned: false }), (Some(false), false, 1));
-        assert_eq!(after(link(7, false)), (Some(false), true, 0));
+        assert_eq!(after(link(7, false)), (Some(false), false, 1));
         assert_eq!(after(Told::Missed), (Some(false), true, 0));
         let ip = "192.0.2.9".parse().unwrap();
         assert_eq!(after(Told::NeighGone { index: 9, ip }), (None, false, 0));

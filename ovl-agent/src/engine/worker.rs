@@ -11,6 +11,7 @@ use crate::metrics::{Metrics, Pass};
 use crate::notify;
 use ovl_api::model::{Delta, View};
 use ovl_claims::Node;
+use ovl_kernel::drift::Piece;
 use ovl_kernel::{Changes, Reconciler, Restored, find_underlay, own_addresses};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -126,7 +127,7 @@ impl Worker {
         let revision = self.parts.node.revision();
         let due = self.times.full.is_none_or(|at| at <= Instant::now());
         let full = due || !self.times.begun || (synced && !self.times.synced);
-        let told = self.watcher.drift(|drift| drift.take_all(Instant::now(), full));
+        let (told, whole) = self.watcher.drift(|drift| drift.take_all(Instant::now(), full));
         let full = full || told;
         if full {
             self.look_at_underlay();
@@ -137,9 +138,8 @@ impl Worker {
             (self.pass(view, &delta, full, synced), counts)
         });
         self.settle(&mut shown, passes, full, synced);
-        let watched = self.reconciler.watched();
-        self.watcher.drift(|drift| drift.watch(watched));
-        if told {
+        self.watch();
+        if whole {
             self.done([What::All]);
         }
         shown.generation = generation;
@@ -197,25 +197,38 @@ impl Worker {
         if pieces.is_empty() {
             return;
         }
-        let look = match self.reconciler.restore(&pieces) {
+        match self.reconciler.restore(&pieces) {
             Ok(restored) => {
-                let Restored { changes, pieces, look } = restored;
+                let Restored { changes, pieces, look, causes, new } = restored;
                 if changes.changed > 0 {
                     let seconds = begun.elapsed().as_secs_f64();
                     self.parts.metrics.passed(Pass::Told, seconds, changes.changed, changes.mended, !look);
                 }
                 changes.lines.iter().for_each(|line| tracing::info!("{line}"));
-                self.done(pieces.into_iter().map(What::Piece));
-                look
+                self.done(pieces.into_iter().chain(causes).map(What::Piece));
+                self.watch();
+                self.watcher.drift(|drift| {
+                    let new = new.iter().filter_map(Piece::device);
+                    new.for_each(|link| drift.later(link, true, Instant::now()));
+                    if look {
+                        drift.look(Instant::now());
+                    }
+                });
             }
             Err(error) => {
                 tracing::warn!("what was taken away is not put back at once: {error}");
-                true
+                self.watcher.drift(|drift| drift.all(Instant::now()));
             }
-        };
-        if look {
-            self.watcher.drift(|drift| drift.all(Instant::now()));
         }
+    }
+
+    /// Has what is told from now on be about what the last pass left.
+    fn watch(&mut self) {
+        let (watched, passing) = (self.reconciler.watched(), self.reconciler.passing());
+        self.watcher.drift(|drift| {
+            drift.watch(watched);
+            passing.into_iter().for_each(|link| drift.later(link, false, Instant::now()));
+        });
     }
 
     /// Notes what was put back, or looked at, because of what was told.

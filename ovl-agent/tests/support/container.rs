@@ -29,8 +29,8 @@ impl Container {
         let Attached { mac, mtu, group, .. } = &container.attached;
         let (veth, pid) = (&container.veth, container.space.pid());
         host.space.ok(&format!(
-            "ip link add {veth} group {group} mtu {mtu} type veth peer name eth0 netns {pid} address {mac} mtu {mtu} && \
-             ip link set {veth} up"
+            "ip link add {veth} up group {group} mtu {mtu} type veth peer name eth0 netns {pid} address {mac} mtu {mtu} && \
+             for key in accept_ra autoconf; do echo 0 > /proc/sys/net/ipv6/conf/{veth}/$key; done"
         ));
         container.inside(host);
         container

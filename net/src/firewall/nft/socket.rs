@@ -6,7 +6,7 @@ use super::table::Table;
 use super::wire::{Batch, INET, Message, Sealed, Writer, attribute, flag, messages, msg, number, text};
 use crate::{Error, Refusal, Result};
 use ipnetwork::IpNetwork;
-use netlink_sys::{Socket as Raw, protocols::NETLINK_NETFILTER};
+use netlink_sys::{Socket as Raw, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -136,6 +136,12 @@ impl Socket {
     pub fn open() -> Result<Self> {
         let buf = Vec::with_capacity(BUFFER);
         Ok(Socket { raw: open()?, seq: 1, buf, left: Vec::new(), sent: Sent::default() })
+    }
+
+    /// The port by which notifications name this socket; 0 when it is not known.
+    pub fn port(&self) -> u32 {
+        let mut address = SocketAddr::new(0, 0);
+        self.raw.get_address(&mut address).map_or(0, |()| address.port_number())
     }
 
     /// Starts a batch (see [`Batch::new`]).

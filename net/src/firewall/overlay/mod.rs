@@ -155,6 +155,11 @@ impl OverlayTable {
         Ok(Some(!has(0) || has(1)))
     }
 
+    /// The port by which notifications of changes that were made here name their maker.
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
     /// What was sent so far.
     pub fn sent(&self) -> super::nft::Sent {
         self.socket.sent

@@ -20,8 +20,12 @@ pub struct Restored {
     pub changes: Changes,
     /// The pieces that were put back.
     pub pieces: Vec<Piece>,
-    /// That is not all: a full pass is needed.
+    /// That is not all: a full pass is needed, because of `causes`.
     pub look: bool,
+    /// The pieces that only a full pass restores.
+    pub causes: Vec<Piece>,
+    /// Containers' links that are new, and to be looked at when the plugin has made all of them.
+    pub new: Vec<Piece>,
 }
 
 impl Reconciler {
@@ -30,7 +34,14 @@ impl Reconciler {
         let Some(model) = &self.model else { return Watched::default() };
         let devices = model.parts.keys().filter_map(|id| self.links.get(&*names::device(id)).copied());
         let subnets = model.parts.values().flat_map(|part| &part.network.subnets);
-        Watched { devices: devices.collect(), subnets: subnets.map(|subnet| subnet.subnet).collect() }
+        Watched {
+            devices: devices.collect(),
+            links: self.containers.indices(),
+            groups: model.parts.values().map(|part| names::group(part.network.vni)).collect(),
+            subnets: subnets.map(|subnet| subnet.subnet).collect(),
+            filter: !(self.rules.vnis.is_empty() && self.rules.nodes.is_empty()),
+            port: self.table.as_ref().map_or(0, |table| table.port()),
+        }
     }
 
     /// Puts back the pieces that the last pass wanted and that are not as it left them. What is not wanted any more, or is as
@@ -56,6 +67,11 @@ impl Reconciler {
         let unknown = self.failed.clone();
         let mut finder = Finder::new(model, &self.links, &unknown);
         pieces.keys().for_each(|piece| finder.find(piece));
+        for index in pieces.keys().filter_map(Piece::device) {
+            let dev = self.containers.name(index);
+            let known = dev.and_then(|dev| model.endpoints.get_key_value(&**dev));
+            finder.containers.extend(known.map(|(veth, _)| veth.as_str()));
+        }
         let scene = self.scene(model);
         let mut wanted = scene.pieces(&finder.touched).objects;
         scene.containers(finder.containers.iter().copied(), &mut wanted);
@@ -67,13 +83,19 @@ impl Reconciler {
                 None => Err(*index),
             };
             let op = match piece {
+                Piece::Forwarding => {
+                    self.restore_forwarding(model, restored);
+                    None
+                }
                 Piece::Device(index) => {
-                    if let Ok(Some(dev)) = on(index)
-                        && !self.is_device_right(&dev, *index, &wanted)?
-                    {
-                        restored.look = true;
-                        return Ok(());
-                    }
+                    let look = match on(index) {
+                        Ok(Some(dev)) => {
+                            Some(*seen == Seen::Down || !self.is_device_right(&dev, *index, &wanted)?)
+                        }
+                        _ => self.look_at_container(*index, seen, model, &wanted)?,
+                    };
+                    restored.new.extend(look.is_none().then_some(*piece));
+                    restored.causes.extend((look == Some(true)).then_some(*piece));
                     None
                 }
                 Piece::Filter => {
@@ -105,8 +127,11 @@ impl Reconciler {
             };
             steps.extend(op.map(|op| (*piece, Step { op, replaces: *seen != Seen::Gone })));
         }
-        if !self.believed && !steps.is_empty() {
-            restored.look = true;
+        if !self.believed || !restored.causes.is_empty() {
+            restored.causes.extend(steps.iter().map(|(piece, _)| *piece));
+        }
+        restored.look |= !restored.causes.is_empty();
+        if restored.look {
             return Ok(());
         }
         let (pieces, steps): (Vec<Piece>, Vec<Step>) = steps.into_iter().unzip();
@@ -116,8 +141,10 @@ impl Reconciler {
         restored
             .changes
             .note(steps.iter().enumerate().filter(|(number, _)| done(number)).map(|(_, step)| (step, true)));
-        let pieces = pieces.into_iter().enumerate().filter(|(number, _)| done(number));
-        restored.pieces.extend(pieces.map(|(_, piece)| piece));
+        for (number, piece) in pieces.into_iter().enumerate() {
+            let to = if done(&number) { &mut restored.pieces } else { &mut restored.causes };
+            to.push(piece);
+        }
         restored.look |= !refused.is_empty();
         Ok(())
     }
@@ -130,14 +157,18 @@ impl Reconciler {
             return Ok(false);
         }
         let addrs = self.netlink.addrs(Some(index))?;
-        let mut wanted = wanted.addrs.iter().filter(|((on, _), _)| on == dev);
-        Ok(wanted
-            .all(|((_, net), role)| addrs.iter().any(|addr| addr.net == *net && dump::role(addr) == *role)))
+        for ((_, net), role) in wanted.addrs.iter().filter(|((on, _), _)| on == dev) {
+            let there = addrs.iter().any(|addr| addr.net == *net && dump::role(addr) == *role);
+            if !there || !self.is_local(net.ip())? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn restore_filter(&mut self, model: &Model, restored: &mut Restored) {
         let rules = self.scene(model).rules();
-        if rules.vnis.is_empty() {
+        if rules.vnis.is_empty() && rules.nodes.is_empty() {
             return;
         }
         if let Some(table) = &mut self.table {

@@ -163,7 +163,11 @@ impl TestHost {
         veth.peer_mac = Some(parse_mac(&endpoint.mac).unwrap());
         veth.group = Some(names::group(network.vni));
         veth.mtu = Some(1430);
-        self.netlink.create_veth(&veth).unwrap()
+        let alias = Owner::new(&network.name, &*endpoint.container, "eth0").alias();
+        veth.alias = Some(&alias);
+        let link = self.netlink.create_veth(&veth).unwrap();
+        self.netns.run(|| sysctl::ignore_routers(&endpoint.veth)).unwrap().unwrap();
+        link
     }
 
     fn inside(&self, network: &Network, endpoint: &Endpoint, container: &Netns, gateway_mac: [u8; 6]) {

@@ -60,7 +60,12 @@ impl Kernel {
                     kernel.neighs.retain(|((on, _), _)| on != dev);
                 }
             }
-            Op::SetGroup(dev, group) => kernel.links.get_mut(dev).unwrap().group = *group,
+            Op::ChangeLink(dev, change) => {
+                let link = kernel.links.get_mut(dev).unwrap();
+                link.group = change.group.unwrap_or(link.group);
+                link.up |= change.up;
+            }
+            Op::Set(dev, _) => drop(kernel.links[dev].clone()),
             Op::SetAddr(dev, net, role) => {
                 self.on(dev);
                 let key = (dev.clone(), *net);
@@ -126,5 +131,6 @@ pub fn shown(device: &Device) -> Shown {
         mtu: device.mtu,
         alias: device.alias.clone(),
         ours: true,
+        ..Shown::default()
     }
 }

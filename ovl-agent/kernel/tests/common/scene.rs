@@ -13,6 +13,7 @@ pub struct Scene {
 const EVERYTHING: &str = "ip -d link show type vxlan | sed -e 's/^[0-9]*: //' -e 's/qlen.*//'; \
     ip -o link show type veth | sed 's/^[0-9]*: //'; ip -o addr | sed -e 's/^[0-9]*: //' -e 's/valid_lft.*//' -e 's/tentative *//' | sort; \
     ip route show table all proto 87 | sort; ip -6 route show table all proto 87 | sed 's/pref.*//' | sort; \
+    ip route show table local dev vx-0123456789ab; ip -6 route show table local dev vx-0123456789ab | grep -v ^multicast | sort; \
     ip neigh show nud permanent | sort; ip -6 neigh show nud permanent | sort; bridge fdb show dev vx-0123456789ab | sort; \
     nft list table inet weft-overlay || true";
 
@@ -46,8 +47,14 @@ impl Scene {
 
     /// Waits until the kernel shows no link as about to come up: carrier and link-local addresses come in the background.
     fn wait_for_links(&self) {
-        let pending = "ip link | grep NO-CARRIER || ip -6 addr show tentative | grep inet6 || \
-                       ! ip -6 addr show dev vethone | grep inet6 | grep -v fe80::1/";
+        self.wait_while(
+            "ip link | grep NO-CARRIER || ip -6 addr show tentative | grep inet6 || \
+             ! ip -6 addr show dev vethone | grep inet6 | grep -v fe80::1/",
+        );
+    }
+
+    /// Waits until a command says nothing more.
+    pub fn wait_while(&self, pending: &str) {
         let start = std::time::Instant::now();
         loop {
             let found = self.host.sh(&format!("{{ {pending}; }} && echo pending || true"));
