@@ -57,11 +57,11 @@ pub fn forget(store: &Path) {
     }
 }
 
-/// The stores other than the one that the configuration names.
+/// The stores other than the one that the configuration names. One that this process may not use has no lease of its.
 pub fn others(configured: Option<&Dirs>) -> Vec<PathBuf> {
     let noted = fs::read_dir(directory()).into_iter().flatten().flatten();
     let mut stores: Vec<PathBuf> = noted.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
     stores.push(Dirs::usual_store());
-    stores.retain(|store| configured.is_none_or(|dirs| dirs.store != *store));
+    stores.retain(|store| configured.is_none_or(|dirs| dirs.store != *store) && !place::is_forbidden(store));
     stores
 }
