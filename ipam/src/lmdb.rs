@@ -5,12 +5,15 @@
 //! transaction of this process runs.
 #![allow(unsafe_code)]
 
+use std::fs::{self, File};
 use std::ops::Bound;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::error::{Error, Result};
 
@@ -26,6 +29,9 @@ const MAP_SIZE_MAX: usize = MAP_SIZE << 4;
 
 /// Processes that read at one moment; LMDB's own default is 126.
 const READERS: u32 = 1022;
+
+/// Bytes that are reserved at least: 64 pages, far more than a release changes.
+const RESERVED: u64 = 256 << 10;
 
 type Db<'e> = Database<'e, Bytes, Bytes>;
 
@@ -87,6 +93,25 @@ impl Lmdb {
             })?;
             answer.ok_or_else(|| Error::damaged("a writing transaction was lost"))
         })
+        .inspect(|_| self.reserve())
+    }
+
+    /// Keeps room on the disk behind the pages in use, so that leases can be released when the disk is full: LMDB writes
+    /// what a transaction changes to new pages. Without room, or where the file system cannot reserve it, the store works
+    /// as it is.
+    fn reserve(&self) {
+        let path = self.dir.join("data.mdb");
+        let Ok(meta) = fs::metadata(&path) else { return };
+        if meta.blocks() * 512 >= meta.len() + RESERVED {
+            return;
+        }
+        // Twice as much, so that this is done seldom.
+        let (start, length) = (i64::try_from(meta.len()), i64::try_from(2 * RESERVED));
+        let file = File::options().write(true).open(&path);
+        if let (Ok(start), Ok(length), Ok(file)) = (start, length, file) {
+            // The file's length stays that of its pages.
+            let _ = fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, start, length);
+        }
     }
 
     /// Tries again when the map was too small, or when killed readers had taken all places.

@@ -225,7 +225,12 @@ impl Container {
         };
         let mut found = Vec::new();
         for entry in entries {
-            if let Some(id) = entry?.file_name().to_str() {
+            let entry = match entry {
+                // The last container was removed meanwhile, and the directory with it.
+                Err(e) if e.kind() == ErrorKind::NotFound => break,
+                other => other.with_context(|| format!("cannot read {}", dir.display()))?,
+            };
+            if let Some(id) = entry.file_name().to_str() {
                 found.extend(Self::by_id(paths, id)?);
             }
         }

@@ -161,10 +161,19 @@ fn another_user_than_root_is_told_that_it_needs_root() {
         fs::set_permissions(exe.parent().unwrap(), open).unwrap();
         for (command, code) in [("inspect", 1), ("run", 125)] {
             let user = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
-            let line =
-                std::process::Command::new("setpriv").args(user).arg(&exe).args([command, "true"]).output();
-            let output = line.unwrap();
-            let error = String::from_utf8(output.stderr).unwrap();
+            // A process that another test is just starting may have the new file open for writing.
+            let (output, error) = loop {
+                let line = std::process::Command::new("setpriv")
+                    .args(user)
+                    .arg(&exe)
+                    .args([command, "true"])
+                    .output();
+                let output = line.unwrap();
+                let error = String::from_utf8(output.stderr.clone()).unwrap();
+                if !error.contains("Text file busy") {
+                    break (output, error);
+                }
+            };
             assert_eq!(error, "runtime: it needs root: run it as root, or by sudo\n");
             assert_eq!(output.status.code(), Some(code), "{error}");
         }

@@ -7,6 +7,7 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 #[test]
 fn the_host_bits_of_a_subnet_are_the_gateway() {
@@ -258,5 +259,24 @@ fn a_file_that_is_no_network_is_told_of_once() {
         let output = m.run(&["run", "--network", "none-such", "true"]);
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(error.matches("broken.conflist").count(), 1, "{error}");
+    });
+}
+
+#[test]
+fn killed_network_create_leaves_no_file_after_any_command() {
+    machine(|m| {
+        // Killed where the file gets its name.
+        let status = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=link,linkat:signal=KILL"])
+            .arg(env!("CARGO_BIN_EXE_runtime"))
+            .args(["--root".into(), m.path("root"), "--run".into(), m.path("run")])
+            .args(["--config-dir".into(), m.path("net.d"), "--cni-bin".into(), m.path("cni")])
+            .args(["network", "create", "web"])
+            .status()
+            .unwrap();
+        assert!(!status.success());
+        assert_eq!(fs::read_dir(m.path("net.d")).unwrap().count(), 1, "a part of a file");
+        m.ok(&["network", "ls"]);
+        assert_eq!(m.left(), Vec::<String>::new());
     });
 }

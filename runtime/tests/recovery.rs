@@ -12,7 +12,7 @@ fn a_killed_process_is_seen_and_all_of_it_released() {
     let id = host.sleeper("one", &["--network", "none"]);
     kill(host.pid(&id, "pid"));
     assert_eq!(host.ok(&["wait", "one"]), "137");
-    assert_eq!(host.asked("DEL none"), 1);
+    assert_eq!(host.asked("DEL none"), 1, "{} {}", host.state(&id, "status"), host.state(&id, "error"));
     host.assert_no_mounts();
     assert!(!host.path("run").exists());
     host.ok(&["rm", "one"]);
@@ -341,5 +341,41 @@ fn rm_f_of_a_missing_container_exits_0() {
     let (code, _, error) = host.all(&["rm", "-f", "missing"]);
     assert_eq!((code, error.as_str()), (0, "runtime: No such container: missing\n"));
     host.fails(1, &["rm", "missing"]);
+    host.assert_clean();
+}
+
+#[test]
+fn supervisor_told_to_end_while_starting_obeys_afterwards() {
+    let host = Host::new();
+    // The network's ADD waits until the test lets it go on.
+    let plugin = host.path("cni/none");
+    let slow = "[ $CNI_COMMAND != ADD ] || { : > $WEFT_ROOT/../adding; while [ -e $WEFT_ROOT/../adding ]; do sleep 0.01; done; }";
+    let script = std::fs::read_to_string(&plugin).unwrap().replacen('\n', &format!("\n{slow}\n"), 1);
+    std::fs::write(&plugin, script).unwrap();
+    for signal in [nix::sys::signal::Signal::SIGTERM, nix::sys::signal::Signal::SIGHUP] {
+        let line =
+            ["run", "-d", "--name", "one", "--stop-signal", "KILL", "--network", "none", "sleep", "1000"];
+        let run = host.command(&line).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        until("its network is being attached", || host.path("adding").exists());
+        let id = host.ok(&["ps", "-a", "-q", "--no-trunc"]);
+        let supervisor = nix::unistd::Pid::from_raw(host.pid(&id, "supervisor_pid"));
+        nix::sys::signal::kill(supervisor, signal).unwrap();
+        std::fs::remove_file(host.path("adding")).unwrap();
+        let out = run.wait_with_output().unwrap();
+        assert!(out.status.success(), "{signal}: the start was cut off");
+        assert_eq!(host.ok(&["wait", "one"]), "137");
+        assert_eq!(host.state(&id, "error"), "", "{signal}");
+        host.ok(&["rm", "one"]);
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn parts_of_cached_results_go_with_their_container() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none"]);
+    // What a supervisor that was killed while it wrote the result of an ADD leaves.
+    std::fs::write(host.path("root/results").join(format!(".none-{id}-lo.4711")), "{").unwrap();
+    host.ok(&["rm", "-f", "one"]);
     host.assert_clean();
 }

@@ -157,7 +157,16 @@ impl Cache {
             file.write_all(entry.to_json().to_string().as_bytes())?;
             fs::rename(&part, &path)
         };
-        write().map_err(|error| {
+        // Another process may remove the directory, or one above it, while it is empty.
+        const TRIES: usize = 1000;
+        let mut written = write();
+        for _ in 0..TRIES {
+            match &written {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => written = write(),
+                _ => break,
+            }
+        }
+        written.map_err(|error| {
             // Whether or not it was made.
             let _ = fs::remove_file(&part);
             Error::io(format!("cannot keep the result in {}", path.display()), error)
@@ -194,6 +203,18 @@ impl Cache {
         }
     }
 
+    /// Removes what writers of a container's entries left that were killed before the entry was whole. None of them may be
+    /// at work.
+    pub fn remove_parts(&self, container_id: &str) {
+        let part = format!("-{container_id}-");
+        for file in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = file.file_name();
+            if name.to_str().is_some_and(|name| name.starts_with('.') && name.contains(&part)) {
+                let _ = fs::remove_file(file.path());
+            }
+        }
+    }
+
     /// Every entry, by file name. Files that are damaged, or that are no entries, are passed over.
     ///
     /// # Errors
@@ -208,7 +229,12 @@ impl Cache {
         };
         let mut names = Vec::new();
         for file in listing {
-            names.push(file.map_err(failed)?.file_name());
+            match file {
+                Ok(file) => names.push(file.file_name()),
+                // The directory was removed meanwhile, so it was empty.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(failed(error)),
+            }
         }
         names.sort_unstable();
         names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));

@@ -26,7 +26,7 @@ impl Cgroup {
         for base in hierarchies() {
             let dir = base.join(PARENT).join(id);
             // The last of other containers may just be taking the parent away.
-            match fs::create_dir_all(&dir).or_else(|_| fs::create_dir_all(&dir)) {
+            match crate::paths::retry(|| fs::create_dir_all(&dir)) {
                 Ok(()) => cgroup.dirs.push(dir),
                 Err(e) => error = e,
             }

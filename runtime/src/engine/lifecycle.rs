@@ -106,6 +106,8 @@ impl Container {
     pub fn wait(&mut self) -> Result<i32> {
         release::settle(self)?;
         if !self.refresh()? || self.state.status != Status::Running {
+            // It may have ended just now, and its supervisor be giving everything back.
+            release::settle(self)?;
             return Ok(self.state.exit_code);
         }
         // One that cannot be reached has ended just now, or its supervisor has.

@@ -67,20 +67,27 @@ fn whole() -> libc::flock {
     }
 }
 
-/// The names of the containers that share this one's network namespace.
-pub(crate) fn joiners(container: &Container) -> Vec<String> {
+/// The IDs and names of the containers that share this one's network namespace. One that is not the runtime's has its short
+/// ID as its name.
+pub(crate) fn joined(container: &Container) -> Vec<(String, String)> {
     let joiners = Share::new(container.paths.shared()).joiners(container.id()).unwrap_or_default();
-    let mut names: Vec<String> = Vec::new();
+    let mut joined: Vec<(String, String)> = Vec::new();
     for (id, _) in joiners {
+        if joined.iter().any(|(known, _)| *known == id) {
+            continue;
+        }
         let name = match Container::by_id(&container.paths, &id) {
             Ok(Some(joiner)) => joiner.spec.name,
             _ => id.get(..12).unwrap_or(&id).to_owned(),
         };
-        if !names.contains(&name) {
-            names.push(name);
-        }
+        joined.push((id, name));
     }
-    names
+    joined
+}
+
+/// The names of the containers that share this one's network namespace.
+pub(crate) fn joiners(container: &Container) -> Vec<String> {
+    joined(container).into_iter().map(|(_, name)| name).collect()
 }
 
 /// Gives everything back that belongs to a run of the container, and with `--rm`, or when it was removed by force, the
@@ -128,6 +135,16 @@ pub fn release(container: &mut Container) -> Result<()> {
     }
     remove_run_dir(container)?;
     if goes { erase(container) } else { Ok(()) }
+}
+
+/// Withdraws the published ports of a container that has ended and whose network others share. The caller has the lock.
+pub fn unpublish(container: &mut Container) -> Result<()> {
+    if container.state.ports.is_empty() {
+        return Ok(());
+    }
+    network::unpublish(&container.paths, &container.spec, netns_path(container).as_deref())?;
+    container.state.ports.clear();
+    container.save_state()
 }
 
 /// Whether a run of the container may still hold something: a supervisor says that it does before it takes the first thing,
@@ -267,7 +284,7 @@ pub fn recover(container: &mut Container) -> Result<()> {
         }
         if !joiners(container).is_empty() {
             // The last of them does the rest.
-            return saved;
+            return saved.and_then(|()| unpublish(container));
         }
     }
     let result = release(container);

@@ -25,15 +25,17 @@ pub fn prepare(paths: &Paths, volumes: &[Volume]) -> Result<Vec<Mount>> {
     for volume in volumes {
         let source = match volume.source.starts_with('/') {
             true => PathBuf::from(&volume.source),
-            false => {
-                let all = paths.volumes();
-                make_private(&all).with_context(|| format!("cannot make {}", all.display()))?;
-                all.join(&volume.source)
-            }
+            false => paths.volumes().join(&volume.source),
         };
         if !source.exists() {
-            fs::create_dir_all(&source)
-                .with_context(|| format!("cannot make {} for the volume", source.display()))?;
+            // Another process may remove the directory of all volumes while it is empty.
+            crate::paths::retry(|| {
+                if !volume.source.starts_with('/') {
+                    make_private(&paths.volumes())?;
+                }
+                fs::create_dir_all(&source)
+            })
+            .with_context(|| format!("cannot make {} for the volume", source.display()))?;
         }
         mounts.push(Mount { source, target: volume.target.clone(), read_only: volume.read_only });
     }

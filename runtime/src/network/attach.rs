@@ -145,10 +145,43 @@ pub fn detach(paths: &Paths, spec: &Spec, netns: Option<&Path>) -> Result<()> {
             del(&list, Attachment { container_id, netns, ifname, args: Vec::new(), capability_args }, false);
         }
     }
+    invoker.cache.iter().for_each(|cache| cache.remove_parts(&spec.id));
     if errors.is_empty() {
         Ok(())
     } else {
         Err(anyhow!("cannot detach the container: {}", errors.join("; ")))
+    }
+}
+
+/// Withdraws a container's published ports and leaves its attachments: others share its network namespace, and the ports are
+/// free for the next container. It may be repeated.
+///
+/// # Errors
+/// All that failed; one failure does not stop the rest.
+pub fn unpublish(paths: &Paths, spec: &Spec, netns: Option<&Path>) -> Result<()> {
+    const PORTS: &str = "portMappings";
+    // The result stays in the cache, for the DEL of the whole attachment.
+    let invoker = Invoker { cache: None, ..invoker(paths) };
+    let netns = netns.filter(|path| path.exists()).map(Path::to_owned);
+    let entries = Cache::new(paths.results()).find_container(&spec.id);
+    let mut errors: Vec<String> = Vec::new();
+    for entry in entries.context("cannot read the cached results")? {
+        let Ok(mut list) = ConfList::from_slice(&entry.config) else { continue };
+        list.plugins.retain(|plugin| {
+            plugin.get("capabilities").and_then(|all| all.get(PORTS)?.as_bool()) == Some(true)
+        });
+        if !entry.capability_args.contains_key(PORTS) || list.plugins.is_empty() {
+            continue;
+        }
+        let attachment = Attachment { netns: netns.clone(), ..entry.attachment() };
+        if let Err(error) = invoker.del(&list, &attachment) {
+            errors.push(format!("network {}: {error}", list.name));
+        }
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(anyhow!("cannot withdraw the published ports: {}", errors.join("; ")))
     }
 }
 

@@ -3,14 +3,14 @@
 use super::meta::{Meta, Subnet};
 use super::options::Options;
 use super::pools::{self, Asked, Taken};
-use super::{DEFAULT, Network, conflist, host, lock, overlay};
+use super::{DEFAULT, Network, conflist, file, host, lock, overlay};
 use crate::paths::Paths;
 use crate::state;
 use anyhow::{Context, Result, bail};
 use ipnetwork::IpNetwork;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::Read;
 use std::net::IpAddr;
 
 /// The longest name: the names of cached results hold it beside a container's ID and an interface.
@@ -107,7 +107,7 @@ fn create_locked(paths: &Paths, request: &Request, options: &Options, asked: &[A
     let text = format!("{list:#}\n");
     // Read before it is written, as every reader of the file will.
     let list = cni::config::ConfList::from_slice(text.as_bytes())?;
-    write_new(&path, text.as_bytes())?;
+    file::create(&path, text.as_bytes())?;
     Network::new(path, list)
 }
 
@@ -262,29 +262,6 @@ fn random_id() -> Result<String> {
         .and_then(|mut file| file.read_exact(&mut bytes))
         .context("cannot read /dev/urandom")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Makes or empties a file that the owner alone may read: a conflist may hold what others need not know.
-pub(super) fn private(path: &std::path::Path) -> std::io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
-}
-
-/// Writes a file that did not exist, all of it or nothing.
-fn write_new(path: &std::path::Path, text: &[u8]) -> Result<()> {
-    let temporary = path.with_extension(format!("new{}", std::process::id()));
-    let write = || {
-        let mut file = private(&temporary)?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        fs::hard_link(&temporary, path)
-    };
-    let written: std::io::Result<()> = write();
-    let _ = fs::remove_file(&temporary);
-    match written {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!("{} already exists", path.display()),
-        other => other.with_context(|| format!("cannot write {}", path.display())),
-    }
 }
 
 #[cfg(test)]

@@ -13,18 +13,17 @@ use serde_json::{Map, Value, json};
 /// The containers' states cannot be read.
 pub fn inspect(paths: &Paths, network: &Network) -> Result<Value> {
     let mut containers = Map::new();
-    for container in usage::active(paths, network)? {
-        let attached = container.state.attachments.iter().find(|each| each.network == network.name());
+    for usage::Endpoint { id, name, attached } in usage::active(paths, network)? {
         if let Some(attached) = attached {
-            let endpoint = Endpoint::of(attached);
+            let endpoint = Endpoint::of(&attached);
             let address = |is_ipv4: bool| {
                 let mut all = endpoint.ips.iter().filter(|(net, _)| net.is_ipv4() == is_ipv4);
                 all.next().map(|(net, _)| net.to_string()).unwrap_or_default()
             };
             containers.insert(
-                container.id().to_owned(),
+                id,
                 json!({
-                    "Name": container.spec.name,
+                    "Name": name,
                     "Interface": attached.ifname,
                     "MacAddress": endpoint.mac,
                     "IPv4Address": address(true),

@@ -4,6 +4,7 @@
 use crate::paths::Paths;
 use crate::state::same_file;
 use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -29,6 +30,11 @@ pub fn create(paths: &Paths) -> Result<Lock> {
         .ok_or_else(|| anyhow!("{} vanished", paths.config_dir.display()))
 }
 
+/// As [`exclusive`], without waiting: none also when another process has the networks.
+pub fn try_exclusive(paths: &Paths) -> Result<Option<Lock>> {
+    lock(paths, FlockArg::LockExclusiveNonblock, false)
+}
+
 fn lock(paths: &Paths, how: FlockArg, make: bool) -> Result<Option<Lock>> {
     let dir = &paths.config_dir;
     // The directory may be removed between its making and the lock, with the last network: then it is made again.
@@ -41,9 +47,12 @@ fn lock(paths: &Paths, how: FlockArg, make: bool) -> Result<Option<Lock>> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.with_context(|| format!("cannot open {}", dir.display()))?,
         };
-        let lock = Flock::lock(file, how).map_err(|(_, error)| {
-            anyhow::Error::new(error).context(format!("cannot lock {}", dir.display()))
-        })?;
+        let lock = match Flock::lock(file, how) {
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            other => other.map_err(|(_, error)| {
+                anyhow::Error::new(error).context(format!("cannot lock {}", dir.display()))
+            })?,
+        };
         if same_file(&lock, dir) {
             return Ok(Some(Lock { _dir: lock }));
         }

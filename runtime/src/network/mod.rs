@@ -5,6 +5,7 @@
 mod attach;
 mod conflist;
 mod create;
+mod file;
 mod host;
 mod inspect;
 mod lock;
@@ -16,8 +17,9 @@ pub mod pools;
 mod remove;
 mod usage;
 
-pub use attach::{attach, detach};
+pub use attach::{attach, detach, unpublish};
 pub use create::{Request, create, ensure_default};
+pub use file::sweep;
 pub use inspect::{Endpoint, inspect};
 pub use remove::{prune, remove};
 

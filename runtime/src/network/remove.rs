@@ -40,8 +40,10 @@ fn refuse_active(paths: &Paths, network: &Network) -> Result<()> {
     if active.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> =
-        active.iter().map(|each| format!("{} ({})", each.spec.name, each.spec.short_id())).collect();
+    let names: Vec<String> = active
+        .iter()
+        .map(|each| format!("{} ({})", each.name, each.id.get(..12).unwrap_or(&each.id)))
+        .collect();
     bail!("network {} has active endpoints: {}", network.name(), names.join(", "))
 }
 

@@ -114,3 +114,39 @@ fn a_foreground_run_that_is_interrupted_leaves_nothing() {
     drop(running);
     site.finish();
 }
+
+#[test]
+fn on_a_full_disk_a_container_with_a_port_leaves_nothing() {
+    for end in ["rm -f www", "stop -t 0 www", "kill -9 the container", "kill -9 the supervisor"] {
+        let host = tests::Host::new();
+        host.link_machine("outside");
+        host.run("mkdir -p /var/lib/weft && mount -t tmpfs -o size=4m none /var/lib/weft").ok();
+        host.note_baseline();
+        host.weft().run("network create --driver bridge --subnet 192.168.10.1/24 testbridge").ok();
+        let site = Site { host };
+        let weft = site.host.weft();
+        let www = site.www();
+        let pid = www.pid();
+        let parent = site.host.run(&format!("awk '/^PPid/ {{print $2}}' /proc/{pid}/status")).ok();
+        site.host.run(
+            "dd if=/dev/zero of=/var/lib/weft/fill bs=64k; dd if=/dev/zero of=/var/lib/weft/fill2 bs=512",
+        );
+        assert!(site.host.run("echo x > /var/lib/weft/more").code != 0, "the disk is not full");
+        match end {
+            "kill -9 the container" => drop(site.host.run(&format!("kill -9 {pid}")).ok()),
+            "kill -9 the supervisor" => drop(site.host.run(&format!("kill -9 {}", parent.text())).ok()),
+            line => drop(weft.run(line).ok()),
+        }
+        until("ps tells the truth", || !weft.run("ps").ok().stdout.contains("www"));
+        weft.run("rm -f www").ok();
+        assert!(!weft.run("ps -a").ok().stdout.contains("www"), "{end}");
+        let leases = weft.run("ipam ls").ok();
+        assert!(!leases.stdout.contains("192.168.10."), "{end}: {leases}");
+        site.host.run("test -z \"$(find /var/lib/weft -name '*tmp*' -o -name '*.new*')\"").ok();
+        let ports = site.host.run("nft list ruleset");
+        assert!(!ports.stdout.contains("8080"), "{end}: {ports}");
+        weft.run("network rm testbridge").ok();
+        site.host.run("rm -f /var/lib/weft/fill /var/lib/weft/fill2 /var/lib/weft/more").ok();
+        site.host.assert_as_before();
+    }
+}

@@ -33,7 +33,7 @@ use crate::paths::Paths;
 use crate::spec::{NetMode, Spec};
 use crate::state::{Container, State, Status, now};
 use crate::{network, ports};
-use serve::Service;
+use serve::{Orders, Service};
 
 /// What the supervisor tells its starter, once.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -84,9 +84,11 @@ fn channels() -> Result<(UnixStream, Option<UnixStream>)> {
 
 fn supervise(paths: &Paths, id: &str, report: UnixStream, client: Option<UnixStream>) -> Result<()> {
     let mut notes = Vec::new();
-    let begun = begin(paths, id, client.as_ref(), &mut notes);
+    let begun = Orders::new()
+        .context("cannot catch signals")
+        .and_then(|orders| Ok((begin(paths, id, client.as_ref(), &mut notes)?, orders)));
     let (service, failure) = match begun {
-        Ok(service) => (Some(service), None),
+        Ok(begun) => (Some(begun), None),
         Err(error) => {
             let failure =
                 error.downcast().unwrap_or_else(|e| Failure { code: 125, message: format!("{e:#}") });
@@ -98,7 +100,7 @@ fn supervise(paths: &Paths, id: &str, report: UnixStream, client: Option<UnixStr
     let _ = (&report).write_all(&told);
     drop(report);
     match service {
-        Some(service) => service.serve(client),
+        Some((service, orders)) => service.serve(orders, client),
         None => bail!("not started"),
     }
 }

@@ -1,9 +1,11 @@
 //! The supervisor's work while the container runs, and its end.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -12,7 +14,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
@@ -30,6 +33,29 @@ use crate::state::{Container, Status, now};
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long the container has after the supervisor itself was told to end.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// The signals that tell the supervisor to end, caught from here on: one that comes while the container is being started
+/// is obeyed when it runs.
+pub struct Orders {
+    runtime: Runtime,
+    signals: Vec<Signal>,
+}
+
+impl Orders {
+    /// Catches them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let entered = runtime.enter();
+        let kinds =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()];
+        let signals = kinds.into_iter().map(signal).collect::<std::io::Result<_>>()?;
+        drop(entered);
+        Ok(Self { runtime, signals })
+    }
+}
 
 /// A running container and all that is held for it.
 pub struct Service {
@@ -61,12 +87,12 @@ impl Service {
     }
 
     /// Serves until the container has ended and everything is given back.
-    pub fn serve(self, first: Option<UnixStream>) -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        LocalSet::new().block_on(&runtime, self.run(first))
+    pub fn serve(self, orders: Orders, first: Option<UnixStream>) -> Result<()> {
+        let Orders { runtime, signals } = orders;
+        LocalSet::new().block_on(&runtime, self.run(signals, first))
     }
 
-    async fn run(mut self, first: Option<UnixStream>) -> Result<()> {
+    async fn run(mut self, signals: Vec<Signal>, first: Option<UnixStream>) -> Result<()> {
         let (mut container, lock) = self.kept.take().ok_or_else(|| anyhow!("nothing to serve"))?;
         let log = Rc::new(RefCell::new(self.log));
         let input = match (&self.terminal, self.pipes.input.take()) {
@@ -102,7 +128,7 @@ impl Service {
                 accepting.attach(stream, false);
             }
         });
-        spawn_local(obey(Rc::clone(&hub), container.spec.stop_signal.unwrap_or(libc::SIGTERM)));
+        spawn_local(obey(signals, Rc::clone(&hub), container.spec.stop_signal.unwrap_or(libc::SIGTERM)));
 
         if container.is_removed() {
             // By force, while it was starting.
@@ -121,6 +147,8 @@ impl Service {
         // Nobody is sent to a container that has ended.
         drop(self.proxy);
         if !release::joiners(&container).is_empty() {
+            // What fails is done with the rest.
+            let _ = release::unpublish(&mut container);
             // Whoever waits for the process need not wait for those who share its network.
             hub.exited(code).await;
             alone(&container).await?;
@@ -200,14 +228,15 @@ async fn drain(pumps: Vec<JoinHandle<Result<()>>>) {
 }
 
 /// A supervisor that is told to end ends its container, and then itself.
-async fn obey(hub: Rc<Hub>, stop_signal: i32) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+async fn obey(mut signals: Vec<Signal>, hub: Rc<Hub>, stop_signal: i32) {
+    poll_fn(|context| {
+        let is_told = signals.iter_mut().any(|each| each.poll_recv(context).is_ready());
+        if is_told { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
     hub.signal(stop_signal);
     tokio::time::sleep(GRACE).await;
     hub.signal(libc::SIGKILL);
-    Ok(())
 }
 
 /// Waits until no other container shares this one's network.

@@ -2,7 +2,7 @@
 //! host.
 
 use super::{DRIVER, agent, check_overlap};
-use crate::network::{self, Network, conflist, create, lock, remove, warn};
+use crate::network::{self, Network, conflist, file, lock, remove, warn};
 use crate::paths::Paths;
 use crate::spec::NetAttach;
 use anyhow::{Context, Result, bail};
@@ -10,7 +10,6 @@ use cni::config::ConfList;
 use ovl_api::{Client, model};
 use serde_json::Value;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,13 +47,7 @@ pub fn add(paths: &Paths, made: &model::Network) -> Result<Network> {
 }
 
 fn write(path: &Path, list: &ConfList) -> Result<()> {
-    let temporary = path.with_extension(format!("new{}", std::process::id()));
-    let text = format!("{:#}\n", Value::Object(list.raw.clone()));
-    let written = create::private(&temporary)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .and_then(|()| fs::rename(&temporary, path));
-    let _ = fs::remove_file(&temporary);
-    written.with_context(|| format!("cannot write {}", path.display()))
+    file::replace(path, format!("{:#}\n", Value::Object(list.raw.clone())).as_bytes())
 }
 
 /// What has to happen to one file.
