@@ -129,7 +129,7 @@ pub struct NetAttach {
 }
 
 /// A published port. Its JSON is the `portMappings` entry of the CNI conventions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortMapping {
     /// Which of the host's addresses; none: all.
     #[serde(rename = "hostIP", default, skip_serializing_if = "Option::is_none")]
@@ -137,11 +137,19 @@ pub struct PortMapping {
     /// The host's port; 0 in a spec: a free one is chosen at the start.
     #[serde(rename = "hostPort")]
     pub host_port: u16,
+    /// In a spec, the last of the host's ports to choose from at the start; 0: there is no choice.
+    #[serde(rename = "hostPortLast", default, skip_serializing_if = "is_zero")]
+    pub host_port_last: u16,
     /// The container's port.
     #[serde(rename = "containerPort")]
     pub container_port: u16,
     /// The transport protocol.
     pub protocol: Protocol,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(port: &u16) -> bool {
+    *port == 0
 }
 
 /// A transport protocol with ports.
@@ -202,7 +210,7 @@ mod tests {
                 host_ip: None,
                 host_port: 8080,
                 container_port: 80,
-                protocol: Protocol::Tcp,
+                ..PortMapping::default()
             }],
             ..Default::default()
         };

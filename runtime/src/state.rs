@@ -85,6 +85,8 @@ pub struct State {
     pub attachments: Vec<AttachState>,
     /// Published ports with the host ports that were chosen.
     pub ports: Vec<PortMapping>,
+    /// Whether those without a host address answer on the host's IPv6 addresses too.
+    pub ports_ipv6: bool,
 }
 
 /// No container has this name or ID.

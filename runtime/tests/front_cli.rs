@@ -179,3 +179,61 @@ fn another_user_than_root_is_told_that_it_needs_root() {
         }
     });
 }
+
+#[test]
+fn runtime_alone_and_help_print_the_commands() {
+    machine(|m| {
+        let alone = m.ok(&[]);
+        assert!(alone.contains("Usage: runtime") && alone.contains("  network "), "{alone}");
+        assert!(!alone.contains("supervise"), "{alone}");
+        assert_eq!(m.ok(&["help"]), alone);
+        assert_eq!(m.ok(&["help", "supervise"]), alone);
+        let run = m.ok(&["help", "run"]);
+        assert!(run.contains("Usage: runtime run") && run.contains("--publish"), "{run}");
+        assert!(m.ok(&["help", "network", "create"]).contains("--subnet"));
+        assert!(m.ok(&["network"]).contains("prune"));
+        assert_eq!(m.left(), [""; 0]);
+    });
+}
+
+#[test]
+fn words_that_only_docker_has_are_named() {
+    machine(|m| {
+        for (args, named) in [
+            (&["run", "--memory", "1g", "true"][..], "run --memory"),
+            (&["run", "--memory=1g", "true"], "run --memory"),
+            (&["run", "-m", "1g", "true"], "run -m"),
+            (&["create", "--privileged", "true"], "create --privileged"),
+            (&["rm", "-v", "x"], "rm -v"),
+            (&["network", "create", "--ipam-driver", "x", "n"], "network create --ipam-driver"),
+            (&["network", "connect", "a", "b"], "network connect"),
+            (&["images"], "images"),
+            (&["pull", "alpine"], "pull"),
+        ] {
+            let (code, error) = m.fails(args);
+            assert!(error.starts_with(&format!("runtime: {named}: Docker has this")), "{args:?}: {error}");
+            assert!(!error.contains("similar") && error.lines().count() == 1, "{args:?}: {error}");
+            assert_eq!(code, if matches!(args[0], "run" | "create") { 125 } else { 1 }, "{args:?}");
+        }
+        // What neither has keeps its hint.
+        assert!(m.fails(&["run", "--mac-addres", "x", "true"]).1.contains("--mac-address"));
+    });
+}
+
+#[test]
+fn one_that_joins_cannot_have_name_servers_or_hosts_of_its_own() {
+    machine(|m| {
+        m.ok(&["create", "--name", "one", "--network", "none", "true"]);
+        for flag in [
+            ["--dns", "192.0.2.1"],
+            ["--dns-search", "lan"],
+            ["--dns-option", "x"],
+            ["--add-host", "a:10.0.0.1"],
+        ] {
+            let (code, error) = m.fails(&["create", "--network", "container:one", flag[0], flag[1], "true"]);
+            assert_eq!(code, 125);
+            assert!(error.contains(flag[0]), "{error}");
+        }
+        m.ok(&["rm", "one"]);
+    });
+}

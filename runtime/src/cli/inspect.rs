@@ -1,12 +1,11 @@
 //! `inspect` and `port`.
 
 use super::args::InspectArgs;
-use super::ps::has_ipv6;
+use super::ps::published_at;
 use super::signal;
 use crate::format;
 use crate::network::{self, Endpoint};
 use crate::paths::Paths;
-use crate::ports::form;
 use crate::spec::{NetMode, PortMapping, Protocol};
 use crate::state::{Container, Status};
 use anyhow::{Result, anyhow, bail};
@@ -83,7 +82,11 @@ fn container(container: &Container) -> Value {
             "Binds": binds,
             "NetworkMode": mode(&spec.network),
             "PortBindings": bindings(&spec.ports, &|port| {
-                let port_text = if port.host_port == 0 { String::new() } else { port.host_port.to_string() };
+                let port_text = match (port.host_port, port.host_port_last) {
+                    (0, _) => String::new(),
+                    (only, 0) => only.to_string(),
+                    (first, last) => format!("{first}-{last}"),
+                };
                 vec![(port.host_ip.map(|ip| ip.to_string()).unwrap_or_default(), port_text)]
             }),
             "AutoRemove": spec.auto_remove,
@@ -199,9 +202,8 @@ fn settings(container: &Container) -> Value {
             );
         }
     }
-    let ipv6 = has_ipv6(container);
     let ports = bindings(&state.ports, &|port| {
-        let hosts = form::shown(port, ipv6).into_iter();
+        let hosts = published_at(container, port).into_iter();
         let parted = hosts.filter_map(|host| {
             let (ip, port) = host.rsplit_once(':')?;
             Some((ip.trim_matches(['[', ']']).to_owned(), port.to_owned()))
@@ -231,13 +233,12 @@ fn settings(container: &Container) -> Value {
 /// The port is not published.
 pub fn port(paths: &Paths, name: &str, wanted: Option<&str>) -> Result<()> {
     let container = Container::load(paths, name)?;
-    let ipv6 = has_ipv6(&container);
     let mut ports: Vec<PortMapping> =
         if container.state.status == Status::Running { container.state.ports.clone() } else { Vec::new() };
     ports.sort_by_key(|port| (port.container_port, port.protocol, port.host_port));
     let Some(wanted) = wanted else {
         let line = |port: &PortMapping| {
-            form::shown(port, ipv6)
+            published_at(&container, port)
                 .into_iter()
                 .map(|host| format!("{} -> {host}\n", key(port)))
                 .collect::<String>()
@@ -254,7 +255,7 @@ pub fn port(paths: &Paths, name: &str, wanted: Option<&str>) -> Result<()> {
     if ports.is_empty() {
         bail!("no public port '{number}/{protocol}' published for {name}");
     }
-    let lines = ports.iter().flat_map(|port| form::shown(port, ipv6));
+    let lines = ports.iter().flat_map(|port| published_at(&container, port));
     Ok(format::print(&lines.map(|host| host + "\n").collect::<String>())?)
 }
 
@@ -271,8 +272,7 @@ mod tests {
             "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:02", "sandbox": "/run/netns/a"}],
             "ips": [{"address": "10.1.0.2/16", "gateway": "10.1.0.1", "interface": 0}],
         });
-        let port =
-            PortMapping { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp };
+        let port = PortMapping { host_port: 8080, container_port: 80, ..PortMapping::default() };
         Container {
             paths: crate::paths::Paths {
                 root: none.clone(),

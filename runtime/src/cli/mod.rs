@@ -13,6 +13,7 @@ mod ps;
 mod signal;
 mod spec;
 mod text;
+mod usage;
 
 use crate::engine::{self, Failure, supervisor};
 use crate::ipam_cmd;
@@ -32,7 +33,7 @@ const CNI_BIN: [&str; 2] = ["/opt/cni/bin", "../cni"];
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(error),
+        Err(error) => return usage::report(error),
     };
     let own = own_failure(&cli.command);
     match paths(&cli.global).and_then(|paths| dispatch(&paths, cli.command)) {
@@ -50,30 +51,6 @@ fn own_failure(command: &Command) -> u8 {
         Command::Run(_) | Command::Create(_) | Command::Supervise { .. } => 125,
         _ => 1,
     }
-}
-
-/// The command without its variables. What they set counts as given, and is shown in usages as if it were required.
-fn without_variables(command: clap::Command) -> clap::Command {
-    command.mut_args(|arg| arg.env(None::<&'static str>)).mut_subcommands(without_variables)
-}
-
-/// Prints a usage error, or what `--help` and `--version` ask for.
-fn usage(error: clap::Error) -> ExitCode {
-    if !error.use_stderr() {
-        let _ = error.print();
-        return ExitCode::SUCCESS;
-    }
-    // When it is a variable that is wrong, there is no error without it.
-    let plain = without_variables(Cli::command()).try_get_matches();
-    let error = plain.err().filter(|plain| plain.kind() == error.kind()).unwrap_or(error);
-    let text = error.render().to_string();
-    let text = text.strip_prefix("error: ").map_or_else(|| text.clone(), |text| format!("runtime: {text}"));
-    eprint!("{text}");
-    // The command is not known when parsing failed; it is the first word that is one.
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let command = Cli::command();
-    let first = words.iter().find(|word| command.find_subcommand(word).is_some());
-    ExitCode::from(if first.is_some_and(|word| word == "run" || word == "create") { 125 } else { 1 })
 }
 
 /// The directories to work with.
@@ -193,19 +170,6 @@ fn exit(code: i32) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_variable_sets_is_not_in_the_usage() {
-        let error = |command: clap::Command| {
-            command.try_get_matches_from(["runtime", "lab", "exec"]).unwrap_err().to_string()
-        };
-        // Of those that are set wherever tests run.
-        let with =
-            Cli::command().mut_args(|arg| if arg.get_id() == "cni_bin" { arg.env("PATH") } else { arg });
-        assert!(error(with.clone()).contains("--cni-bin"), "{}", error(with.clone()));
-        let without = error(without_variables(with));
-        assert!(without.contains("<HOST>") && !without.contains("--cni-bin"), "{without}");
-    }
 
     #[test]
     fn the_command_line_is_consistent() {

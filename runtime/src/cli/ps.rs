@@ -6,7 +6,7 @@ use crate::format::{self, Row, age};
 use crate::network::Endpoint;
 use crate::paths::Paths;
 use crate::ports::form;
-use crate::spec::NetMode;
+use crate::spec::{NetMode, PortMapping, Protocol};
 use crate::state::{Container, Status};
 use anyhow::Result;
 use std::time::Duration;
@@ -107,9 +107,13 @@ fn status(container: &Container) -> String {
     }
 }
 
-/// Whether the container has an IPv6 address that others can reach.
-pub fn has_ipv6(container: &Container) -> bool {
-    container.state.attachments.iter().any(|each| Endpoint::of(each).ips.iter().any(|(net, _)| net.is_ipv6()))
+/// Where a published port answers, as `0.0.0.0:8080`. The proxy passes IPv6 on to a container that has IPv4 alone, but no SCTP.
+pub fn published_at(container: &Container, port: &PortMapping) -> Vec<String> {
+    let state = &container.state;
+    let has_ipv6 =
+        || state.attachments.iter().any(|each| Endpoint::of(each).ips.iter().any(|(net, _)| net.is_ipv6()));
+    let answers = state.ports_ipv6 && port.protocol != Protocol::Sctp;
+    form::shown(port, answers || has_ipv6())
 }
 
 /// Ports as the table shows them: `0.0.0.0:8080->80/tcp`.
@@ -117,10 +121,9 @@ fn published(container: &Container) -> String {
     if container.state.status != Status::Running {
         return String::new();
     }
-    let ipv6 = has_ipv6(container);
-    let one = |mapping: &crate::spec::PortMapping| {
+    let one = |mapping: &PortMapping| {
         let to = format!("{}/{}", mapping.container_port, mapping.protocol);
-        form::shown(mapping, ipv6).into_iter().map(move |host| format!("{host}->{to}"))
+        published_at(container, mapping).into_iter().map(move |host| format!("{host}->{to}"))
     };
     container.state.ports.iter().flat_map(one).collect::<Vec<_>>().join(", ")
 }

@@ -38,7 +38,7 @@ pub fn build(paths: &Paths, args: &CreateArgs, detach: bool) -> Result<Spec> {
     args.publish.iter().try_for_each(|publish| ports::form::parse(publish).map(drop))?;
     let (network, networks) = network_of(paths, args)?;
     let default_ip = networks.iter().find_map(|network| network.options().host_binding);
-    let mut ports = ports::form::mappings(&args.publish, default_ip, ports::free_port)?;
+    let mut ports = ports::form::mappings(&args.publish, default_ip)?;
     match &network {
         NetMode::Container(_) if !ports.is_empty() => {
             bail!(
@@ -125,6 +125,18 @@ fn network_of(paths: &Paths, args: &CreateArgs) -> Result<(NetMode, Vec<Network>
             if let Some(target) = other.strip_prefix("container:") {
                 if args.hostname.is_some() {
                     bail!("--hostname: the name is that of the container that is joined");
+                }
+                let files = [
+                    ("--add-host", !args.add_host.is_empty()),
+                    ("--dns", !args.dns.is_empty()),
+                    ("--dns-search", !args.dns_search.is_empty()),
+                    ("--dns-option", !args.dns_option.is_empty()),
+                ];
+                if let Some((flag, _)) = files.iter().find(|(_, given)| *given) {
+                    bail!(
+                        "{flag}: /etc/hosts and /etc/resolv.conf are those of the container that is joined; give it \
+                         {flag}"
+                    );
                 }
                 let target = Container::load(paths, target)?;
                 return Ok((NetMode::Container(target.spec.id), Vec::new()));

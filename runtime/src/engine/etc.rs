@@ -46,12 +46,11 @@ pub fn write(container: &Container, hostname: &str) -> Result<Vec<(PathBuf, &'st
                 true => format!("{}{}", host("/etc/hosts"), extra_hosts(&container.spec)),
                 false => hosts(&container.spec, hostname, &addresses(&container.state.attachments)),
             };
-            let resolv = resolv_conf(
-                &container.spec,
-                &container.state.attachments,
-                &host("/etc/resolv.conf"),
-                is_host,
-            );
+            let resolv = match is_host {
+                true => host("/etc/resolv.conf"),
+                false => uplink(host("/etc/resolv.conf"), || host(UPLINK)),
+            };
+            let resolv = resolv_conf(&container.spec, &container.state.attachments, &resolv, is_host);
             [hosts, resolv, format!("{hostname}\n")]
         }
     };
@@ -62,6 +61,28 @@ pub fn write(container: &Container, hostname: &str) -> Result<Vec<(PathBuf, &'st
         files.push((path, place));
     }
     Ok(files)
+}
+
+/// Where systemd-resolved has the servers that it asks itself (systemd-resolved.service(8)).
+const UPLINK: &str = "/run/systemd/resolve/resolv.conf";
+/// The addresses at which systemd-resolved answers on the host's loopback.
+const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
+
+/// The host's resolver configuration, or that of systemd-resolved's own servers where the host asks that and nothing else:
+/// a container does not reach the host's loopback.
+fn uplink(host: String, of_resolved: impl Fn() -> String) -> String {
+    let mut servers = values(&host, "nameserver").into_iter().peekable();
+    if servers.peek().is_none() || !servers.all(|server| STUBS.contains(&server.as_str())) {
+        return host;
+    }
+    let resolved = of_resolved();
+    if values(&resolved, "nameserver").is_empty() { host } else { resolved }
+}
+
+/// The words behind a key of a resolver configuration (resolv.conf(5)).
+fn values(text: &str, key: &str) -> Vec<String> {
+    let lines = text.lines().filter_map(|line| line.trim().strip_prefix(key)?.strip_prefix([' ', '\t']));
+    lines.flat_map(str::split_whitespace).map(str::to_owned).collect()
 }
 
 /// The container's own addresses, from the CNI results.
@@ -94,7 +115,8 @@ fn extra_hosts(spec: &Spec) -> String {
 }
 
 /// What was asked for, else what the networks say, else the host's; of the host's name servers those on its loopback are
-/// left out, since a container with its own network does not reach them.
+/// left out, since a container with its own network does not reach them, and so are those with a zone (fe80::1%eth0), which
+/// names a link of the host.
 fn resolv_conf(spec: &Spec, attachments: &[AttachState], host: &str, is_host: bool) -> String {
     let dns = |key: &str| -> Vec<String> {
         let lists = attachments.iter().filter_map(|a| a.result.get("dns")?.get(key)?.as_array());
@@ -106,18 +128,10 @@ fn resolv_conf(spec: &Spec, attachments: &[AttachState], host: &str, is_host: bo
         }
         all
     };
-    let of_host = |key: &str| -> Vec<String> {
-        let lines = host.lines().filter_map(|line| line.trim().strip_prefix(key)?.strip_prefix([' ', '\t']));
-        lines.flat_map(str::split_whitespace).map(str::to_owned).collect()
-    };
+    let of_host = |key: &str| values(host, key);
     let first = |choices: [Vec<String>; 3]| choices.into_iter().find(|c| !c.is_empty()).unwrap_or_default();
     let reachable = |server: &String| {
-        is_host
-            || server
-                .split('%')
-                .next()
-                .and_then(|ip| ip.parse().ok())
-                .is_none_or(|ip: IpAddr| !ip.is_loopback())
+        is_host || (!server.contains('%') && server.parse().is_ok_and(|ip: IpAddr| !is_loopback(ip)))
     };
     let servers = first([
         spec.dns.iter().map(ToString::to_string).collect(),
@@ -136,10 +150,30 @@ fn resolv_conf(spec: &Spec, attachments: &[AttachState], host: &str, is_host: bo
     text
 }
 
+/// Whether an address is the host's own loopback, also in the form of IPv6.
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback() || ip.is_unspecified()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn stub_resolver_is_replaced_by_its_own_servers() {
+        let stub = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch lan\n";
+        let own = "nameserver 192.0.2.7\nnameserver fe80::1%eth0\nsearch lan\n";
+        let used = |host: &str, own: &str| uplink(host.to_owned(), || own.to_owned());
+        assert_eq!(used(stub, own), own);
+        assert_eq!(used(stub, ""), stub);
+        for other in ["nameserver 127.0.0.1\n", "nameserver 192.0.2.1\nnameserver 127.0.0.53\n", ""] {
+            assert_eq!(used(other, own), other);
+        }
+        let text = resolv_conf(&Spec::default(), &[], own, false);
+        assert_eq!(text, "nameserver 192.0.2.7\nsearch lan\n", "a zone names a link of the host");
+        assert!(resolv_conf(&Spec::default(), &[], own, true).contains("fe80::1%eth0"));
+    }
 
     fn attached() -> Vec<AttachState> {
         let result = json!({"ips": [{"address": "10.0.0.2/24"}, {"address": "fd00::2/64"}],

@@ -75,7 +75,7 @@ pub fn address(network: &Network, ip: IpAddr) -> Result<()> {
 /// # Errors
 /// What `run --publish` says.
 pub fn ports(texts: &[String]) -> Result<Vec<PortMapping>> {
-    form::mappings(texts, None, |_, _, _| Ok(0))
+    form::mappings(texts, None)
 }
 
 /// The container that has one of these ports on the same host, and the port's number.

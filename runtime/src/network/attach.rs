@@ -1,5 +1,6 @@
 //! Attaching a container to its networks and detaching it, by driving the CNI executables.
 
+use super::error::plain;
 use super::plan::{self, Planned};
 use super::{local, lock, missing, overlay};
 use crate::paths::Paths;
@@ -54,7 +55,8 @@ pub fn attach(paths: &Paths, spec: &Spec, netns: &Path) -> Result<Vec<AttachStat
             args: Vec::new(),
             capability_args: capability_args.clone(),
         };
-        let added = invoker.add(list, &attachment).map_err(|error| anyhow!("{error}"));
+        let added =
+            invoker.add(list, &attachment).map_err(|error| anyhow!("{}", plain(paths, &list.name, &error)));
         let added = added.and_then(|result| Ok(result.to_json(list.version.max(Version::V0_3_0))?));
         match added {
             Ok(result) => {
@@ -64,12 +66,16 @@ pub fn attach(paths: &Paths, spec: &Spec, netns: &Path) -> Result<Vec<AttachStat
                 done.push((list, attachment));
             }
             Err(error) => {
-                let undone =
-                    done.iter().rev().filter_map(|(list, attachment)| invoker.del(list, attachment).err());
                 let mut error =
-                    error.context(format!("cannot attach the container to network {}", list.name));
-                for undo in undone {
-                    error = error.context(format!("while taking back an attachment: {undo}; before that"));
+                    error.context(format!("cannot attach container {} to network {}", spec.name, list.name));
+                for (list, attachment) in done.iter().rev() {
+                    if let Err(undo) = invoker.del(list, attachment) {
+                        let undo = plain(paths, &list.name, &undo);
+                        error = error.context(format!(
+                            "while taking back the attachment to network {}: {undo}; before that",
+                            list.name
+                        ));
+                    }
                 }
                 return Err(error);
             }
@@ -116,11 +122,16 @@ pub fn detach(paths: &Paths, spec: &Spec, netns: Option<&Path>) -> Result<()> {
     let netns = netns.filter(|path| path.exists()).map(Path::to_owned);
     let mut errors: Vec<String> = Vec::new();
     let mut del = |list: &ConfList, attachment: Attachment, sure: bool| {
-        let ifname = attachment.ifname.clone();
         match invoker.del(list, &attachment) {
             // Without its plugin it was hardly attached.
             Err(InvokeError::NotFound { .. }) if !sure => {}
-            Err(error) => errors.push(format!("network {}, interface {ifname}: {error}", list.name)),
+            Err(error) => {
+                let text = format!("network {}: {}", list.name, plain(paths, &list.name, &error));
+                // The same for each of several interfaces.
+                if !errors.contains(&text) {
+                    errors.push(text);
+                }
+            }
             Ok(()) => {}
         }
     };
@@ -149,7 +160,7 @@ pub fn detach(paths: &Paths, spec: &Spec, netns: Option<&Path>) -> Result<()> {
     if errors.is_empty() {
         Ok(())
     } else {
-        Err(anyhow!("cannot detach the container: {}", errors.join("; ")))
+        Err(anyhow!("cannot detach container {}: {}", spec.name, errors.join("; ")))
     }
 }
 
@@ -175,20 +186,20 @@ pub fn unpublish(paths: &Paths, spec: &Spec, netns: Option<&Path>) -> Result<()>
         }
         let attachment = Attachment { netns: netns.clone(), ..entry.attachment() };
         if let Err(error) = invoker.del(&list, &attachment) {
-            errors.push(format!("network {}: {error}", list.name));
+            errors.push(format!("network {}: {}", list.name, plain(paths, &list.name, &error)));
         }
     }
     if errors.is_empty() {
         Ok(())
     } else {
-        Err(anyhow!("cannot withdraw the published ports: {}", errors.join("; ")))
+        Err(anyhow!("cannot withdraw the published ports of container {}: {}", spec.name, errors.join("; ")))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{PortMapping, Protocol};
+    use crate::spec::PortMapping;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
@@ -228,8 +239,7 @@ mod tests {
             ifname: ifname.into(),
             ..NetAttach::default()
         };
-        let ports =
-            vec![PortMapping { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp }];
+        let ports = vec![PortMapping { host_port: 8080, container_port: 80, ..PortMapping::default() }];
         let network = NetMode::Networks(vec![attach("one", "eth0"), attach("two", "eth1")]);
         Spec { id: "abc".into(), network, ports, ..Spec::default() }
     }

@@ -1,8 +1,10 @@
 //! `network create`.
 
+use super::host::Named;
 use super::meta::{Meta, Subnet};
+use super::options::BRIDGE;
 use super::options::Options;
-use super::pools::{self, Asked, Taken};
+use super::pools::{self, Asked, Taken, Use};
 use super::{DEFAULT, Network, conflist, file, host, lock, overlay};
 use crate::paths::Paths;
 use crate::state;
@@ -75,10 +77,20 @@ fn create_locked(paths: &Paths, request: &Request, options: &Options, asked: &[A
         bail!("network with name {name} already exists");
     }
     let id = random_id()?;
-    let host = host::View::read()?;
+    let host = host::View::read(options.bridge.as_deref())?;
+    if let Some(bridge) = options.bridge.as_ref().filter(|_| host.named == Named::OtherLink) {
+        bail!("--opt {BRIDGE}={bridge}: the host has a link of this name that is no bridge");
+    }
     let mut taken: Vec<Taken> = networks.iter().flat_map(network_subnets).collect();
     taken.extend(host.taken.iter().cloned());
-    let subnets = subnets(request, asked, &taken, &id)?;
+    let mut asked = asked.to_vec();
+    if let Named::Bridge(own) = &host.named
+        && asked.is_empty()
+    {
+        // A bridge of the user's own with an address: that is the gateway.
+        asked.extend(own.iter().filter_map(|net| pools::parse_subnet(&net.to_string()).ok()));
+    }
+    let subnets = subnets(request, &asked, &taken, &id)?;
     let bridge = match &options.bridge {
         Some(bridge) => {
             if let Some(other) = networks.iter().find(|network| network.bridge() == Some(bridge)) {
@@ -155,7 +167,7 @@ fn check_driver(driver: &str) -> Result<()> {
 
 fn network_subnets(network: &Network) -> Vec<Taken> {
     let by = format!("network {}", network.name());
-    network.subnets().into_iter().map(|net| Taken { net, by: by.clone() }).collect()
+    network.subnets().into_iter().map(|net| Taken { net, by: by.clone(), how: Use::Subnet }).collect()
 }
 
 /// The subnets of a new network: those that were asked for, checked, and those that it gets by itself.
@@ -215,6 +227,9 @@ pub(super) fn assign(request: &Request, asked: Vec<Asked>) -> Result<Vec<Subnet>
         }
         let part = |range: &IpNetwork| pools::overlap(subnet, *range) && range.prefix() >= subnet.prefix();
         let ip_range = take(&mut ranges, part, "--ip-range", subnet)?.map(pools::network_of);
+        if let Some(range) = ip_range {
+            check_range(range, subnet, gateway)?;
+        }
         let inside: Vec<(String, IpAddr)>;
         (inside, aux) = aux.into_iter().partition(|(_, ip)| subnet.contains(*ip));
         let mut aux_addresses = BTreeMap::new();
@@ -239,6 +254,23 @@ pub(super) fn assign(request: &Request, asked: Vec<Asked>) -> Result<Vec<Subnet>
         bail!("--aux-address {name}={ip} is in no subnet of the network ({})", all());
     }
     Ok(subnets)
+}
+
+/// Checks that `--ip-range` has addresses for containers.
+fn check_range(range: IpNetwork, subnet: IpNetwork, gateway: IpAddr) -> Result<()> {
+    let longest = if range.is_ipv4() { 31 } else { 127 };
+    if range.prefix() > longest {
+        bail!(
+            "--ip-range {range}: a single address; the longest prefix is /{longest} (`run --ip` gives a container this one)"
+        );
+    }
+    let (first, last) = pools::ends(subnet, range);
+    if first > last || (first == last && first == gateway) {
+        bail!(
+            "--ip-range {range}: it has no address for a container beside the gateway's, the network's and the broadcast address"
+        );
+    }
+    Ok(())
 }
 
 /// Takes the one value that belongs to a subnet.
@@ -301,9 +333,10 @@ mod tests {
 
     #[test]
     fn an_overlap_names_what_it_overlaps() {
-        let taken = [Taken { net: "10.0.0.0/8".parse().unwrap(), by: "route of eth0".into() }];
-        let error = build(&request(&["10.1.0.0/16"]), &taken).unwrap_err().to_string();
-        assert_eq!(error, "--subnet 10.1.0.0/16 overlaps route of eth0 (10.0.0.0/8)");
+        let taken = |how| [Taken { net: "10.0.0.0/8".parse().unwrap(), by: "address of eth0".into(), how }];
+        let error = build(&request(&["10.1.0.0/16"]), &taken(Use::Subnet)).unwrap_err().to_string();
+        assert_eq!(error, "--subnet 10.1.0.0/16 overlaps address of eth0 (10.0.0.0/8)");
+        build(&request(&["10.1.0.0/16"]), &taken(Use::Route)).unwrap();
     }
 
     #[test]
@@ -316,6 +349,8 @@ mod tests {
             Request { gateways: vec![ip("10.1.0.1"), ip("10.1.0.2")], ..base.clone() },
             Request { ip_ranges: vec!["10.2.0.0/25".parse().unwrap()], ..base.clone() },
             Request { ip_ranges: vec!["10.1.0.0/16".parse().unwrap()], ..base.clone() },
+            Request { ip_ranges: vec!["10.1.0.7/32".parse().unwrap()], ..base.clone() },
+            Request { ip_ranges: vec!["10.1.0.0/31".parse().unwrap()], ..base.clone() },
             Request { aux_addresses: vec![("a".into(), ip("10.2.0.1"))], ..base.clone() },
             Request { aux_addresses: vec![("a".into(), ip("10.1.0.1"))], ..base.clone() },
             request(&["10.1.0.0/24", "10.2.0.0/24"]),

@@ -5,6 +5,7 @@
 mod attach;
 mod conflist;
 mod create;
+mod error;
 mod file;
 mod host;
 mod inspect;

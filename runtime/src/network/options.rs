@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 /// The option of the MTU.
 pub const MTU: &str = "com.docker.network.driver.mtu";
-const NAME: &str = "com.docker.network.bridge.name";
+/// The option of the bridge's name.
+pub const BRIDGE: &str = "com.docker.network.bridge.name";
 const ICC: &str = "com.docker.network.bridge.enable_icc";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
@@ -14,7 +15,7 @@ const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 pub const PREFIX: &str = "com.docker.network.container_iface_prefix";
 
 /// The options that are known.
-pub const KNOWN: [&str; 6] = [MTU, NAME, ICC, MASQUERADE, HOST_BINDING, PREFIX];
+pub const KNOWN: [&str; 6] = [MTU, BRIDGE, ICC, MASQUERADE, HOST_BINDING, PREFIX];
 
 /// What a container's interfaces are called when a network says nothing: `eth0`, `eth1`, …
 pub const DEFAULT_PREFIX: &str = "eth";
@@ -56,8 +57,11 @@ impl Options {
                     let mtu = value.parse().ok().filter(|mtu| *mtu == 0 || (68..=65_535).contains(mtu));
                     options.mtu = Some(mtu.ok_or_else(|| bad("68 to 65535, or 0 for the default route's"))?);
                 }
-                NAME => {
+                BRIDGE => {
                     cni::validate::ifname(value).map_err(|error| anyhow!("--opt {key}={value}: {error}"))?;
+                    if value == "lo" {
+                        return Err(bad("the name of a bridge; lo is the loopback interface"));
+                    }
                     options.bridge = Some(value.clone());
                 }
                 ICC => options.icc = flag(value).ok_or_else(|| bad("true or false"))?,
@@ -101,7 +105,7 @@ mod tests {
     fn every_known_option_is_read() {
         let options = parse(&[
             (MTU, "1400"),
-            (NAME, "web0"),
+            (BRIDGE, "web0"),
             (ICC, "false"),
             (MASQUERADE, "false"),
             (HOST_BINDING, "127.0.0.1"),
@@ -129,7 +133,8 @@ mod tests {
         for (key, value) in [
             (MTU, "67"),
             (MTU, "x"),
-            (NAME, "sixteen-bytes-xx"),
+            (BRIDGE, "sixteen-bytes-xx"),
+            (BRIDGE, "lo"),
             (ICC, "maybe"),
             (HOST_BINDING, "::1"),
             (PREFIX, "a/b"),

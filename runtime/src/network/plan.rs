@@ -154,7 +154,6 @@ mod tests {
     use crate::network::conflist;
     use crate::network::meta::{Meta, Subnet};
     use crate::network::options::Options;
-    use crate::spec::Protocol;
 
     fn network(name: &str, internal: bool, subnets: &[&str], ip_range: Option<&str>) -> Network {
         let subnet = |text: &&str| {
@@ -190,7 +189,7 @@ mod tests {
     }
 
     fn http() -> PortMapping {
-        PortMapping { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp }
+        PortMapping { host_port: 8080, container_port: 80, ..PortMapping::default() }
     }
 
     #[test]

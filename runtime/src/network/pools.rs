@@ -11,6 +11,19 @@ pub struct Taken {
     pub net: IpNetwork,
     /// Who uses them.
     pub by: String,
+    /// How.
+    pub how: Use,
+}
+
+/// How addresses are in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// They are the subnet of a link or of another network: neither may overlap a new network.
+    Subnet,
+    /// A route leads there without a router: a subnet that is chosen avoids it, one that is asked for may overlap it.
+    OnLink,
+    /// A route leads there by a router: as [`Use::OnLink`], and a subnet that is chosen may be a part of it.
+    Route,
 }
 
 /// A subnet as asked for: the network, and the address that was written when it is not the network's own.
@@ -32,9 +45,21 @@ pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
     if a.prefix() <= b.prefix() { a.contains(b.network()) } else { b.contains(a.network()) }
 }
 
-/// The first thing that a network overlaps.
+/// The first subnet that a network overlaps.
 pub fn overlapped(net: IpNetwork, taken: &[Taken]) -> Option<&Taken> {
-    taken.iter().find(|each| overlap(net, each.net))
+    taken.iter().find(|each| each.how == Use::Subnet && overlap(net, each.net))
+}
+
+/// Whether a network can be chosen beside what is in use. A router's route that is less specific (a static one for all
+/// private addresses), and one for half of all addresses as VPNs have it, is there for what has no route of its own.
+fn is_free(net: IpNetwork, taken: &[Taken]) -> bool {
+    const SHORTEST: u8 = 8;
+    let avoids = |each: &Taken| match each.how {
+        Use::Subnet => true,
+        Use::OnLink => each.net.prefix() >= SHORTEST,
+        Use::Route => each.net.prefix() >= net.prefix(),
+    };
+    !taken.iter().any(|each| avoids(each) && overlap(net, each.net))
 }
 
 /// Reads `--subnet`: an address and a prefix, with room for the gateway and one container at least.
@@ -55,6 +80,11 @@ pub fn parse_subnet(text: &str) -> Result<Asked> {
         )
     })?;
     let subnet = network_of(net);
+    if let IpNetwork::V6(net) = subnet
+        && net.ip().to_ipv4_mapped().is_some()
+    {
+        bail!("--subnet {text:?}: an IPv4 subnet in IPv6 form; write it as IPv4");
+    }
     let (longest, special) = match subnet {
         IpNetwork::V4(net) => {
             let ip = net.ip();
@@ -92,7 +122,7 @@ pub fn defaults() -> impl Iterator<Item = IpNetwork> {
 /// # Errors
 /// All are used.
 pub fn free(taken: &[Taken]) -> Result<IpNetwork> {
-    defaults().find(|pool| overlapped(*pool, taken).is_none()).context(
+    defaults().find(|pool| is_free(*pool, taken)).context(
         "every default pool (172.17.0.0/16 to 172.31.0.0/16, 192.168.0.0/16 in /20s) overlaps a route, an address or \
          a network of this host; give one with --subnet",
     )
@@ -150,7 +180,7 @@ mod tests {
     }
 
     fn taken(nets: &[&str]) -> Vec<Taken> {
-        nets.iter().map(|text| Taken { net: net(text), by: (*text).into() }).collect()
+        nets.iter().map(|text| Taken { net: net(text), by: (*text).into(), how: Use::Subnet }).collect()
     }
 
     #[test]
@@ -210,5 +240,27 @@ mod tests {
         assert_eq!(ends("10.0.0.0/24", "10.0.0.0/25"), "10.0.0.1 10.0.0.127");
         assert_eq!(ends("10.0.0.0/24", "10.0.0.128/25"), "10.0.0.128 10.0.0.254");
         assert_eq!(ends("fd00::/64", "fd00::/120"), "fd00::1 fd00::ff");
+    }
+
+    #[test]
+    fn less_specific_routes_are_no_conflict() {
+        let taken = |text: &str, how| Taken { net: net(text), by: text.into(), how };
+        let vpn = [
+            taken("0.0.0.0/1", Use::Route),
+            taken("128.0.0.0/1", Use::Route),
+            taken("172.16.0.0/12", Use::Route),
+        ];
+        assert_eq!(free(&vpn).unwrap(), net("172.17.0.0/16"));
+        assert!(overlapped(net("172.17.0.0/16"), &vpn).is_none());
+        // A part of a pool, or all of it, is somewhere else.
+        for route in ["172.17.0.0/16", "172.17.5.0/24", "172.17.0.1/32"] {
+            assert_eq!(free(&[taken(route, Use::Route)]).unwrap(), net("172.18.0.0/16"), "{route}");
+        }
+        let on_link = [taken("0.0.0.0/1", Use::OnLink), taken("172.16.0.0/14", Use::OnLink)];
+        assert_eq!(free(&on_link).unwrap(), net("172.20.0.0/16"));
+        assert!(overlapped(net("172.17.0.0/16"), &on_link).is_none());
+        let link = [taken("172.16.0.0/12", Use::Subnet)];
+        assert_eq!(free(&link).unwrap(), net("192.168.0.0/20"));
+        assert!(overlapped(net("172.17.0.0/16"), &link).is_some());
     }
 }

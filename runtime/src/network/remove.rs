@@ -1,5 +1,6 @@
 //! `network rm` and `network prune`.
 
+use super::error::plain;
 use super::{DEFAULT, Network, attach, find, local, lock, missing, overlay, usage, warn};
 use crate::paths::Paths;
 use crate::state::Container;
@@ -51,7 +52,11 @@ fn refuse_active(paths: &Paths, network: &Network) -> Result<()> {
 fn take_down(paths: &Paths, network: &Network, force: bool, tell: bool) -> Result<()> {
     let collected = match attach::invoker(paths).gc(&network.list, &[]) {
         Ok(()) => Ok(()),
-        Err(error) => Err(anyhow!("{error}").context(format!("cleaning up network {}", network.name()))),
+        Err(error) => Err(anyhow!(
+            "cannot clean up network {}: {}",
+            network.name(),
+            plain(paths, network.name(), &error)
+        )),
     };
     let cleaned = collected.and_then(|()| forget(&paths.root.join("ipam"), network.name()));
     if let Err(error) = cleaned {

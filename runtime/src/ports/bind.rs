@@ -5,6 +5,7 @@ use super::proxy::Proxy;
 use crate::paths::Paths;
 use crate::spec::{PortMapping, Protocol, Spec};
 use anyhow::{Result, anyhow, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -34,6 +35,12 @@ impl Held {
         self.ports.iter().map(|port| port.mapping).collect()
     }
 
+    /// Whether a port that names no host address answers on the host's IPv6 addresses too.
+    pub fn answers_ipv6(&self) -> bool {
+        let is_ipv6 = |socket: &Socket| socket.local_addr().is_ok_and(|address| address.is_ipv6());
+        self.ports.iter().any(|port| port.mapping.host_ip.is_none() && port.sockets.iter().any(is_ipv6))
+    }
+
     /// Answers on the sockets for what address translation does not catch (IPv6's loopback among it) by passing it on to
     /// the container. The first address of each family is used; connections of a family that the container has not go to
     /// its address of the other. It goes on in a thread of its own until the [`Proxy`] is dropped, which gives the ports back.
@@ -48,40 +55,60 @@ impl Held {
 /// Binds the container's published ports in the calling thread's network namespace, which must be the host's.
 ///
 /// A mapping without a host address gets a socket in each family that the host has. A mapping without a host port gets a
-/// free one of the kernel's choice, the same in both families.
+/// free one of the kernel's choice, the same in both families; one with a range the first of it that is free.
 ///
 /// # Errors
 /// A taken port: names it and who holds it. Nothing stays bound then.
 pub fn bind(paths: &Paths, spec: &Spec) -> Result<Held> {
-    let mut ports: Vec<Port> = Vec::with_capacity(spec.ports.len());
-    for mapping in &spec.ports {
-        match bind_one(mapping) {
-            Ok(port) => ports.push(port),
-            Err(failure) => return Err(explain(paths, &spec.id, mapping, &failure)),
-        }
+    raise_limit(spec.ports.len());
+    // Those without a choice first, then those with a few ports to choose from: the others find another one.
+    let mut order: Vec<usize> = (0..spec.ports.len()).collect();
+    let freedom = |at: &usize| match spec.ports[*at] {
+        PortMapping { host_port: 0, .. } => 2,
+        PortMapping { host_port_last: 0, .. } => 0,
+        _ => 1,
+    };
+    order.sort_by_key(freedom);
+    let mut ports: Vec<Option<Port>> = Vec::new();
+    ports.resize_with(spec.ports.len(), || None);
+    for at in order {
+        let mapping = &spec.ports[at];
+        ports[at] = Some(match mapping.host_port_last {
+            0 => bind_one(mapping).map_err(|failure| explain(paths, &spec.id, mapping, &failure))?,
+            last => bind_range(mapping, mapping.host_port..=last)?,
+        });
     }
-    Ok(Held { ports })
+    Ok(Held { ports: ports.into_iter().flatten().collect() })
 }
 
-/// The first port of a range that is free now.
-///
-/// # Errors
-/// None is, or the host address is not the host's.
-pub fn free_port(ip: Option<IpAddr>, range: RangeInclusive<u16>, protocol: Protocol) -> Result<u16> {
-    let mut last = None;
+/// Lets this process have two sockets a mapping, where it may.
+fn raise_limit(mappings: usize) {
+    const OTHERS: u64 = 1024;
+    let needed = OTHERS + 2 * mappings as u64;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < needed
+    {
+        // The descriptors' limit as a whole is the kernel's fs.nr_open; where it refuses, binding says what is missing.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed));
+    }
+}
+
+/// Binds the first port of a range that is free.
+fn bind_range(mapping: &PortMapping, range: RangeInclusive<u16>) -> Result<Port> {
+    let protocol = mapping.protocol;
     for host_port in range.clone() {
-        let mapping = PortMapping { host_ip: ip, host_port, container_port: host_port, protocol };
-        match bind_one(&mapping) {
-            Ok(_) => return Ok(host_port),
-            Err(failure) => last = Some(failure),
+        match bind_one(&PortMapping { host_port, host_port_last: 0, ..*mapping }) {
+            Ok(port) => return Ok(port),
+            Err(Failure { error, .. }) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(Failure { address, error }) => bail!(
+                "cannot publish a port of {}-{}/{protocol} on {}: {error}",
+                range.start(),
+                range.end(),
+                address.ip()
+            ),
         }
     }
-    match last {
-        Some(Failure { address, error }) if error.kind() != io::ErrorKind::AddrInUse => {
-            bail!("cannot publish a port of {}-{} on {}: {error}", range.start(), range.end(), address.ip())
-        }
-        _ => bail!("cannot publish: every port of {}-{}/{protocol} is taken", range.start(), range.end()),
-    }
+    bail!("cannot publish: every port of {}-{}/{protocol} is in use", range.start(), range.end())
 }
 
 /// Which address could not be bound, and why.

@@ -2,6 +2,7 @@
 
 use crate::spec::{PortMapping, Protocol};
 use anyhow::{Result, anyhow, bail};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -55,11 +56,22 @@ pub fn parse(text: &str) -> Result<Vec<Publish>> {
     }
 }
 
+/// Reads a host's address.
+fn address(text: &str) -> Result<IpAddr, String> {
+    let ip: IpAddr = text.parse().map_err(|_| format!("host address {text:?} is no IP address"))?;
+    match ip {
+        IpAddr::V6(six) if six.to_ipv4_mapped().is_some() => {
+            Err(format!("host address {text:?} is an IPv4 address in IPv6 form; write {}", ip.to_canonical()))
+        }
+        _ => Ok(ip),
+    }
+}
+
 /// Takes the host's address off the front, when there is one: of the text's parts it is what stands before the last two.
 fn host_address(text: &str) -> Result<(Option<IpAddr>, &str), String> {
     if let Some(rest) = text.strip_prefix('[') {
         let (ip, rest) = rest.split_once(']').ok_or("a [ is not closed by ]")?;
-        let ip: IpAddr = ip.parse().map_err(|_| format!("host address {ip:?} is no IP address"))?;
+        let ip = address(ip)?;
         let rest = rest.strip_prefix(':').ok_or("the container's port is missing after the host address")?;
         return Ok((Some(ip), rest));
     }
@@ -67,10 +79,7 @@ fn host_address(text: &str) -> Result<(Option<IpAddr>, &str), String> {
         0 | 1 => Ok((None, text)),
         2 => match text.split_once(':') {
             Some(("", rest)) => Ok((None, rest)),
-            Some((ip, rest)) => {
-                let ip = ip.parse().map_err(|_| format!("host address {ip:?} is no IP address"))?;
-                Ok((Some(ip), rest))
-            }
+            Some((ip, rest)) => Ok((Some(address(ip)?), rest)),
             None => Ok((None, text)),
         },
         _ => Err("an IPv6 host address is written in brackets, like [::1]:8080:80".into()),
@@ -91,48 +100,49 @@ fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     }
 }
 
-/// All `--publish` as mappings. `default_ip` is for those that name no host address. `free` chooses from a range of host
-/// ports; a mapping without a host port keeps 0, for the start to choose.
+/// All `--publish` as mappings. `default_ip` is for those that name no host address. A mapping without a host port keeps 0,
+/// and one with a range keeps that, for the start to choose.
 ///
 /// # Errors
-/// As [`parse`]; a host port that is given twice; `free`'s.
-pub fn mappings(
-    texts: &[String],
-    default_ip: Option<IpAddr>,
-    free: impl Fn(Option<IpAddr>, RangeInclusive<u16>, Protocol) -> Result<u16>,
-) -> Result<Vec<PortMapping>> {
+/// As [`parse`]; a host port that is given twice.
+pub fn mappings(texts: &[String], default_ip: Option<IpAddr>) -> Result<Vec<PortMapping>> {
     let mut all: Vec<PortMapping> = Vec::new();
+    let mut known: HashSet<PortMapping> = HashSet::new();
+    let mut by_port: HashMap<(Protocol, u16), Vec<PortMapping>> = HashMap::new();
     for text in texts {
         for publish in parse(text)? {
             let host_ip = publish.host_ip.or(default_ip);
-            let host_port = match publish.host {
-                None => 0,
-                Some(range) if range.len() == 1 => *range.start(),
-                Some(range) => free(host_ip, range, publish.protocol)?,
+            let (host_port, host_port_last) = match publish.host {
+                None => (0, 0),
+                Some(range) if range.len() == 1 => (*range.start(), 0),
+                Some(range) => (*range.start(), *range.end()),
             };
             let mapping = PortMapping {
                 host_ip,
                 host_port,
+                host_port_last,
                 container_port: publish.container_port,
                 protocol: publish.protocol,
             };
-            if all.contains(&mapping) {
+            if !known.insert(mapping) {
                 continue;
             }
-            if let Some(other) = all.iter().find(|other| clash(other, &mapping)) {
+            let same_port = by_port.entry((mapping.protocol, host_port)).or_default();
+            if let Some(other) = same_port.iter().find(|other| clash(other, &mapping)) {
                 bail!(
                     "invalid --publish {text:?}: host port {host_port}/{} is given to container port {} already",
                     mapping.protocol,
                     other.container_port
                 );
             }
+            same_port.push(mapping);
             all.push(mapping);
         }
     }
     Ok(all)
 }
 
-/// Whether two mappings want the same port of the same host address.
+/// Whether two mappings want the same port of the same host address. One with a choice does not.
 pub fn clash(a: &PortMapping, b: &PortMapping) -> bool {
     let meet = match (a.host_ip, b.host_ip) {
         (Some(a), Some(b)) => {
@@ -140,11 +150,12 @@ pub fn clash(a: &PortMapping, b: &PortMapping) -> bool {
         }
         _ => true,
     };
-    a.host_port != 0 && a.host_port == b.host_port && a.protocol == b.protocol && meet
+    let has_choice = |mapping: &PortMapping| mapping.host_port == 0 || mapping.host_port_last != 0;
+    !has_choice(a) && !has_choice(b) && a.host_port == b.host_port && a.protocol == b.protocol && meet
 }
 
 /// A mapping as `port` prints it: `0.0.0.0:8080`, `[::]:8080`. Without a host address there are two lines, the IPv6 one
-/// only for a container with IPv6.
+/// only where the port answers there (see [`crate::state::State::ports_ipv6`]).
 pub fn shown(mapping: &PortMapping, has_ipv6: bool) -> Vec<String> {
     match mapping.host_ip {
         Some(IpAddr::V4(ip)) => vec![format!("{ip}:{}", mapping.host_port)],

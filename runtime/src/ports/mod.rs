@@ -11,5 +11,5 @@ mod proxy;
 #[cfg(test)]
 mod tests;
 
-pub use bind::{bind, free_port};
+pub use bind::bind;
 pub use proxy::Proxy;

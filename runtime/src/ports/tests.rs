@@ -1,7 +1,6 @@
 use super::form::{Publish, clash, mappings, parse, shown};
 use crate::spec::{PortMapping, Protocol};
 use proptest::prelude::*;
-use std::net::IpAddr;
 
 fn one(text: &str) -> Publish {
     let mut all = parse(text).unwrap();
@@ -16,7 +15,7 @@ fn publish(ip: Option<&str>, host: Option<u16>, container_port: u16, protocol: P
 
 fn mapping(ip: Option<&str>, host_port: u16) -> PortMapping {
     let host_ip = ip.map(|ip| ip.parse().unwrap());
-    PortMapping { host_ip, host_port, container_port: 80, protocol: Protocol::Tcp }
+    PortMapping { host_ip, host_port, container_port: 80, ..PortMapping::default() }
 }
 
 #[test]
@@ -59,6 +58,7 @@ fn what_is_no_port_is_an_error_that_names_it() {
         ("8000-8001:80-82", "2 host ports"),
         ("8000:80-82", "1 host ports"),
         ("[127.0.0.1]", "missing"),
+        ("[::ffff:127.0.0.1]:80:80", "write 127.0.0.1"),
     ] {
         let error = parse(text).unwrap_err().to_string();
         assert!(error.contains(named) && error.contains("--publish"), "{text}: {error}");
@@ -68,16 +68,15 @@ fn what_is_no_port_is_an_error_that_names_it() {
 #[test]
 fn mappings_keep_an_open_host_port_and_refuse_a_port_twice() {
     let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-    let never = |_: Option<IpAddr>, _, _| -> anyhow::Result<u16> { panic!("no range was given") };
-    let all = mappings(&texts(&["80", "8080:80", "8080:80"]), None, never).unwrap();
+    let all = mappings(&texts(&["80", "8080:80", "8080:80"]), None).unwrap();
     assert_eq!(all, [mapping(None, 0), mapping(None, 8080)]);
-    let error = mappings(&texts(&["8080:80", "127.0.0.1:8080:81"]), None, never).unwrap_err().to_string();
+    let error = mappings(&texts(&["8080:80", "127.0.0.1:8080:81"]), None).unwrap_err().to_string();
     assert!(error.contains("8080"), "{error}");
-    assert!(mappings(&texts(&["8080:80", "8080:81/udp"]), None, never).is_ok());
+    assert!(mappings(&texts(&["8080:80", "8080:81/udp"]), None).is_ok());
     let ip = "127.0.0.1".parse().ok();
-    assert_eq!(mappings(&texts(&["8080:80"]), ip, never).unwrap(), [mapping(Some("127.0.0.1"), 8080)]);
-    let last = |_: Option<IpAddr>, range: std::ops::RangeInclusive<u16>, _| Ok(*range.end());
-    assert_eq!(mappings(&texts(&["8000-8005:80"]), None, last).unwrap(), [mapping(None, 8005)]);
+    assert_eq!(mappings(&texts(&["8080:80"]), ip).unwrap(), [mapping(Some("127.0.0.1"), 8080)]);
+    let range = PortMapping { host_port_last: 8005, ..mapping(None, 8000) };
+    assert_eq!(mappings(&texts(&["8000-8005:80", "8000:80"]), None).unwrap(), [range, mapping(None, 8000)]);
 }
 
 #[test]
@@ -111,7 +110,7 @@ proptest! {
 
 mod sockets {
     use crate::paths::Paths;
-    use crate::ports::{bind, free_port};
+    use crate::ports::bind;
     use crate::spec::{PortMapping, Protocol, Spec};
     use std::io::{Read, Write};
     use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
@@ -124,7 +123,8 @@ mod sockets {
     }
 
     fn spec(host_ip: Option<IpAddr>, host_port: u16, container_port: u16, protocol: Protocol) -> Spec {
-        let ports = vec![PortMapping { host_ip, host_port, container_port, protocol }];
+        let ports =
+            vec![PortMapping { host_ip, host_port, container_port, protocol, ..PortMapping::default() }];
         Spec { id: "a".into(), ports, ..Spec::default() }
     }
 
@@ -163,11 +163,35 @@ mod sockets {
     fn of_a_range_the_first_free_port_is_taken() {
         let other = TcpListener::bind((LOOPBACK, 0)).unwrap();
         let port = other.local_addr().unwrap().port();
+        let range = |last| {
+            let mut spec = spec(Some(LOOPBACK), port, 80, Protocol::Tcp);
+            spec.ports[0].host_port_last = last;
+            spec
+        };
         if port < u16::MAX {
-            let free = free_port(Some(LOOPBACK), port..=u16::MAX, Protocol::Tcp).unwrap();
-            assert!(free > port);
+            let held = bind(&paths(), &range(u16::MAX)).unwrap().ports()[0];
+            assert!(held.host_port > port && held.host_port_last == 0);
         }
-        assert!(free_port(Some(LOOPBACK), port..=port, Protocol::Tcp).is_err());
+        let error = bind(&paths(), &range(port)).unwrap_err().to_string();
+        assert!(error.contains(&format!("{port}-{port}/tcp")), "{error}");
+    }
+
+    #[test]
+    fn a_range_leaves_a_port_to_the_mapping_that_has_no_choice() {
+        // Two ports next to each other that are free.
+        let (first, second) = (0..1000)
+            .find_map(|_| {
+                let one = TcpListener::bind((LOOPBACK, 0)).unwrap();
+                let port = one.local_addr().unwrap().port();
+                let two = TcpListener::bind((LOOPBACK, port.checked_add(1)?)).ok()?;
+                Some((port, two.local_addr().unwrap().port()))
+            })
+            .unwrap();
+        let mut spec = spec(Some(LOOPBACK), first, 80, Protocol::Tcp);
+        spec.ports[0].host_port_last = second;
+        spec.ports.push(PortMapping { host_port_last: 0, container_port: 81, ..spec.ports[0] });
+        let held = bind(&paths(), &spec).unwrap().ports();
+        assert_eq!((held[0].host_port, held[1].host_port), (second, first));
     }
 
     #[test]

@@ -114,3 +114,50 @@ fn a_port_is_free_again_after_stop() {
     again.remove();
     site.finish();
 }
+
+#[test]
+fn ten_runs_at_once_share_a_range_of_ports() {
+    let site = Site::set_up();
+    let weft = site.host.weft();
+    let names: Vec<String> = (0..10).map(|n| format!("c{n}")).collect();
+    let ports: std::collections::BTreeSet<String> = std::thread::scope(|scope| {
+        let run = |name| {
+            scope.spawn(move || {
+                weft.run(&format!("run -d --name {name} --network testbridge -p 7000-7019:80 sleep 1000"))
+                    .ok();
+                weft.run(&format!("port {name} 80")).ok().text().lines().next().unwrap().to_owned()
+            })
+        };
+        let runs: Vec<_> = names.iter().map(run).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    assert_eq!(ports.len(), 10, "{ports:?}");
+    assert!(ports.iter().all(|port| port.starts_with("0.0.0.0:70")), "{ports:?}");
+    let inspected = weft.run("inspect c0").ok().json();
+    assert_eq!(inspected[0]["HostConfig"]["PortBindings"]["80/tcp"][0]["HostPort"], "7000-7019");
+    // A start chooses again.
+    weft.run("stop -t 0 c0").ok();
+    let taken = weft.run("run -d --name next --network testbridge -p 7000-7009:80 sleep 1000").ok();
+    weft.run("start c0").ok();
+    weft.run(&format!("rm -f {} {}", taken.text(), names.join(" "))).ok();
+    site.finish();
+}
+
+#[test]
+fn a_port_that_answers_on_ipv6_is_shown_there() {
+    let site = Site::set_up();
+    let www = site.www();
+    let weft = site.host.weft();
+    crate::is_page(site.host.run(&crate::page("[::1]:8080")));
+    assert_eq!(weft.run("port www").ok().text(), "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080");
+    let ps = weft.run("ps").ok();
+    assert!(ps.stdout.contains("0.0.0.0:8080->80/tcp, [::]:8080->80/tcp"), "{ps}");
+    let inspected = weft.run("inspect www").ok().json();
+    let ports = &inspected[0]["NetworkSettings"]["Ports"]["80/tcp"];
+    assert_eq!(
+        *ports,
+        serde_json::json!([{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "::", "HostPort": "8080"}])
+    );
+    www.remove();
+    site.finish();
+}

@@ -75,3 +75,26 @@ fn commands_on_containers_that_are_not_there_fail() {
         ],
     );
 }
+
+#[test]
+fn errors_of_networks_name_network_and_container_once() {
+    let host = Host::new();
+    let weft = host.weft();
+    weft.run("network create --subnet 10.7.0.0/29 --ip-range 10.7.0.2/31 tiny").ok();
+    for name in ["one", "two"] {
+        weft.run(&format!("run -d --name {name} --network tiny sleep 1000")).ok();
+    }
+    for line in ["run --name three --network tiny true", "run --name three --network tiny --ip 10.7.0.2 true"]
+    {
+        let out = weft.run(line).code(125);
+        let says = &out.stderr;
+        assert_eq!(says.matches("three").count(), 1, "{out}");
+        assert_eq!(says.matches("network tiny").count(), 1, "{out}");
+        assert!(!says.contains("/bridge") && says.lines().count() == 1, "{out}");
+        let longest = says.split(|c: char| !c.is_ascii_hexdigit()).map(str::len).max();
+        assert!(longest < Some(13), "{out}");
+    }
+    weft.run("rm -f one two").ok();
+    weft.run("network rm tiny").ok();
+    host.assert_as_before();
+}

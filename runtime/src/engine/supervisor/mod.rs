@@ -173,6 +173,7 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
     // The sockets first: a port that is taken fails at once, before anything is made.
     let held = ports::bind(&paths, &container.spec)?;
     container.state.ports = held.ports();
+    container.state.ports_ipv6 = held.answers_ipv6();
     let is_host = container.spec.network == NetMode::Host;
     container.state.netns = if is_host { None } else { release::netns_path(container) };
     // From here on something is held (see release::release).
