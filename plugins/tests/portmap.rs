@@ -242,6 +242,29 @@ fn conditions_choose_iptables_by_themselves() {
     assert_eq!(published.host.about("ADD", &contradiction, "c1").run().code(), 7);
 }
 
+#[test]
+fn conditions_in_words_of_nft_work_with_its_backend() {
+    for backend in ["nftables", ""] {
+        let conditions = json!({"backend": backend, "conditionsV4": ["ip", "saddr", "!=", "192.0.2.2"],
+            "conditionsV6": ["ip6 saddr ::/0"]});
+        let published = published(tcp(8080, 80), conditions);
+        assert_eq!(published.get("far", "192.0.2.1", 8080), None);
+        assert!(published.get("", "192.0.2.1", 8080).is_some());
+        published.host.about("CHECK", &published.map, "c1").run().ok();
+        published.host.about("DEL", &published.map, "c1").run().ok();
+        published.host.sh("! nft list ruleset | grep WEFT");
+    }
+    let host = Host::new();
+    host.netns("c1");
+    let unknown = with(
+        &portmap(tcp(8080, 80)),
+        json!({"backend": "nftables", "conditionsV4": ["ip ttl 5"],
+        "prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.5.0.2/24"}]}}),
+    );
+    let refused = host.about("ADD", &unknown, "c1").run();
+    assert!(refused.code() == 7 && refused.text().contains("ip ttl"), "{}", refused.text());
+}
+
 /// Sends a datagram every 20 ms from one socket, so that the kernel never forgets the connection; prints what comes back.
 const UDP_CLIENT: &str = "import socket,sys,time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

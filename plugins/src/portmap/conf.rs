@@ -1,5 +1,6 @@
 //! The portmap plugin's configuration, checked before anything is changed.
 
+use super::conditions::{are_of_nft, to_iptables};
 use crate::args::address;
 use crate::firewall::Backend;
 use cni::Error;
@@ -70,6 +71,22 @@ fn mapping(from: &Mapping) -> Result<PortMapping, Error> {
     })
 }
 
+/// Translates conditions in nft's words; whether all conditions were, and there are any.
+fn translate(options: &mut PublishOptions) -> Result<bool, Error> {
+    let mut all_of_nft = true;
+    for (key, is_v6, words) in [
+        ("conditionsV4", false, &mut options.conditions_v4),
+        ("conditionsV6", true, &mut options.conditions_v6),
+    ] {
+        if are_of_nft(words) {
+            *words = to_iptables(key, is_v6, words)?;
+        } else {
+            all_of_nft &= words.is_empty();
+        }
+    }
+    Ok(all_of_nft && !(options.conditions_v4.is_empty() && options.conditions_v6.is_empty()))
+}
+
 impl Conf {
     /// Reads the configuration.
     ///
@@ -85,7 +102,7 @@ impl Conf {
         let bit = keys.mark_masq_bit.unwrap_or(13);
         let bit = u32::try_from(bit).ok().filter(|&bit| bit <= 31);
         let wrong = || Error::config("markMasqBit", keys.mark_masq_bit.unwrap_or_default(), "0 to 31");
-        let options = PublishOptions {
+        let mut options = PublishOptions {
             snat: keys.snat.unwrap_or(true),
             masq_all: keys.masq_all,
             mark_bit: bit.ok_or_else(wrong)?,
@@ -94,16 +111,19 @@ impl Conf {
             conditions_v6: keys.conditions_v6.unwrap_or_default(),
             localnet: None,
         };
-        // These are words of iptables; only it can be asked to apply them.
+        // What these ask for, only iptables can apply.
         let wants_iptables = options.external_set_mark_chain.is_some()
             || !options.conditions_v4.is_empty()
             || !options.conditions_v6.is_empty();
-        let backend = match keys.backend.as_deref().unwrap_or_default() {
+        let word = keys.backend.as_deref().unwrap_or_default();
+        let are_of_nft = word != "iptables" && translate(&mut options)?;
+        let backend = match word {
             "" | "auto" if wants_iptables => Backend::Iptables,
+            "nftables" if are_of_nft && options.external_set_mark_chain.is_none() => Backend::Iptables,
             "" => Backend::Nftables,
             "auto" => Backend::Auto,
             "nftables" if wants_iptables => {
-                let keys = "externalSetMarkChain, conditionsV4, conditionsV6";
+                let keys = "externalSetMarkChain, and with conditionsV4 and conditionsV6 in iptables' words";
                 return Err(Error::config("backend", "\"nftables\"", format!("\"iptables\" with {keys}")));
             }
             "nftables" => Backend::Nftables,

@@ -1,6 +1,7 @@
 //! portmap: ports of the host that lead to the container. It runs after the plugin that made the interface, and passes
 //! that one's result on.
 
+mod conditions;
 mod conf;
 mod local;
 
