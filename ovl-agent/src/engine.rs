@@ -8,6 +8,7 @@ mod foreign;
 mod link;
 mod shown;
 mod start;
+mod successor;
 mod worker;
 
 pub use start::{Settings, start};

@@ -12,7 +12,7 @@ use ovl_api::model::{Network, Subnet, overlap};
 use ovl_api::names::MAX_VNI;
 use ovl_api::wire::{NetworkCreate, Problem, ProblemKind};
 use ovl_store::{Compare, Error, KeyValue, Op, Txn, range_end};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A network is created, or not, within this time.
@@ -40,6 +40,8 @@ fn unique_local(id: &str) -> Option<IpNetwork> {
 struct Others {
     networks: Vec<Network>,
     vnis: BTreeSet<u32>,
+    /// The names of their networks.
+    named: BTreeMap<u32, String>,
     guard: Option<i64>,
 }
 
@@ -133,8 +135,19 @@ impl Inner {
         if others.networks.iter().any(|other| other.id != network.id && overlaps(other)) {
             return Ok(false);
         }
-        let done = self.commit_fenced(me, insertion(network, others.guard)).await?;
-        Ok(matches!(done, Fenced::Held(_)))
+        let mut txn = insertion(network, others.guard);
+        if others.named.get(&network.vni).is_some_and(|name| *name == network.name) {
+            // The VNI is still its own.
+            let vni = keys::vni(network.vni);
+            txn.when.retain(|when| *when != Compare::Absent(vni.clone()));
+        }
+        match self.commit_fenced(me, txn).await? {
+            Fenced::Held(done) => {
+                self.learn(&keys::network(&network.name), Some(&keys::json(network)), done.revision);
+                Ok(true)
+            }
+            Fenced::Not(_) => Ok(false),
+        }
     }
 
     async fn read_networks(&self) -> Result<Others, Error> {
@@ -157,6 +170,10 @@ impl Inner {
         }));
         Ok(Others {
             networks,
+            named: vnis
+                .iter()
+                .filter_map(|entry| Some((vni(entry)?, String::from_utf8(entry.value.clone()).ok()?)))
+                .collect(),
             vnis: vnis.iter().filter_map(vni).collect(),
             guard: guard.first().map(|guard| guard.changed),
         })
@@ -279,7 +296,8 @@ mod tests {
 
     #[test]
     fn a_chosen_vni_is_the_next_free_one() {
-        let mut others = Others { networks: Vec::new(), vnis: BTreeSet::new(), guard: None };
+        let mut others =
+            Others { networks: Vec::new(), vnis: BTreeSet::new(), named: BTreeMap::new(), guard: None };
         let first = choose_vni(None, "000000000000", &others).unwrap();
         assert_eq!(first, FIRST_VNI);
         others.vnis.insert(first);

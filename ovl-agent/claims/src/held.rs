@@ -16,6 +16,8 @@ use std::net::IpAddr;
 #[derive(Debug, Clone)]
 pub(crate) struct Held {
     pub(crate) why: String,
+    /// There is no record any more.
+    pub(crate) deleted: bool,
     /// What it says, when that may become valid.
     waiting: Option<Waiting>,
 }
@@ -62,6 +64,8 @@ impl State {
             }
             Err(why) => why,
         };
+        self.note_lost(&read);
+        let deleted = matches!(read, Read::Network(_, None) | Read::Host(_, None) | Read::Block(_, _, None));
         let (key, waiting) = match read {
             Read::Network(name, network) => (keys::network(name), network.map(Value::Network)),
             Read::Host(name, host) => (keys::host(name), host.map(Value::Host)),
@@ -82,7 +86,46 @@ impl State {
             tracing::warn!(key, "store record held back, the last valid value stays in force: {why}");
         }
         let waiting = waiting.map(|value| Waiting { value, changed });
-        self.held.insert(key, Held { why, waiting });
+        self.held.insert(key, Held { why, deleted, waiting });
+    }
+
+    /// Sees to it that what somebody deleted or spoiled of this host's part is written again.
+    fn note_lost(&mut self, read: &Read<'_>) {
+        match read {
+            Read::Host(name, None) | Read::Invalid(Key::Host(name), _) => {
+                self.rejoin |= *name == self.view.me;
+            }
+            // The keeper puts it back.
+            Read::Network(_, None) => self.marked = true,
+            Read::Block(network, block, None) => {
+                self.own_changed |= self.lost.insert(((*network).to_owned(), *block));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether an own block is in use, and nobody but this host may delete its key: it is not being given back, nor was this
+    /// host declared gone.
+    fn needs(&self, network: &str, block: IpNetwork) -> bool {
+        let entry = (network.to_owned(), block);
+        self.me.is_some()
+            && self.own_block(network, block).is_some()
+            && !self.returning.contains(&entry)
+            && !crate::claim::unused(self, network, block)
+    }
+
+    /// Networks of this host's containers whose records were deleted.
+    pub(crate) fn lost_networks(&self) -> Vec<Network> {
+        let deleted = self.held.iter().filter(|(_, held)| held.deleted);
+        let network = |(key, _): (&String, &Held)| match Key::parse(key) {
+            Key::Network(name) => self.network(name).cloned(),
+            _ => None,
+        };
+        let part = |network: &Network| {
+            self.own.contains_key(&network.id)
+                || self.used.get(&network.id).is_some_and(|used| !used.is_empty())
+        };
+        deleted.filter_map(network).filter(part).collect()
     }
 
     /// Notes that a single address is somebody's who is not known, or not yet: it is not this node's to give.
@@ -128,6 +171,9 @@ impl State {
             Read::Host(name, Some(host)) => self.check_host(name, host),
             Read::Host(name, None) if self.owns_something(name) => {
                 Err(deleted("the node has blocks (a node that is gone: `ovl-agent node rm`)"))
+            }
+            Read::Block(network, block, None) if self.needs(network, *block) => {
+                Err(deleted("containers of this node have addresses in it"))
             }
             Read::Block(network, block, Some(claim)) => self.check_block(network, *block, claim),
             Read::Single(network, address, Some(single)) => {

@@ -166,7 +166,10 @@ impl Inner {
 
     fn own_file(&self, state: &State) -> Option<OwnFile> {
         let me = state.me.clone()?;
-        let kept = |of: &str, block| !state.returning.contains(&(of.to_owned(), block));
+        let kept = |of: &str, block| {
+            let entry = (of.to_owned(), block);
+            !state.returning.contains(&entry) && !state.lost.contains(&entry)
+        };
         let mut own = OwnFile {
             boot: self.conf.boot_id.clone(),
             host: me.host,

@@ -1,12 +1,13 @@
 //! Registering this host, and putting back what a store lost that was set back or made anew.
 
 use crate::inner::{Inner, lock};
-use crate::keys;
+use crate::keys::{self, Claim, SingleClaim};
 use crate::open::internal;
+use crate::record::{self, Read};
 use crate::state::Me;
 use ovl_api::model::{Host, Network};
 use ovl_api::wire::{Problem, ProblemKind};
-use ovl_store::{Compare, Op, Snapshot, Txn};
+use ovl_store::{Compare, KeyValue, Op, Snapshot, Txn};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
@@ -41,16 +42,17 @@ impl Inner {
             let (from, to) = keys::alone(&key);
             let done = self.commit(Txn { then: vec![Op::Get(from, to)], ..Txn::default() }).await?;
             let entry = done.got.first().and_then(|got| got.first());
+            let id = lock(&self.identity).id.clone();
             let found: Option<(Host, i64)> = match entry {
                 None => None,
-                Some(entry) => match serde_json::from_slice(&entry.value) {
+                Some(entry) => match record::read::<Host>(&entry.value) {
                     Ok(host) => Some((host, entry.changed)),
-                    Err(e) => {
-                        return Err(internal(format!("the store's {key} cannot be understood: {e}")).into());
+                    Err(why) => {
+                        self.overwrite(entry, &id, &why).await?;
+                        continue;
                     }
                 },
             };
-            let id = lock(&self.identity).id.clone();
             match found {
                 None => self.register(&key).await?,
                 Some((host, _)) if host.id != id => return Err(self.name_is_taken(&host).into()),
@@ -91,6 +93,31 @@ impl Inner {
         if self.commit(txn).await?.held {
             self.renewed.store(true, Ordering::Relaxed);
             tracing::info!("registered as {} (epoch {})", host.name, host.epoch);
+        }
+        Ok(())
+    }
+
+    /// Writes this host's record in the place of one that cannot be understood, unless it is another installation's.
+    async fn overwrite(&self, entry: &KeyValue, id: &str, why: &str) -> Result<(), Trouble> {
+        let found: serde_json::Value = serde_json::from_slice(&entry.value).unwrap_or_default();
+        let of_other = found["id"].as_str().is_some_and(|found| found != id);
+        let epoch = lock(&self.identity).epoch;
+        if of_other || epoch == 0 {
+            let key = &entry.key;
+            return Err(internal(format!(
+                "the store's {key} is another node's, or cannot be understood: {why}"
+            ))
+            .into());
+        }
+        let removed = found["removed"].as_bool() == Some(true);
+        let host = Host { removed, ..self.record(epoch) };
+        let txn = Txn {
+            when: vec![Compare::Unchanged(entry.key.clone(), entry.changed)],
+            then: vec![Op::Put(entry.key.clone(), keys::json(&host), None)],
+            otherwise: Vec::new(),
+        };
+        if self.commit(txn).await?.held {
+            tracing::warn!("this node's record in the store was overwritten ({why}): it was put back");
         }
         Ok(())
     }
@@ -154,6 +181,33 @@ impl Inner {
         // What this installation claimed before, it lost when the other took the name.
         self.set_me(None);
         problem
+    }
+
+    /// Writes this host's claims of an earlier epoch under the present one: this host's record was lost, not removed, for a
+    /// removal frees them. True when there were some.
+    pub(crate) async fn renew_claims(&self, snapshot: &Snapshot) -> Result<bool, Problem> {
+        let me = self.me()?;
+        let is_old = |claim: &Claim| {
+            (&claim.host, &claim.id) == (&me.host.name, &me.host.id) && claim.epoch < me.host.epoch
+        };
+        let mut renewed = false;
+        for entry in &snapshot.entries {
+            let value = match Read::of(&entry.key, Some(&entry.value)) {
+                Read::Block(.., Some(claim)) if is_old(&claim) => keys::json(&crate::claim::claim(&me)),
+                Read::Single(.., Some(SingleClaim { claim, state })) if is_old(&claim) => {
+                    keys::json(&SingleClaim { claim: crate::claim::claim(&me), state })
+                }
+                _ => continue,
+            };
+            let txn = Txn {
+                when: vec![Compare::Unchanged(entry.key.clone(), entry.changed)],
+                then: vec![Op::Put(entry.key.clone(), value, None)],
+                otherwise: Vec::new(),
+            };
+            self.commit_fenced(&me, txn).await?;
+            renewed = true;
+        }
+        Ok(renewed)
     }
 
     /// When the store lost its data, or many hosts vanished: puts in what a snapshot lacks of this host's part. This host's

@@ -55,6 +55,7 @@ impl Inner {
             }
             self.veto(&network).await?;
         }
+        self.put_lost_back().await?;
         let idle = self.update(|state| idle(state, self.conf.timing.idle));
         for (id, block) in idle {
             self.give_back(&id, block).await?;
@@ -63,6 +64,25 @@ impl Inner {
             self.claim_ahead(&network, &subnet).await?;
         }
         self.claim_again(asked).await
+    }
+
+    /// Puts networks back whose record was deleted while this host has a part in them, and own blocks likewise.
+    async fn put_lost_back(&self) -> Result<(), Problem> {
+        for network in self.look(State::lost_networks) {
+            if self.put_network(&network, &self.me()?).await? {
+                tracing::warn!("the record of network {} was deleted: it was put back", network.name);
+            }
+        }
+        for (id, block) in self.look(|state| state.lost.clone()) {
+            let subnet = self.look(|state| state.subnet_of(&id, block.ip()));
+            let Some(subnet) = subnet else { continue };
+            if self.claim_this(&id, &subnet, block).await? {
+                tracing::warn!("the record of block {block} of network {id} was deleted: it was put back");
+            } else {
+                self.update(|state| state.lost.remove(&(id, block)));
+            }
+        }
+        Ok(())
     }
 
     /// Takes the mark of removal off a network in which this host has containers, and says which.

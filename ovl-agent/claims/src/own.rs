@@ -69,7 +69,7 @@ pub(crate) fn check_fixed(
         return Err(taken(format!("container {} on this host", local.endpoint.container)));
     }
     let block = pool::block_of(subnet, address);
-    let returning = |block| state.returning.contains(&(network.id.clone(), block));
+    let returning = |block| is_away(state, &network.id, block);
     if let Some(single) = state.single(&network.id, address) {
         if !state.is_mine(&single.claim) {
             return Err(taken(format!("a container on host {}", single.claim.host)));
@@ -133,10 +133,17 @@ pub(crate) fn own_blocks<'a>(
     subnet: &'a Subnet,
 ) -> impl Iterator<Item = IpNetwork> + 'a {
     let blocks = state.own.get(id).into_iter().flat_map(|own| own.keys().copied());
-    let kept =
-        |block: &IpNetwork| state.returning.is_empty() || !state.returning.contains(&(id.to_owned(), *block));
+    let kept = |block: &IpNetwork| {
+        (state.returning.is_empty() && state.lost.is_empty()) || !is_away(state, id, *block)
+    };
     let v6 = subnet.subnet.is_ipv6();
     blocks.filter(move |block| block.is_ipv6() == v6 && block.prefix() == subnet.block && kept(block))
+}
+
+/// Whether an own block is being given back, or was taken out of the store.
+fn is_away(state: &State, id: &str, block: IpNetwork) -> bool {
+    let entry = (id.to_owned(), block);
+    state.returning.contains(&entry) || state.lost.contains(&entry)
 }
 
 /// How many addresses of an own block are free.

@@ -143,10 +143,11 @@ impl Inner {
         if guard.is_some() || lost {
             self.put_back(&snapshot).await?;
         }
+        let renewed = self.renew_claims(&snapshot).await?;
         if guard.is_some() {
             return Ok(End::Held);
         }
-        if lost {
+        if lost || renewed {
             snapshot = self.snapshot().await?;
         }
         // Outside of the lock: no attachment waits for that.
@@ -224,9 +225,12 @@ impl Inner {
             if told.revision > state.revision {
                 state.reached(told.revision);
             }
-            state.me.is_none()
+            (state.me.is_none(), std::mem::take(&mut state.rejoin))
         });
-        fenced.then_some(End::Fenced)
+        match fenced {
+            (true, _) => Some(End::Fenced),
+            (false, rejoin) => rejoin.then_some(End::Again),
+        }
     }
 
     async fn follow(&self, told: &mut Told, mut watch: Watch) -> Result<End, Trouble> {

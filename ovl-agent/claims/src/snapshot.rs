@@ -33,7 +33,19 @@ impl State {
                 _ => None,
             })
             .collect();
-        self.too_many(self.standing().filter(|host| !left.contains(host.name.as_str())).count())
+        let missing: Vec<&str> =
+            self.standing().map(|host| host.name.as_str()).filter(|name| !left.contains(name)).collect();
+        self.too_many(missing.len())?;
+        // A host whose blocks are still there stays in force: its record alone was lost.
+        let claims: HashSet<String> = snapshot
+            .entries
+            .iter()
+            .filter_map(|entry| match Read::of(&entry.key, Some(&entry.value)) {
+                Read::Block(.., Some(claim)) => Some(claim.host),
+                _ => None,
+            })
+            .collect();
+        self.too_many(missing.iter().filter(|name| !claims.contains(**name)).count())
     }
 
     /// The same for changes that the watch told at once.
@@ -47,7 +59,11 @@ impl State {
         if last.values().all(|there| *there) {
             return None;
         }
-        let gone = |host: &&Host| last.get(host.name.as_str()) == Some(&false);
+        let owns = |name: &str| self.parts.values().any(|parts| parts.contains_key(name));
+        let gone = |host: &&Host| {
+            let name = host.name.as_str();
+            last.get(name) == Some(&false) && !owns(name)
+        };
         self.too_many(self.standing().filter(gone).count())
     }
 

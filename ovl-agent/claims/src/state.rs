@@ -127,6 +127,11 @@ pub(crate) struct State {
     pub(crate) held: BTreeMap<String, Held>,
     /// Something that decides whether they are valid changed.
     pub(crate) recheck_held: bool,
+    /// Own blocks whose key somebody deleted while they are in use: they are claimed again, and nothing is given of them
+    /// until then.
+    pub(crate) lost: BTreeSet<(String, IpNetwork)>,
+    /// This host's record is not as this host wrote it: it is to be written again.
+    pub(crate) rejoin: bool,
     /// The addresses of this host, the VTEP among them.
     pub(crate) addresses: BTreeSet<IpAddr>,
 }
@@ -266,6 +271,7 @@ impl State {
         {
             match &host {
                 Some(host) if host.id == me.host.id && host.epoch == me.host.epoch && !host.removed => {
+                    self.rejoin |= *host != me.host;
                     *me = Me { host: host.clone(), changed };
                 }
                 _ => self.fenced(),
@@ -287,6 +293,7 @@ impl State {
         tracing::warn!("this host was declared gone: what it had claimed is not its own any more");
         self.me = None;
         self.own.clear();
+        self.lost.clear();
         // No giving back that is still under way can succeed now: its condition was this host's record.
         self.returning.clear();
         self.own_changed = true;
@@ -295,6 +302,7 @@ impl State {
     }
 
     fn apply_block(&mut self, network: &str, block: IpNetwork, claim: Option<Claim>, changed: Revision) {
+        self.own_changed |= self.lost.remove(&(network.to_owned(), block));
         self.set_owner(network, block, claim.as_ref().map(|claim| claim.host.as_str()), changed);
         if claim.as_ref().is_some_and(|claim| self.is_mine(claim)) {
             let of = self.own.entry(network.to_owned()).or_default();

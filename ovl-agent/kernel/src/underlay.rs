@@ -38,6 +38,18 @@ pub type Found = (Underlay, IpAddr, Option<IpNetwork>);
 /// [`Error::Setting`] with `--interface` or `--advertise` when there is no such interface or address, or one is not on the
 /// other; [`Error::NoUnderlay`] when neither is given and there is no default route or no address; [`Error::Net`].
 pub fn find_underlay(interface: Option<&str>, advertise: Option<IpAddr>) -> Result<Found> {
+    find_underlay_in(interface, advertise, None)
+}
+
+/// The same; the address is of this family, unless `advertise` says otherwise.
+///
+/// # Errors
+/// As [`find_underlay`].
+pub fn find_underlay_in(
+    interface: Option<&str>,
+    advertise: Option<IpAddr>,
+    family: Option<Family>,
+) -> Result<Found> {
     let mut netlink = Netlink::open()?;
     let addrs = netlink.addrs(None)?;
     let (link, addr) = match (interface, advertise) {
@@ -47,7 +59,7 @@ pub fn find_underlay(interface: Option<&str>, advertise: Option<IpAddr>) -> Resu
         }
         (Some(name), None) => {
             let link = named(&mut netlink, name)?;
-            let addr = first_global(&addrs, link.index, None).ok_or_else(|| Error::Setting {
+            let addr = first_global(&addrs, link.index, family).ok_or_else(|| Error::Setting {
                 field: "--interface",
                 value: name.to_owned(),
                 why: "it has no global IPv4 or IPv6 address; give it one, or name another interface"
@@ -55,7 +67,7 @@ pub fn find_underlay(interface: Option<&str>, advertise: Option<IpAddr>) -> Resu
             })?;
             (link, addr)
         }
-        (None, None) => by_default_route(&mut netlink, &addrs)?,
+        (None, None) => by_default_route(&mut netlink, &addrs, family)?,
     };
     let mut mtu = link.mtu.unwrap_or(1500);
     if link.loopback {
@@ -110,9 +122,10 @@ fn advertised(netlink: &mut Netlink, addrs: &[Addr], interface: Option<&str>, ip
     })
 }
 
-fn by_default_route(netlink: &mut Netlink, addrs: &[Addr]) -> Result<(Link, Addr)> {
+fn by_default_route(netlink: &mut Netlink, addrs: &[Addr], wanted: Option<Family>) -> Result<(Link, Addr)> {
     let mut seen = None;
-    for family in [Family::V4, Family::V6] {
+    let families = [Family::V4, Family::V6].into_iter();
+    for family in families.filter(|family| wanted.is_none_or(|wanted| wanted == *family)) {
         let Some(Route { oif: Some(index), src, .. }) = netlink.default_route(family)? else { continue };
         let link = the_link(netlink, index)?;
         let from = src.and_then(|src| addrs.iter().find(|addr| addr.net.ip() == src).copied());

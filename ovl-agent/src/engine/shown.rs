@@ -2,6 +2,7 @@
 
 use crate::metrics::Counts;
 use ipnetwork::IpNetwork;
+use net::route::Family;
 use ovl_api::model::{Network, View};
 use ovl_api::wire::{Problem, ProblemKind};
 use ovl_kernel::{Changes, Underlay, network_mtu};
@@ -33,6 +34,8 @@ pub struct Shown {
     pub address: IpAddr,
     /// The address that this host is registered with.
     pub vtep: Option<IpAddr>,
+    /// The family of the other nodes' VTEPs, if there are others: that of most of them.
+    pub family: Option<Family>,
     /// The networks by name.
     pub networks: Arc<BTreeMap<String, Known>>,
 }
@@ -62,6 +65,7 @@ impl Shown {
             underlay,
             address,
             vtep: None,
+            family: None,
             networks: Arc::default(),
         }
     }
@@ -113,12 +117,23 @@ impl Shown {
         });
         self.networks = Arc::new(networks.collect());
         self.vtep = view.my_host().map(|host| host.vtep);
+        self.family = family_of_others(view);
         Counts {
             hosts: view.hosts.len(),
             networks: view.networks.len(),
             blocks: view.owners.len(),
             endpoints: view.endpoints.len(),
         }
+    }
+}
+
+fn family_of_others(view: &View) -> Option<Family> {
+    let others = view.hosts.iter().filter(|(name, host)| **name != view.me && !host.removed);
+    let (v4, v6): (Vec<_>, Vec<_>) = others.partition(|(_, host)| host.vtep.is_ipv4());
+    match (v4.len(), v6.len()) {
+        (0, 0) => None,
+        (v4, v6) if v4 >= v6 => Some(Family::V4),
+        _ => Some(Family::V6),
     }
 }
 

@@ -7,13 +7,16 @@ use super::drift::What;
 use super::link::Watcher;
 use super::shown::Shown;
 use super::start::Settings;
+use super::successor::Successor;
 use crate::metrics::{Metrics, Pass};
 use crate::notify;
+use net::route::Family;
 use ovl_api::model::{Delta, View};
 use ovl_claims::Node;
 use ovl_kernel::drift::Piece;
-use ovl_kernel::{Changes, Reconciler, Restored, find_underlay, own_addresses};
+use ovl_kernel::{Changes, Found, Reconciler, Restored, find_underlay, find_underlay_in, own_addresses};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -25,6 +28,8 @@ const FULL_EVERY: Duration = Duration::from_secs(50);
 const JITTER: Duration = Duration::from_secs(6);
 /// The first and the longest pause after a pass that did not do all.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How often the underlay is looked for while it, or its address, is not there.
+const LOOK: Duration = Duration::from_millis(250);
 /// How often the store's first answer is looked for, should the view not change by it.
 const UNSYNCED: Duration = Duration::from_millis(200);
 
@@ -62,6 +67,10 @@ struct Times {
     told: BTreeMap<String, String>,
     /// What is wrong with the underlay, as it was logged.
     underlay: Option<String>,
+    /// When it is looked at again, because something is amiss.
+    look: Option<Instant>,
+    /// The address that may take the place of one that is gone.
+    successor: Successor,
 }
 
 enum Wake {
@@ -104,10 +113,11 @@ impl Worker {
         let full = self.times.full.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         let unsynced = if self.times.synced { Duration::MAX } else { UNSYNCED };
         let alive = notify::alive_every().unwrap_or(Duration::MAX);
-        let pause = full.min(unsynced).min(alive);
+        let look = self.times.look.map_or(Duration::MAX, |at| at.saturating_duration_since(now));
+        let pause = full.min(unsynced).min(alive).min(look);
         let told = self.watcher.drift(|drift| drift.next());
         let told = told.map_or(Duration::MAX, |at| at.saturating_duration_since(now));
-        let (link, gone) = (self.reconciler.underlay().link, self.times.underlay.is_some());
+        let (link, gone) = (self.reconciler.underlay().link, self.times.look.is_some());
         tokio::select! {
             biased;
             // The sender is gone only when the agent ends.
@@ -128,15 +138,20 @@ impl Worker {
         let due = self.times.full.is_none_or(|at| at <= Instant::now());
         let full = due || !self.times.begun || (synced && !self.times.synced);
         let (told, whole) = self.watcher.drift(|drift| drift.take_all(Instant::now(), full));
-        let full = full || told;
-        if full {
-            self.look_at_underlay();
+        let mut full = full || told;
+        if full || self.times.look.is_some_and(|at| at <= Instant::now()) {
+            full |= self.look_at_underlay();
         }
         let mut shown = self.parts.shown.borrow().clone();
+        let family = shown.family;
         let (passes, counts) = self.parts.node.clone().with_view(|view, delta| {
             let counts = shown.look(view);
             (self.pass(view, &delta, full, synced), counts)
         });
+        if shown.family != family {
+            // The address may be of a family that the others do not use.
+            self.times.look = Some(Instant::now());
+        }
         self.settle(&mut shown, passes, full, synced);
         self.watch();
         if whole {
@@ -311,20 +326,20 @@ impl Worker {
         self.times.told = now;
     }
 
-    /// Looks whether the underlay is as it was: its interface may have been made anew, its address may have changed.
-    fn look_at_underlay(&mut self) {
+    /// Looks whether the underlay is as it was: its interface may have been made anew, its address may have changed. True
+    /// when it is another one, or back.
+    fn look_at_underlay(&mut self) -> bool {
         let address = self.parts.shown.borrow().address;
         // Without them the VTEP alone is known to be this node's.
         if let Ok(addresses) = own_addresses() {
             self.parts.node.set_addresses(addresses);
         }
-        // As long as the address is there nothing else is looked for: a default route may come and go.
-        let found = find_underlay(None, Some(address)).or_else(|_| {
-            find_underlay(self.parts.settings.interface.as_deref(), self.parts.settings.advertise)
-        });
+        let found = self.find_underlay(address);
+        let mut changed = false;
         let told = match found {
             Ok((underlay, vtep, segment)) => {
                 if underlay.link != self.reconciler.underlay().link {
+                    changed = true;
                     tracing::info!(
                         "the underlay is interface {} now, number {}",
                         underlay.name,
@@ -336,6 +351,7 @@ impl Worker {
                     }
                 }
                 if vtep != address {
+                    changed = true;
                     tracing::warn!(
                         "the underlay's address {address} is gone, it is {vtep} now; the other hosts are told"
                     );
@@ -344,14 +360,61 @@ impl Worker {
                 self.parts.shown.send_modify(|shown| (shown.underlay, shown.address) = (underlay, vtep));
                 None
             }
-            Err(error) => Some(error.to_string()),
+            Err(why) => Some(why),
         };
+        changed |= self.times.underlay.is_some() && told.is_none();
         if told != self.times.underlay {
             match &told {
                 Some(why) => tracing::warn!("the underlay with {address} is gone ({why}); waiting for it"),
-                None => tracing::info!("the underlay with {address} is back"),
+                None => tracing::info!("the underlay is back"),
             }
             self.times.underlay = told;
+        }
+        // The kernel does not tell of routes: while something is amiss it is looked at again and again.
+        let (address, others) = {
+            let shown = self.parts.shown.borrow();
+            (shown.address, shown.family)
+        };
+        let astray = others.is_some_and(|family| family != Family::of(address));
+        let amiss = self.times.underlay.is_some() || self.times.successor.waits() || astray;
+        self.times.look = amiss.then(|| Instant::now() + LOOK);
+        changed
+    }
+
+    /// The underlay, or why there is none.
+    ///
+    /// As long as the address is there nothing else is looked for: a default route may come and go. Another address takes
+    /// its place when it has been there for a while, and never one of a family that the other nodes do not use.
+    fn find_underlay(&mut self, address: IpAddr) -> Result<Found, String> {
+        let settings = &self.parts.settings;
+        let find = |family| find_underlay_in(settings.interface.as_deref(), settings.advertise, family);
+        let others = self.parts.shown.borrow().family;
+        let present = find_underlay(None, Some(address)).ok();
+        let is_right = others.is_none_or(|family| family == Family::of(address));
+        if let Some(found) = present.clone().filter(|_| is_right) {
+            self.times.successor = Successor::default();
+            return Ok(found);
+        }
+        let other = match others {
+            Some(family) => find(Some(family)),
+            None => find(Some(Family::of(address))).or_else(|_| find(None)),
+        };
+        match (other, present) {
+            (Ok(found), present) if found.1 != address => {
+                if self.times.successor.settles(found.1, Instant::now()) {
+                    self.times.successor = Successor::default();
+                    return Ok(found);
+                }
+                present.ok_or_else(|| format!("{} may take its place", found.1))
+            }
+            (Ok(found), _) | (Err(_), Some(found)) => {
+                self.times.successor = Successor::default();
+                Ok(found)
+            }
+            (Err(error), None) => {
+                self.times.successor = Successor::default();
+                Err(error.to_string())
+            }
         }
     }
 }

@@ -1,0 +1,74 @@
+//! The underlay's address leaves and returns, changes, or moves to another interface. Needs root and etcd.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+use support::container::Container;
+use support::lan::{ETCD, Lan};
+use support::{Host, eventually};
+
+const FLAGS: [&str; 2] = ["--etcd", ETCD];
+
+fn vtep(host: &Host) -> Option<IpAddr> {
+    host.client().status(None).ok()?.vtep
+}
+
+/// Two hosts with both families, and a default route of each.
+fn lan() -> Lan {
+    let mut lan = Lan::new(2);
+    lan.start_etcd();
+    for host in &lan.hosts {
+        host.space.ok("ip -6 route add default via 2001:db8::ff dev eth0");
+    }
+    lan
+}
+
+#[test]
+fn ipv4_underlay_address_that_returns_keeps_the_vtep() {
+    let lan = lan();
+    let [h1, h2] = &lan.hosts[..] else { panic!() };
+    let _agents = [h1.ready(&FLAGS), h2.ready(&FLAGS)];
+    h1.create("ov", &["10.42.0.0/16"]);
+    h2.sync();
+    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
+    assert!(one.reaches(&two));
+    let first: IpAddr = "192.0.2.1".parse().unwrap();
+    assert_eq!(vtep(h1), Some(first));
+    for away in [100, 1500, 3000] {
+        h1.space.ok("ip addr del 192.0.2.1/24 dev eth0");
+        std::thread::sleep(Duration::from_millis(away));
+        assert_eq!(vtep(h1), Some(first), "the cluster uses IPv4");
+        h1.space.ok("ip addr add 192.0.2.1/24 dev eth0");
+        let since = Instant::now();
+        while !(one.reaches(&two) && two.reaches(&one)) {
+            assert!(since.elapsed() < Duration::from_secs(10), "after {away} ms away");
+        }
+        assert_eq!(vtep(h1), Some(first));
+    }
+}
+
+#[test]
+fn underlay_that_moves_to_another_interface_is_followed_at_once() {
+    let lan = lan();
+    let [h1, h2] = &lan.hosts[..] else { panic!() };
+    let _agents = [h1.ready(&FLAGS), h2.ready(&FLAGS)];
+    h1.create("ov", &["10.42.0.0/16"]);
+    h2.sync();
+    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
+    assert!(one.reaches(&two));
+    // Of two interfaces on one segment each answers for its own addresses.
+    h2.space.ok("sysctl -qw net.ipv4.conf.all.arp_ignore=1");
+    h2.space.ok("ip link add link eth0 name eth1 type macvlan mode bridge");
+    h2.space.ok("ip addr flush dev eth0 scope global");
+    h2.space.ok("ip addr add 192.0.2.77/24 dev eth1 && ip link set eth1 up");
+    std::thread::sleep(Duration::from_millis(700));
+    // Only now is the interface that of the underlay, which no address tells.
+    h2.space.ok("ip route add default via 192.0.2.254 dev eth1");
+    let since = Instant::now();
+    eventually("it is known there", || vtep(h2) == Some("192.0.2.77".parse().unwrap()));
+    eventually("they reach each other", || one.reaches(&two) && two.reaches(&one));
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+}
