@@ -5,6 +5,7 @@
 pub mod agent;
 
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -274,4 +275,52 @@ pub fn scratch() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_owned();
     (dir, path)
+}
+
+/// Calls that change nothing outside of their process: a process that is killed before one of them leaves what it leaves
+/// when it is killed before the next call that is none of these.
+const HARMLESS: &str = "access arch_prctl brk close exit exit_group fstat futex getcwd geteuid getpid getrandom gettid getuid \
+    lseek madvise mmap mprotect mremap munmap newfstatat poll pread64 prlimit64 read readlink rseq rt_sigaction \
+    rt_sigprocmask sched_getaffinity sched_yield set_robust_list set_tid_address sigaltstack statx uname";
+
+/// Where a run can be killed with an effect of its own, from strace's record of it: every system call but the harmless ones, as
+/// strace's `inject` names it, the n-th call of its name in its process (strace counts by name and process).
+pub fn places(trace: &str) -> Vec<(String, usize)> {
+    let mut counts: HashMap<(&str, &str), usize> = HashMap::new();
+    let mut places = Vec::new();
+    for line in trace.lines() {
+        let Some((pid, rest)) = line.split_once(' ') else { continue };
+        let Some((name, _)) = rest.trim_start().split_once('(') else { continue };
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            continue;
+        }
+        let count = counts.entry((pid, name)).or_default();
+        *count += 1;
+        let place = (name.to_owned(), *count);
+        if !HARMLESS.split_whitespace().any(|each| each == name) && !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    places
+}
+
+impl Host {
+    /// Records a run and returns the places at which it can be killed.
+    pub fn recorded(&self, call: Call<'_>) -> Vec<(String, usize)> {
+        let trace = self.bin.path().join("trace");
+        call.under(&["strace", "-f", "-qq", "-o", trace.to_str().unwrap()]).run().ok();
+        let places = places(&std::fs::read_to_string(&trace).unwrap());
+        std::fs::remove_file(trace).unwrap();
+        // How many there are depends on the libc and its files.
+        assert!(places.len() > 20, "strace does not work here: {places:?}");
+        places
+    }
+}
+
+impl Call<'_> {
+    /// Lets the plugin be killed at a place of its run. Whether it survived, as one does that makes fewer calls this time.
+    pub fn killed_at(self, (name, count): &(String, usize)) -> bool {
+        let inject = format!("inject={name}:signal=KILL:when={count}");
+        self.under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject]).run().success
+    }
 }
