@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::*;
@@ -65,25 +67,30 @@ async fn a_snapshot_begins_anew_when_it_is_compacted_away() {
     let keys = (0..100).map(|i| put(&format!("c/{i:02}"), "0"));
     kv.commit(then(keys.collect::<Vec<_>>())).await.unwrap();
     let mut raw = server.raw().await;
+    // On a loaded machine a snapshot may take long: the pauses between compactions grow until one fits in.
+    let pause = Arc::new(AtomicU64::new(40));
     let compactor = {
-        let kv = kv.clone();
+        let (kv, pause) = (kv.clone(), pause.clone());
         tokio::spawn(async move {
             loop {
                 let at = set(&kv, "c/00", "1").await.revision;
                 raw.compact(at, None).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(40)).await;
+                tokio::time::sleep(Duration::from_millis(pause.load(Ordering::Relaxed))).await;
             }
         })
     };
     let paged = paged(&server, 2);
-    let (mut whole, mut compacted) = (0, 0);
+    let (mut whole, mut compacted) = (0, 0_u32);
     for _ in 0..20 {
         match soon(paged.snapshot("c/")).await {
             Ok(snapshot) => {
                 assert_eq!(snapshot.entries.len(), 100);
                 whole += 1;
             }
-            Err(Error::Compacted(_)) => compacted += 1,
+            Err(Error::Compacted(_)) => {
+                compacted += 1;
+                pause.store(40 << u32::min(compacted, 12), Ordering::Relaxed);
+            }
             Err(other) => panic!("{other}"),
         }
     }

@@ -16,6 +16,17 @@ impl Container {
     /// Attaches one and makes the veth, but not the host's half: that is for the agent to restore.
     #[track_caller]
     pub fn half(host: &Host, network: &str, name: &str) -> Container {
+        Container::make(host, network, name, false)
+    }
+
+    /// Attaches one and makes all of it.
+    #[track_caller]
+    pub fn new(host: &Host, network: &str, name: &str) -> Container {
+        Container::make(host, network, name, true)
+    }
+
+    #[track_caller]
+    fn make(host: &Host, network: &str, name: &str, whole: bool) -> Container {
         let veth = format!("v{name}");
         let ask = Attach {
             network: network.into(),
@@ -28,29 +39,28 @@ impl Container {
         let container = Container { space: Space::new(), attached, name: name.to_owned(), veth };
         let Attached { mac, mtu, group, .. } = &container.attached;
         let (veth, pid) = (&container.veth, container.space.pid());
+        // By one process, as the plugin does it: the agent looks at a new link a second later.
+        let mut lines = format!(
+            "link add {veth} up group {group} mtu {mtu} type veth peer name eth0 netns {pid} address {mac} mtu {mtu}\n"
+        );
+        for address in container.addresses().into_iter().filter(|_| whole) {
+            let (gateway, full) = if address.is_ipv6() {
+                (format!("addr replace fe80::1/64 dev {veth} nodad\n"), 128)
+            } else {
+                (String::new(), 32)
+            };
+            lines += &format!(
+                "{gateway}route replace {address}/{full} dev {veth} proto 87\n\
+                 neigh replace {address} lladdr {mac} dev {veth} nud permanent\n"
+            );
+        }
         host.space.ok(&format!(
-            "ip link add {veth} up group {group} mtu {mtu} type veth peer name eth0 netns {pid} address {mac} mtu {mtu} && \
-             for key in accept_ra autoconf; do echo 0 > /proc/sys/net/ipv6/conf/{veth}/$key; done"
+            "for key in accept_ra autoconf; do echo 0 > /proc/sys/net/ipv6/conf/default/$key; done; \
+             printf '{lines}' | ip -batch -"
         ));
         container.inside(host);
-        container
-    }
-
-    /// Attaches one and makes all of it.
-    #[track_caller]
-    pub fn new(host: &Host, network: &str, name: &str) -> Container {
-        let container = Container::half(host, network, name);
-        for address in container.addresses() {
-            let (veth, mac) = (&container.veth, &container.attached.mac);
-            let (six, full) = if address.is_ipv6() { ("-6", 128) } else { ("-4", 32) };
-            host.space.ok(&format!(
-                "ip {six} route replace {address}/{full} dev {veth} proto 87 && \
-                 ip neigh replace {address} lladdr {mac} dev {veth} nud permanent"
-            ));
-            if address.is_ipv6() {
-                host.space.ok(&format!("ip addr replace fe80::1/64 dev {veth} nodad"));
-            }
-        }
+        // The kernel acts on a new carrier in the background; asked for the link, it does so first.
+        host.space.ok(&format!("ip link show {}", container.veth));
         container
     }
 
