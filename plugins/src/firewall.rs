@@ -1,11 +1,16 @@
 //! Which firewall a configuration means, and what every plugin that uses one does alike.
 
+use crate::bridge::BridgeLock;
 use crate::errors::Coded;
 use cni::Error;
 use cni::request::Request;
 use net::firewall::{Firewall, PortMapping, What, ipt, ipt::Iptables, nft::Nftables};
 use net::names::clip_container;
 use net::{Owner, dead};
+use std::time::Duration;
+
+/// How long the child of a DEL, or a GC, waits for ADDs before it leaves unused bridges to the next one.
+pub const LOCK_TIME: Duration = Duration::from_secs(2);
 
 /// Who writes the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,12 +163,31 @@ pub fn gc(request: &Request, configured: Option<Backend>, what: What) -> Result<
         }
         supported(firewall.tidy())?;
     }
-    Ok(())
+    forget_bridges()
 }
 
 /// Drops the empty frame. For the child that outlives a DEL: nobody is left to hear of an error.
 pub fn tidy_quietly() {
     if let Ok(mut nft) = Nftables::open() {
-        let _ = nft.tidy();
+        let _ = tidy(&mut nft);
+    }
+}
+
+/// Removes the rules of bridges without attachments, then the empty frame.
+pub fn tidy(nft: &mut Nftables) -> Result<(), Error> {
+    // While ADDs are under way all the time, this is left to the DELs of theirs.
+    if !supported(nft.unused_bridges())?.is_empty()
+        && let Some(_lock) = BridgeLock::exclusive_within(LOCK_TIME)?
+    {
+        nft.forget_unused_bridges().coded()?;
+    }
+    supported(nft.tidy())
+}
+
+/// As [`tidy`], whatever backend the configuration names: bridges have their rules in nftables.
+pub fn forget_bridges() -> Result<(), Error> {
+    match Nftables::open() {
+        Err(net::Error::Unsupported(_)) => Ok(()),
+        opened => tidy(&mut opened.coded()?),
     }
 }

@@ -206,6 +206,8 @@ fn loopback_stays_closed(bridge_is_foreign: bool, backend: &str, masquerades: bo
     host.eventually("test $(cat /proc/sys/net/ipv4/conf/br0/route_localnet) = 0");
     host.sh("nft delete table ip count");
     if !masquerades {
+        host.about("DEL", &web, "c1").run().ok();
+        host.about("DEL", &web, "c2").run().ok();
         host.eventually("! nft list table inet weft 2>/dev/null");
         let rules = host.sh("nft list ruleset; iptables-save");
         assert!(!rules.to_lowercase().contains("weft"), "{rules}");

@@ -2,11 +2,12 @@
 //!
 //! Rules are appended to each base chain of nftables' forward hook whose policy is drop, iptables' among them, so that what
 //! the host drops by a rule stays dropped and only the policy no longer applies. They have nothing but what iptables-nft
-//! can read back, and a comment `weft: forward NAME …`, by which they are found again. A rule accepts both directions of
-//! a link or a subnet: what may come in from outside is for Weft's own tables to say.
+//! can read back (in the legacy variant's chain they are put by its program), and a comment `weft: forward NAME …`, by which they are found again. Everything from a link or a subnet is
+//! accepted, and to it answers and what was translated (published ports, Services).
 
-use super::nft::expr::{Rule, Side, Verdict, Way};
-use super::nft::socket::{Socket, refused};
+use super::forward_legacy;
+use super::nft::expr::{Ct, Rule, Side, Verdict, Way};
+use super::nft::socket::{Question, Socket, refused};
 use super::nft::table::Table;
 use super::nft::wire::{INET, IPV4, IPV6, attribute, comment_of, flag, msg, number, text, user_comment};
 use crate::{Error, Result, names};
@@ -23,9 +24,9 @@ const TRIES: usize = 20;
 /// What is forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Traffic {
-    /// All that comes in or goes out by the link of this name.
+    /// All that comes in by the link of this name, and answers and translated packets that go out by it.
     Link(String),
-    /// All from or to addresses of this subnet.
+    /// All from addresses of this subnet, and answers and translated packets to them.
     Subnet(IpNetwork),
 }
 
@@ -35,6 +36,13 @@ pub struct Chain {
     family: u8,
     table: String,
     name: String,
+}
+
+impl Chain {
+    /// Is it one that iptables-nft made, and reads?
+    fn is_of_iptables(&self) -> bool {
+        matches!(self.family, IPV4 | IPV6) && self.table == "filter" && self.name == "FORWARD"
+    }
 }
 
 impl fmt::Display for Chain {
@@ -57,13 +65,41 @@ pub fn dropping() -> Result<Vec<Chain>> {
     with_socket(|socket| chains(socket, true))
 }
 
+/// Returns the names of the chains of [`dropping`], and of those of iptables' legacy variant.
+///
+/// # Errors
+/// The kernel's refusal; iptables' failure.
+pub fn dropping_names() -> Result<Vec<String>> {
+    let mut names: Vec<String> = dropping()?.iter().map(ToString::to_string).collect();
+    names.extend(forward_legacy::dropping_names()?);
+    Ok(names)
+}
+
+/// Returns whether iptables' own forward chain (of its nftables variant) has the policy drop: one question, however many chains
+/// there are.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn iptables_drops() -> Result<bool> {
+    with_socket(|socket| {
+        let chain = |family| Question::Foreign { family, table: "filter", chain: "FORWARD" };
+        let mut drops = false;
+        socket.ask(&[chain(IPV4), chain(IPV6)], |_, answer| {
+            let policy = answer.ok().and_then(|m| attribute(m.attrs(), 5)).and_then(number);
+            drops |= policy == Some(DROP);
+        })?;
+        Ok(drops)
+    })
+}
+
 /// Appends the rules that accept this traffic to each forward chain whose policy is drop; those that are there stay as they
 /// are. Returns whether there is such a chain. `name` (a network or a bridge) is what [`withdraw`] finds the rules by.
 ///
 /// # Errors
 /// The kernel's refusal.
 pub fn accept(name: &str, traffic: &[Traffic]) -> Result<bool> {
-    with_socket(|socket| {
+    let legacy = forward_legacy::accept(name, traffic)?;
+    let accepted = with_socket(|socket| {
         for _ in 0..TRIES {
             let generation = socket.generation()?;
             let chains = chains(socket, true)?;
@@ -88,7 +124,8 @@ pub fn accept(name: &str, traffic: &[Traffic]) -> Result<bool> {
             }
         }
         Err(refused("add rules to a forward chain, which others change all the time", libc::EBUSY))
-    })
+    })?;
+    Ok(accepted || legacy)
 }
 
 /// Removes the rules that [`accept`] made under this name, whatever the chains' policy is by now. Returns how many.
@@ -106,7 +143,8 @@ pub fn withdraw(name: &str) -> Result<usize> {
 /// # Errors
 /// The kernel's refusal.
 pub fn withdraw_where(stale: &dyn Fn(&str) -> bool) -> Result<usize> {
-    with_socket(|socket| {
+    let legacy = forward_legacy::withdraw_where(stale)?;
+    let withdrawn = with_socket(|socket| {
         for _ in 0..TRIES {
             let generation = socket.generation()?;
             let mut batch = socket.batch(Table::Inet, Some(generation));
@@ -128,7 +166,8 @@ pub fn withdraw_where(stale: &dyn Fn(&str) -> bool) -> Result<usize> {
             }
         }
         Err(refused("delete rules from a forward chain, which others change all the time", libc::EBUSY))
-    })
+    })?;
+    Ok(withdrawn + legacy)
 }
 
 /// Works on a socket whose closing is left to the reaper, as it may wait for the kernel.
@@ -199,12 +238,12 @@ fn rules(socket: &mut Socket, chain: &Chain) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(found)
 }
 
-fn clip(name: &str) -> String {
+pub(super) fn clip(name: &str) -> String {
     names::clip_network(name).to_string()
 }
 
 /// The name in a rule's comment, when it is one of Weft's.
-fn name_in(comment: &str) -> Option<&str> {
+pub(super) fn name_in(comment: &str) -> Option<&str> {
     comment.strip_prefix("weft: forward ")?.split(' ').next()
 }
 
@@ -222,17 +261,30 @@ fn rules_for(chain: &Chain, name: &str, traffic: &[Traffic]) -> Vec<(String, Rul
         rules.push((format!("weft: forward {name} {what}"), rule));
     };
     for each in traffic {
-        match each {
-            Traffic::Link(link) => {
-                push(format!("from {link}"), start().by_name(Way::In, link));
-                push(format!("to {link}"), start().by_name(Way::Out, link));
-            }
-            Traffic::Subnet(net) if chain.family == if net.is_ipv4() { IPV6 } else { IPV4 } => {}
-            Traffic::Subnet(net) => {
-                push(format!("from {net}"), start().address(Side::Source, *net));
-                push(format!("to {net}"), start().address(Side::Destination, *net));
-            }
+        let (end, matching): (String, Box<dyn Fn(Way) -> Rule>) = match each {
+            Traffic::Link(link) => (link.clone(), Box::new(|way| start().by_name(way, link))),
+            Traffic::Subnet(net) if chain.family == if net.is_ipv4() { IPV6 } else { IPV4 } => continue,
+            Traffic::Subnet(net) => (net.to_string(), Box::new(|way| start().address(side(way), *net))),
+        };
+        push(format!("from {end}"), matching(Way::In));
+        if chain.is_of_iptables() {
+            push(format!("answers to {end}"), matching(Way::Out).iptables_known_or_dnat());
+        } else {
+            push(format!("answers to {end}"), matching(Way::Out).ct(Ct::Known));
+            push(
+                format!("translated to {end}"),
+                match each {
+                    Traffic::Link(_) => matching(Way::Out).translated_by_us(),
+                    // A Service, which kube-proxy translates.
+                    Traffic::Subnet(_) => matching(Way::Out).ct(Ct::Dnat),
+                },
+            );
         }
     }
     rules
+}
+
+/// What comes from containers has their address as its source.
+fn side(way: Way) -> Side {
+    if way == Way::In { Side::Source } else { Side::Destination }
 }

@@ -5,6 +5,7 @@
 //! state is kept elsewhere. Both work in the network namespace that the calling thread is in: open and use them there.
 
 pub mod forward;
+mod forward_legacy;
 pub mod ipt;
 mod localnet;
 pub mod nft;

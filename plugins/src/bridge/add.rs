@@ -14,7 +14,9 @@ use cni::Error;
 use cni::request::Request;
 use cni::types::{AddResult, Interface};
 use ipnetwork::IpNetwork;
-use net::firewall::{Firewall, nft::Nftables};
+use net::firewall::Firewall;
+use net::firewall::forward::{self, Traffic};
+use net::firewall::nft::Nftables;
 use net::{Batch, Link, Netlink, Netns, Owner, PortSet, sysctl};
 use std::time::Duration;
 
@@ -38,7 +40,8 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     // From now on nobody removes the bridge.
     let lock = BridgeLock::shared()?;
     let found = link::inspect(&mut host, &conf)?;
-    let mut firewall = conf.masquerade.map(|backend| backend.open()).transpose()?;
+    let iptables = conf.masquerade.filter(|backend| *backend != Backend::Nftables);
+    let mut firewall = iptables.map(|backend| backend.open()).transpose()?;
 
     let mut lease = Lease::default();
     if !ipam.needs_link() {
@@ -56,6 +59,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         rollback.on_failure("the watch on its port", || unwatch(&owner));
         watch(&owner, mac)?;
     }
+    rollback.on_failure("the bridge's rules", firewall::forget_bridges);
     rollback.on_failure("the link", || attach::remove(&owner, &netns));
     let pair =
         attach::make_pair(&mut host, &mut container, &wanted(request, &conf, &owner, &netns, &bridge, mac))?;
@@ -83,17 +87,14 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     if conf.dad && !conf.disable_container_interface {
         container.wait_for_dad(pair.container, DAD_PATIENCE).coded()?;
     }
+    rollback.on_failure("the masquerading", || {
+        conf.masquerade.map_or(Ok(()), |backend| firewall::unmasquerade(backend, &owner))
+    });
+    filter(&conf, &owner, gateway.as_ref().unwrap_or(&bridge), &addresses)?;
     drop(lock);
-
     if let Some(firewall) = &mut firewall {
-        rollback.on_failure("the masquerading", || {
-            conf.masquerade.map_or(Ok(()), |backend| firewall::unmasquerade(backend, &owner))
-        });
         firewall.masquerade(&owner, &addresses).coded()?;
         firewall::release(firewall.as_ref());
-    }
-    if conf.same_bridge {
-        Backend::Nftables.open()?.guard(&conf.bridge).coded()?;
     }
     let interface =
         |link: &Link| Interface { name: link.name.clone(), mac: link.mac_text(), ..Interface::default() };
@@ -200,6 +201,27 @@ fn forwarding(gateways: &[IpNetwork]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Puts the bridge under its rules, and masquerades with nftables what that is to. A kernel without nftables has no such
+/// rules; only what the configuration asks for by name is an error there.
+fn filter(conf: &Conf, owner: &Owner, link: &Link, addresses: &[IpNetwork]) -> Result<(), Error> {
+    let (masqueraded, rules) = (conf.masqueraded(addresses), conf.rules(link));
+    let is_asked = !masqueraded.is_empty() || rules.guarded || rules.closed;
+    let attached = Nftables::open().and_then(|mut nft| {
+        let attached = nft.attach_bridge(owner, masqueraded, &rules);
+        firewall::release(&nft);
+        attached
+    });
+    let is_new = match attached {
+        Err(net::Error::Unsupported(_)) if !is_asked => true,
+        attached => attached.coded()?,
+    };
+    // The chain that appears or changes most is iptables'; others are asked for with a bridge's first attachment.
+    if conf.is_gateway && conf.forward_accept && (is_new || forward::iptables_drops().coded()?) {
+        forward::accept(&link.name, &[Traffic::Link(link.name.clone())]).coded()?;
+    }
+    Ok(())
+}
+
 /// Has the kernel drop what does not come from this address.
 fn watch(owner: &Owner, mac: [u8; 6]) -> Result<(), Error> {
     let watched =
@@ -214,12 +236,14 @@ fn watch(owner: &Owner, mac: [u8; 6]) -> Result<(), Error> {
 
 fn unwatch(owner: &Owner) -> Result<(), Error> {
     let mut nft = Nftables::open().coded()?;
-    nft.unwatch(owner).and_then(|()| nft.tidy()).coded()
+    nft.unwatch(owner).coded()?;
+    firewall::tidy(&mut nft)
 }
 
 /// Removes a bridge that this ADD alone needed.
 fn remove_bridge(conf: &Conf) -> Result<(), Error> {
-    if link::remove_if_unused(&mut Netlink::open().coded()?, conf)? && conf.same_bridge {
+    let wait = Duration::from_millis(200);
+    if link::remove_if_unused(&mut Netlink::open().coded()?, conf, wait)? && conf.same_bridge {
         Nftables::open().and_then(|mut nft| nft.unguard(&conf.bridge).and_then(|()| nft.tidy())).coded()?;
     }
     Ok(())

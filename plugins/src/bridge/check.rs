@@ -2,8 +2,9 @@
 
 use super::conf::Conf;
 use super::result::kernel_routes;
+use super::vlan;
 use crate::errors::{Coded, mismatch};
-use crate::firewall::owner;
+use crate::firewall::{Backend, owner};
 use crate::ipam_client::Ipam;
 use crate::netns;
 use crate::{attach, check};
@@ -55,7 +56,20 @@ pub fn check(request: &Request) -> Result<(), Error> {
     if ipam.is_some() {
         check::has_routes(&mut container, &kernel_routes(result))?;
     }
-    match conf.masquerade {
+    let link = match conf.vlan.filter(|_| conf.is_gateway && ipam.is_some()) {
+        Some(vlan) => {
+            let leg = vlan::leg(&conf.bridge, vlan);
+            host.link(&leg).coded()?.ok_or_else(|| missing(&format!("the host's link {leg}")))?
+        }
+        None => bridge,
+    };
+    let checked = Nftables::open()
+        .and_then(|mut nft| nft.check_bridge(&owner, conf.masqueraded(&addresses), &conf.rules(&link)));
+    match checked {
+        Err(net::Error::Unsupported(_)) => {}
+        checked => checked.coded()?,
+    }
+    match conf.masquerade.filter(|backend| *backend != Backend::Nftables) {
         Some(backend) => backend.open()?.check_masquerade(&owner, &addresses).coded(),
         None => Ok(()),
     }

@@ -4,6 +4,10 @@ use crate::args::container_mac;
 use crate::firewall::{Backend, masquerade_backend};
 use cni::Error;
 use cni::request::Request;
+use ipnetwork::IpNetwork;
+use net::Link;
+use net::firewall::nft::BridgeRules;
+use net::names::BRIDGE_ALIAS;
 use serde::Deserialize;
 
 /// The keys, as configurations have them.
@@ -27,6 +31,8 @@ struct Keys {
     disable_container_interface: bool,
     port_isolation: bool,
     ingress_policy: Option<String>,
+    internal: bool,
+    forward_accept: Option<bool>,
 }
 
 /// An item of `vlanTrunk`.
@@ -75,6 +81,10 @@ pub struct Conf {
     pub port_isolation: bool,
     /// Forwarded packets come in only from the bridge itself, or as answers (`ingressPolicy: same-bridge`).
     pub same_bridge: bool,
+    /// Nothing is forwarded into the bridge or out of it (`internal`).
+    pub internal: bool,
+    /// Forward chains of other programs whose policy is drop accept the bridge's traffic (`forwardAccept`).
+    pub forward_accept: bool,
     /// The container's hardware address.
     pub mac: Option<[u8; 6]>,
 }
@@ -158,8 +168,29 @@ impl Conf {
             disable_container_interface: keys.disable_container_interface,
             port_isolation: keys.port_isolation,
             same_bridge,
+            internal: keys.internal,
+            forward_accept: keys.forward_accept.unwrap_or(true) && !keys.internal,
             mac: container_mac(request)?,
         })
+    }
+
+    /// What the packet filter does about the link that has the gateways' addresses.
+    pub fn rules(&self, link: &Link) -> BridgeRules {
+        BridgeRules {
+            link: link.name.clone(),
+            index: link.index,
+            protected: self.is_gateway || self.masquerade.is_some(),
+            // A bridge of others may be this host's way out as well.
+            strict: self.is_gateway && link.alias.as_deref() == Some(BRIDGE_ALIAS),
+            guarded: self.same_bridge,
+            closed: self.internal,
+            isolated: self.port_isolation,
+        }
+    }
+
+    /// The addresses that nftables masquerades.
+    pub fn masqueraded<'a>(&self, addresses: &'a [IpNetwork]) -> &'a [IpNetwork] {
+        if self.masquerade == Some(Backend::Nftables) { addresses } else { &[] }
     }
 
     /// Whether the bridge must tell VLANs apart.

@@ -9,6 +9,7 @@ use cni::code::INVALID_CONFIG;
 use ipnetwork::IpNetwork;
 use net::names::BRIDGE_ALIAS;
 use net::{Batch, Bridge, Family, Link, LinkSet, Netlink, NewAddr, Owner, sysctl};
+use std::time::Duration;
 
 /// Whether the bridge can be used or made: what can be known before anything is changed.
 ///
@@ -191,9 +192,10 @@ pub fn unused(netlink: &mut Netlink, conf: &Conf) -> Result<Option<BridgeLock>, 
     Ok((!ports.iter().any(is_attachment)).then_some(lock))
 }
 
-/// Removes the bridge if Weft made it and it has no port. Returns whether it did.
-pub fn remove_if_unused(netlink: &mut Netlink, conf: &Conf) -> Result<bool, Error> {
-    let Some(_lock) = BridgeLock::exclusive()? else { return Ok(false) };
+/// Removes the bridge if Weft made it and it has no port. Returns whether it did. While ADDs, or the child of a DEL, use
+/// bridges for longer than `wait`, it stays.
+pub fn remove_if_unused(netlink: &mut Netlink, conf: &Conf, wait: Duration) -> Result<bool, Error> {
+    let Some(_lock) = BridgeLock::exclusive_within(wait)? else { return Ok(false) };
     let Some(link) = netlink.link(&conf.bridge).coded()? else { return Ok(false) };
     let ours = |link: &Link| link.alias.as_deref() == Some(BRIDGE_ALIAS);
     let ports = netlink.links_of_master(link.index).coded()?;

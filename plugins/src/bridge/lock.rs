@@ -7,6 +7,7 @@ use cni::Error;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
+use std::time::{Duration, Instant};
 
 /// The lock, until it is dropped.
 pub struct BridgeLock {
@@ -35,6 +36,17 @@ impl BridgeLock {
             Ok(lock) => Ok(Some(BridgeLock { _lock: lock })),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err(other) => Err(failed(other)),
+        }
+    }
+
+    /// As [`BridgeLock::exclusive`], tried until this time is over.
+    pub fn exclusive_within(time: Duration) -> Result<Option<BridgeLock>, Error> {
+        let start = Instant::now();
+        loop {
+            match BridgeLock::exclusive()? {
+                None if start.elapsed() < time => std::thread::sleep(Duration::from_millis(5)),
+                locked => return Ok(locked),
+            }
         }
     }
 }

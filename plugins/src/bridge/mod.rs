@@ -18,6 +18,7 @@ use cni::plugin::Plugin;
 use cni::request::Request;
 use cni::types::AddResult;
 use conf::Conf;
+pub use lock::BridgeLock;
 use net::firewall::{Firewall, What, nft::Nftables};
 use net::names::ALIAS_PREFIX;
 use net::{Netlink, Netns, Owner, dead};
@@ -125,7 +126,7 @@ fn gc(request: &Request) -> Result<(), Error> {
     failures.note(sweep_watches(request));
     let Some(conf) = failures.value(conf) else { return failures.outcome() };
     if request.conf.valid_attachments.as_ref().is_some_and(Vec::is_empty) {
-        let removed = failures.value(link::remove_if_unused(&mut host, &conf));
+        let removed = failures.value(link::remove_if_unused(&mut host, &conf, firewall::LOCK_TIME));
         if removed == Some(true) {
             eprintln!("network {}: bridge {} removed, nobody uses it", request.conf.name, conf.bridge);
             if conf.same_bridge {
@@ -134,7 +135,7 @@ fn gc(request: &Request) -> Result<(), Error> {
             }
         }
         if let Ok(mut nft) = Nftables::open() {
-            failures.note(nft.tidy().coded());
+            failures.note(firewall::tidy(&mut nft));
         }
     }
     failures.outcome()
@@ -158,5 +159,5 @@ fn sweep_watches(request: &Request) -> Result<(), Error> {
     if removed > 0 {
         eprintln!("network {}: {removed} stale entries removed from table bridge weft", request.conf.name);
     }
-    firewall::supported(nft.tidy())
+    firewall::tidy(&mut nft)
 }

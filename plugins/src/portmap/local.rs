@@ -21,7 +21,7 @@ impl Localnet {
         let route = netlink.route_towards(address.ip()).coded()?;
         let Some(index) = route.and_then(|route| route.oif) else { return Ok(None) };
         let name = nix::net::if_::if_indextoname(index).ok();
-        let name = name.and_then(|name| name.into_string().ok());
+        let name = name.and_then(|name| name.into_string().ok()).filter(|name| !name.is_empty());
         Ok(name.map(|name| Localnet { netlink, index, name }))
     }
 

@@ -66,6 +66,9 @@ fn bridge_plugin(meta: &Meta, options: &Options, bridge: &str, mtu: Option<u32>)
     if !options.icc {
         plugin.insert("portIsolation".into(), true.into());
     }
+    if meta.internal {
+        plugin.insert("internal".into(), true.into());
+    }
     // What is not published is not reachable from outside, nor from other networks.
     plugin.insert("ingressPolicy".into(), "same-bridge".into());
     plugin.insert("capabilities".into(), json!({"mac": true, "ips": true}));

@@ -11,7 +11,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Shown by `nft list ruleset`.
-const COMMENT: &str = "Weft container networking";
+pub const COMMENT: &str = "Weft container networking";
 
 /// A base chain's type, hook (enum nf_inet_hooks) and priority.
 pub struct Hook {
@@ -45,6 +45,21 @@ fn loopback6() -> IpNetwork {
     network(Ipv6Addr::LOCALHOST.into(), 128)
 }
 
+/// fe80::/10
+fn link_local() -> IpNetwork {
+    network(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10)
+}
+
+/// 0.0.0.0, as DHCP's clients have it.
+fn unspecified4() -> IpNetwork {
+    network(Ipv4Addr::UNSPECIFIED.into(), 32)
+}
+
+/// ::, as duplicate address detection has it.
+fn unspecified6() -> IpNetwork {
+    network(Ipv6Addr::UNSPECIFIED.into(), 128)
+}
+
 /// A network of constants here: always valid ones.
 fn network(addr: IpAddr, prefix: u8) -> IpNetwork {
     match addr {
@@ -76,7 +91,24 @@ fn inet_chains() -> Vec<Chain> {
         chain(
             "raw",
             hook("filter", 0, -300),
-            vec![Rule::new().not_from_loopback().address(Side::Destination, loopback4()).then(Drop)],
+            vec![
+                Rule::new().not_from_loopback().address(Side::Destination, loopback4()).then(Drop),
+                Rule::new().not_from_loopback().address(Side::Source, loopback4()).then(Drop),
+                Rule::new().no_way_back().then(Jump("foreign")),
+            ],
+        ),
+        // Before connections are tracked: a forged source would make a connection whose answers the forger may send to the
+        // true owner. What is said on a link alone passes: it is never forwarded.
+        chain(
+            "foreign",
+            None,
+            vec![
+                Rule::new().address(Side::Source, link_local()).then(Return),
+                Rule::new().address(Side::Source, unspecified6()).then(Return),
+                Rule::new().address(Side::Source, unspecified4()).then(Return),
+                Rule::new().came_in_by(Map::Strict).then(Drop),
+                Rule::new().source_is_behind(Map::Bridges).then(Drop),
+            ],
         ),
         chain("prerouting", hook("nat", 0, -100), vec![Rule::new().for_this_host().then(Jump("publish"))]),
         chain("output", hook("nat", 3, -100), vec![Rule::new().for_this_host().then(Jump("publish"))]),
@@ -96,56 +128,88 @@ fn inet_chains() -> Vec<Chain> {
             "postrouting",
             hook("nat", 4, 100),
             vec![
-                Rule::new().ct(Ct::Dnat).address_in(Side::Destination, false, Map::HairpinAll4).masquerade(),
-                Rule::new().ct(Ct::Dnat).address_in(Side::Destination, true, Map::HairpinAll6).masquerade(),
+                Rule::new()
+                    .translated_by_us()
+                    .address_in(Side::Destination, false, Map::HairpinAll4)
+                    .masquerade(),
+                Rule::new()
+                    .translated_by_us()
+                    .address_in(Side::Destination, true, Map::HairpinAll6)
+                    .masquerade(),
             ],
         ),
-        chain("forward", hook("filter", 2, 0), vec![Rule::new().out_of(Map::Guarded).then(Jump("guard"))]),
+        chain(
+            "forward",
+            hook("filter", 2, 0),
+            vec![
+                Rule::new().through(Map::BridgePairs).then(Jump("within")),
+                Rule::new().came_in_by(Map::Closed).then(Drop),
+                Rule::new().out_of(Map::Closed).then(Drop),
+                Rule::new().ct(Ct::Invalid).then(Jump(UNTRANSLATED)),
+                Rule::new().out_of(Map::Guarded).then(Jump("guard")),
+            ],
+        ),
+        // A packet that connection tracking calls invalid is not masqueraded, and would leave with the container's address.
+        // Each subnet has a rule here.
+        chain(UNTRANSLATED, None, Vec::new()),
+        // What a container sends to the gateway's MAC comes back to its bridge, isolated or not.
+        chain(
+            "within",
+            None,
+            vec![Rule::new().came_in_by(Map::Isolated).ct(Ct::NotDnat).then(Drop), Rule::new().then(Accept)],
+        ),
         chain(
             "guard",
             None,
             vec![
                 Rule::new().ct(Ct::Known).then(Accept),
                 Rule::new().ct(Ct::Dnat).then(Accept),
-                Rule::new().through(Map::GuardedPairs).then(Accept),
                 Rule::new().then(Drop),
             ],
         ),
     ]
 }
 
+/// The chain for packets that the address translation passes over.
+pub const UNTRANSLATED: &str = "untranslated";
+
 /// The name of a subnet's chain.
 pub fn chain_of(net: IpNetwork) -> String {
     format!("subnet-{}", net_name(net))
 }
 
-/// What a subnet needs besides its two sets: a chain that masquerades what leaves the subnet, and what comes to published
-/// ports from the subnet itself or from the host's loopback. It hangs in the hook by itself, so that no rule has to lead
-/// to it.
-fn subnet_chain(net: IpNetwork) -> Chain {
-    let (net, v6) = (subnet(net), net.is_ipv6());
+/// Matches what is to be masqueraded when it leaves this subnet, which has no host bits.
+fn leaving(net: IpNetwork) -> Rule {
+    let v6 = net.is_ipv6();
     let multicast = match v6 {
         false => network(Ipv4Addr::new(224, 0, 0, 0).into(), 4),
         true => network(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0).into(), 8),
     };
+    let rule = Rule::new().address_in(Side::Source, v6, Map::masq(net));
+    // A container without a subnet is alone in its own.
+    let rule = if is_hosts(net) { rule } else { rule.not_address(Side::Destination, net) };
+    rule.not_address(Side::Destination, multicast)
+}
+
+/// What a subnet needs besides its two sets and its rule in [`UNTRANSLATED`]: a chain that masquerades what leaves the subnet, and what comes to published
+/// ports from the subnet itself or from the host's loopback. It hangs in the hook by itself, so that no rule has to lead
+/// to it.
+fn subnet_chain(net: IpNetwork) -> Chain {
+    let (net, v6) = (subnet(net), net.is_ipv6());
     let hairpin = |from| {
         Rule::new()
-            .ct(Ct::Dnat)
+            .translated_by_us()
             .address(Side::Source, from)
             .address_in(Side::Destination, v6, Map::hairpin(net))
             .masquerade()
     };
-    let masquerade = Rule::new().address_in(Side::Source, v6, Map::masq(net));
-    let mut rules = if is_hosts(net) {
+    let mut rules = vec![leaving(net).masquerade()];
+    rules.push(if is_hosts(net) {
         // A container without a subnet is alone in its own.
-        vec![
-            masquerade.not_address(Side::Destination, multicast).masquerade(),
-            Rule::new().ct(Ct::Dnat).pair_in(v6, Map::hairpin_self(v6)).masquerade(),
-        ]
+        Rule::new().translated_by_us().pair_in(v6, Map::hairpin_self(v6)).masquerade()
     } else {
-        let leaving = masquerade.not_address(Side::Destination, net);
-        vec![leaving.not_address(Side::Destination, multicast).masquerade(), hairpin(net)]
-    };
+        hairpin(net)
+    });
     if !v6 {
         rules.push(hairpin(loopback4()));
     }
@@ -210,10 +274,22 @@ pub fn push_subnet(batch: &mut Batch, net: IpNetwork) {
     let chain = subnet_chain(net);
     chain.push(batch);
     chain.push_rules(batch);
+    batch.push("add a rule to", msg::NEWRULE, flag::CREATE | flag::APPEND, |w| {
+        w.str(2, UNTRANSLATED);
+        w.bytes(4 | 0x8000, leaving(subnet(net)).then(Verdict::Drop).bytes());
+        w.bytes(7, &user_comment(0, &subnet(net).to_string()));
+    });
 }
 
-/// Adds the deletion of what a subnet needed to a batch.
-pub fn push_subnet_deletion(batch: &mut Batch, net: IpNetwork) {
+/// Adds the deletion of what a subnet needed to a batch; `rules` are those of [`UNTRANSLATED`]: comment and handle.
+pub fn push_subnet_deletion(batch: &mut Batch, net: IpNetwork, rules: &[(String, Vec<u8>)]) {
+    let comment = subnet(net).to_string();
+    for (_, handle) in rules.iter().filter(|(found, _)| *found == comment) {
+        batch.push("delete a rule of", msg::DELRULE, 0, |w| {
+            w.str(2, UNTRANSLATED);
+            w.bytes(3, handle);
+        });
+    }
     batch.push("delete a chain of", msg::DELCHAIN, 0, |w| w.str(3, &chain_of(net)));
     for map in Map::of_subnet(net) {
         batch.push("delete a set of", msg::DELSET, 0, |w| head(w, map));
@@ -222,6 +298,9 @@ pub fn push_subnet_deletion(batch: &mut Batch, net: IpNetwork) {
 
 /// The names of the table's and these subnets' chains, and how many rules each has.
 pub fn census(table: Table, subnets: &[IpNetwork]) -> Vec<(String, usize)> {
-    let subnets = subnets.iter().map(|net| subnet_chain(*net));
-    chains(table).into_iter().chain(subnets).map(|c| (c.name, c.rules.len())).collect()
+    let of_subnets = subnets.iter().map(|net| subnet_chain(*net));
+    let all = chains(table).into_iter().chain(of_subnets).map(|c| (c.name, c.rules.len()));
+    // Of the subnets in question, each has a rule there.
+    all.map(|(name, count)| if name == UNTRANSLATED { (name, subnets.len()) } else { (name, count) })
+        .collect()
 }

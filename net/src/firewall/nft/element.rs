@@ -87,11 +87,16 @@ impl Key {
         key
     }
 
-    /// A bridge in `guarded` or, twice, in `guarded_pairs`.
+    /// A bridge in one of the sets of bridges or, twice, in `bridge_pairs`.
     pub fn bridge(map: Map, name: &str) -> Self {
         let one = Key::link(map, name).bytes;
-        let bytes = if map == Map::GuardedPairs { one.repeat(2) } else { one };
+        let bytes = if map == Map::BridgePairs { one.repeat(2) } else { one };
         Key { map, bytes }
+    }
+
+    /// A link in `bridges`.
+    pub fn index(map: Map, index: u32) -> Self {
+        Key { map, bytes: index.to_ne_bytes().to_vec() }
     }
 
     /// A VNI, 24 bits.

@@ -9,6 +9,12 @@ use std::net::IpAddr;
 /// NFT_REG_1, and the registers of four bytes behind it.
 const REG1: u32 = 1;
 const REG32: u32 = 8;
+/// NFT_REG_3, which `dnat` leaves alone.
+const REG3: u32 = 3;
+/// NFT_CT_LABELS
+const CT_LABELS: u32 = 13;
+/// The label (of 128) of connections that Weft's own rules translated.
+const LABEL: u128 = 1 << 87;
 /// NFT_LOOKUP_F_INV
 const LOOKUP_INV: u32 = 1;
 /// The verdict register.
@@ -57,8 +63,12 @@ pub enum Meta {
 pub enum Ct {
     /// state: established or related
     Known,
+    /// state: invalid
+    Invalid,
     /// status: destination translated
     Dnat,
+    /// status: destination not translated
+    NotDnat,
 }
 
 /// Verdicts of rules.
@@ -318,19 +328,55 @@ impl Rule {
         self
     }
 
+    /// `fib saddr oif @set`: the link by which the source is reached
+    pub fn source_is_behind(mut self, map: Map) -> Self {
+        // NFT_FIB_RESULT_OIF; NFTA_FIB_F_SADDR
+        self.fib(1, 1);
+        self.lookup(map, None);
+        self
+    }
+
     /// `ct state established,related` or `ct status dnat`
     pub fn ct(mut self, what: Ct) -> Self {
         let (key, bits) = match what {
             Ct::Known => (0u32, 6u32),
-            Ct::Dnat => (2, 0x20),
+            Ct::Invalid => (0, 1),
+            Ct::Dnat | Ct::NotDnat => (2, 0x20),
         };
         self.expr("ct", |w| {
             w.u32(1, REG1);
             w.u32(2, key);
         });
         self.mask(&bits.to_ne_bytes());
-        self.compare(true, &[0; 4]);
+        self.compare(!matches!(what, Ct::NotDnat), &[0; 4]);
         self
+    }
+
+    /// `ct state established,related,dnat` as iptables has it: revision 3 of its match `conntrack`
+    /// (struct xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h)
+    pub fn iptables_known_or_dnat(mut self) -> Self {
+        let mut info = [0; 168];
+        // match_flags: XT_CONNTRACK_STATE; state_mask: ESTABLISHED, RELATED and DNAT
+        info[146..148].copy_from_slice(&1u16.to_ne_bytes());
+        info[150..152].copy_from_slice(&0x86u16.to_ne_bytes());
+        self.expr("match", |w| {
+            w.str(1, "conntrack");
+            w.u32(2, 3);
+            w.bytes(3, &info);
+        });
+        self
+    }
+
+    /// `ct status dnat ct label 87`: a connection that one of Weft's own rules translated
+    pub fn translated_by_us(self) -> Self {
+        let mut rule = self.ct(Ct::Dnat);
+        rule.expr("ct", |w| {
+            w.u32(1, REG1);
+            w.u32(2, CT_LABELS);
+        });
+        rule.mask(&LABEL.to_ne_bytes());
+        rule.compare(true, &[0; 16]);
+        rule
     }
 
     /// `ip saddr 10.1.0.0/16`
@@ -391,7 +437,8 @@ impl Rule {
         rule
     }
 
-    /// `dnat ip to [ip daddr .] meta l4proto . th dport map @map`
+    /// `ct label set 87 dnat ip to [ip daddr .] meta l4proto . th dport map @map`. The label is set only where the map has
+    /// the key (in a rule that nft has loaded again, wherever the map is asked).
     pub fn dnat(self, v6: bool, at: bool, map: Map) -> Self {
         let mut rule = self.family(v6);
         let words = if v6 { 4 } else { 1 };
@@ -406,6 +453,14 @@ impl Rule {
         next += 1;
         rule.payload(2, 2, 2, next);
         rule.lookup(map, Some(REG1));
+        rule.expr("immediate", |w| {
+            w.u32(1, REG3);
+            w.nest(2, |w| w.bytes(1, &LABEL.to_ne_bytes()));
+        });
+        rule.expr("ct", |w| {
+            w.u32(2, CT_LABELS);
+            w.u32(4, REG3);
+        });
         rule.expr("nat", |w| {
             w.u32(1, 1);
             w.u32(2, if v6 { 10 } else { 2 });

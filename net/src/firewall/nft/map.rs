@@ -15,6 +15,7 @@ mod datatype {
     pub const ETHERADDR: u32 = 9;
     pub const INET_PROTO: u32 = 12;
     pub const INET_SERVICE: u32 = 13;
+    pub const IFINDEX: u32 = 20;
     pub const DEVGROUP: u32 = 35;
     pub const IFNAME: u32 = 41;
 }
@@ -34,8 +35,16 @@ pub enum Map {
     HairpinAll6,
     /// bridges that only let in what is theirs
     Guarded,
-    /// such a bridge twice: in and out
-    GuardedPairs,
+    /// bridges by which nothing is forwarded in or out
+    Closed,
+    /// bridges that forward nothing back to themselves, but published ports
+    Isolated,
+    /// each of these bridges twice: in and out
+    BridgePairs,
+    /// links of bridges with attachments: no other link brings a source that is routed to one of them
+    Bridges,
+    /// those of them that bring no source that is routed elsewhere
+    Strict,
     /// links whose `route_localnet` was set for published ports. No rule asks for it.
     Localnet,
     /// addresses in this subnet whose outgoing traffic is masqueraded
@@ -102,7 +111,7 @@ impl Map {
     ];
 
     /// Those of the frame of the table for IP.
-    pub const FRAME: [Map; 9] = [
+    pub const FRAME: [Map; 13] = [
         Map::Ports4,
         Map::Ports4At,
         Map::Ports6,
@@ -110,9 +119,17 @@ impl Map {
         Map::HairpinAll4,
         Map::HairpinAll6,
         Map::Guarded,
-        Map::GuardedPairs,
+        Map::Closed,
+        Map::Isolated,
+        Map::BridgePairs,
+        Map::Bridges,
+        Map::Strict,
         Map::Localnet,
     ];
+
+    /// Those of them whose elements are bridges.
+    pub const OF_BRIDGES: [Map; 6] =
+        [Map::Bridges, Map::Strict, Map::Guarded, Map::Closed, Map::Isolated, Map::BridgePairs];
 
     /// The table that has it.
     pub fn table(self) -> Table {
@@ -134,7 +151,11 @@ impl Map {
             Map::HairpinSelf4 => "hairpin4_self",
             Map::HairpinSelf6 => "hairpin6_self",
             Map::Guarded => "guarded",
-            Map::GuardedPairs => "guarded_pairs",
+            Map::Closed => "bridges_closed",
+            Map::Isolated => "bridges_isolated",
+            Map::BridgePairs => "bridge_pairs",
+            Map::Bridges => "bridges",
+            Map::Strict => "bridges_strict",
             Map::Localnet => "localnet",
             Map::Watched => "watched",
             Map::Sources => "sources",
@@ -239,9 +260,11 @@ impl Map {
             Map::HairpinAll6 | Map::Masq(IpNetwork::V6(_)) | Map::Hairpin(IpNetwork::V6(_)) => (IP6ADDR, 16),
             Map::HairpinSelf4 => (IPADDR << 6 | IPADDR, 8),
             Map::HairpinSelf6 => (IP6ADDR << 6 | IP6ADDR, 32),
-            Map::Guarded | Map::Localnet | Map::Watched | Map::SourceOf => (IFNAME, 16),
+            Map::Bridges => (IFINDEX, 4),
+            Map::Guarded | Map::Closed | Map::Isolated | Map::Strict | Map::Localnet => (IFNAME, 16),
+            Map::Watched | Map::SourceOf => (IFNAME, 16),
             Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
-            Map::GuardedPairs => (IFNAME << 6 | IFNAME, 32),
+            Map::BridgePairs => (IFNAME << 6 | IFNAME, 32),
             Map::Vnis => (INTEGER, 3),
             Map::Vteps4 | Map::Nodes4 => (IPADDR, 4),
             Map::Vteps6 | Map::Nodes6 => (IP6ADDR, 16),
@@ -272,7 +295,8 @@ impl Map {
         match self {
             Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
             Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
-            Map::Guarded | Map::Localnet | Map::Watched | Map::SourceOf => 1,
+            Map::Closed | Map::Isolated => 1,
+            Map::Guarded | Map::Bridges | Map::Strict | Map::Localnet | Map::Watched | Map::SourceOf => 1,
             Map::Groups | Map::Internal | Map::Routed => 1,
             _ => 0,
         }
@@ -292,6 +316,11 @@ impl Map {
     /// What nft shows in the set.
     fn comment(self) -> Option<&'static str> {
         Some(match self {
+            Map::Bridges => "links of bridges with attachments",
+            Map::Strict => "bridges that bring only sources behind them",
+            Map::Closed => "bridges without a way in or out",
+            Map::Isolated => "bridges whose containers do not see each other",
+            Map::BridgePairs => "the same bridge, in and out",
             Map::Localnet => "links with route_localnet set by Weft",
             Map::Vnis => "VNIs of overlay networks",
             Map::Vteps4 | Map::Vteps6 => "hosts whose VXLAN packets are taken",

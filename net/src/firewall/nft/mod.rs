@@ -9,16 +9,19 @@
 //! to end quickly hands its socket on ([`Firewall::handle`]).
 
 pub(super) mod base;
+mod bridge;
 pub(super) mod element;
 pub(super) mod expr;
 mod map;
 pub(super) mod plan;
+mod rebuild;
 mod remove;
 pub(super) mod socket;
 mod spoof;
 pub(super) mod table;
 pub(super) mod wire;
 
+pub use bridge::BridgeRules;
 pub use socket::Sent;
 
 use super::{
@@ -227,7 +230,7 @@ impl Firewall for Nftables {
     fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
         let mut wanted = Wanted::default();
         wanted.masquerade(owner, addrs);
-        self.put(wanted.sorted())
+        self.put(wanted.sorted()).map(drop)
     }
 
     fn unmasquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
@@ -257,6 +260,7 @@ impl Firewall for Nftables {
             }
             put => put,
         }
+        .map(drop)
     }
 
     fn unpublish(&mut self, owner: &Owner, ports: &[PortMapping]) -> Result<()> {
@@ -298,19 +302,19 @@ impl Firewall for Nftables {
             }
             put => put,
         }
+        .map(drop)
     }
 
     fn guard(&mut self, bridge: &str) -> Result<()> {
         let mut wanted = Wanted::default();
-        for map in [Map::Guarded, Map::GuardedPairs] {
+        for map in [Map::Guarded, Map::BridgePairs] {
             wanted.element(Key::bridge(map, bridge), Value::None, "");
         }
-        self.put(wanted.sorted())
+        self.put(wanted.sorted()).map(drop)
     }
 
     fn unguard(&mut self, bridge: &str) -> Result<()> {
-        let keys = [Map::Guarded, Map::GuardedPairs].map(|map| Key::bridge(map, bridge));
-        self.delete(keys.into(), &|_| true).map(drop)
+        self.delete(bridge::keys_of(bridge), &|_| true).map(drop)
     }
 
     fn gc(&mut self, network: &str, what: What, valid: &dyn Fn(&str, &str) -> bool) -> Result<usize> {

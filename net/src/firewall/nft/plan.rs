@@ -84,20 +84,25 @@ fn broken(table: Table) -> Error {
 }
 
 impl Nftables {
-    /// Adds what is wanted, all of it in one table. Nothing is changed when that fails.
-    pub(super) fn put(&mut self, wanted: Wanted) -> Result<()> {
+    /// Adds what is wanted, all of it in one table. Nothing is changed when that fails. Returns whether something was
+    /// added that belongs to no single attachment, which is what has no tag.
+    pub(super) fn put(&mut self, wanted: Wanted) -> Result<bool> {
         if wanted.elements.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let table = wanted.table();
         let (mut look, mut in_vain) = (Look::Cheap, 0);
         for _ in 0..TRIES {
             let plan = self.inspect(&wanted, look)?;
             if plan.done.len() == wanted.elements.len() {
-                return Ok(());
+                return Ok(false);
             }
             let batch = self.compose(&wanted, &plan);
-            let Err(errors) = self.socket.commit(batch)? else { return Ok(()) };
+            let is_shared = |(index, element): (usize, &Element)| {
+                element.tag.is_empty() && plan.done.binary_search(&index).is_err()
+            };
+            let shared = wanted.elements.iter().enumerate().any(is_shared);
+            let Err(errors) = self.socket.commit(batch)? else { return Ok(shared) };
             if plan.table && table == Table::Bridge && errors.iter().any(|(errno, _)| is_unknown(*errno)) {
                 return Err(Error::Unsupported("nftables for bridges (CONFIG_NF_TABLES_BRIDGE)".into()));
             }
@@ -109,6 +114,9 @@ impl Nftables {
             // With table and chains there, or made in the same batch, only a map can be missing; or others undid them.
             let only_missing = errors.iter().all(|(errno, _)| *errno == libc::ENOENT);
             in_vain = if only_missing { in_vain + 1 } else { 0 };
+            if in_vain == 1 && !plan.table && self.rebuild(table)? {
+                in_vain = 0;
+            }
             if in_vain > VAIN {
                 return Err(broken(table));
             }

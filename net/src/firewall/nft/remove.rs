@@ -5,9 +5,9 @@ use super::element::{Element, Key, Map, head, is_hosts};
 use super::plan::{TRIES, push_deletions};
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
-use super::wire::{self, attribute, msg, text};
+use super::wire::{self, attribute, comment_of, msg, text};
 use super::{Nftables, Wanted};
-use crate::firewall::{Firewall, What, localnet};
+use crate::firewall::{What, localnet};
 use crate::{Error, Result};
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
@@ -173,9 +173,9 @@ impl Nftables {
         Ok(())
     }
 
-    /// Removes guards of bridges that are gone, then each table when it has no element, else what subnets without one have.
+    /// Removes the rules of bridges that are gone, then each table when it has no element, else what subnets without one have.
     pub(super) fn remove_unused(&mut self) -> Result<()> {
-        self.remove_guards_of_gone_bridges()?;
+        self.remove_rules_of_gone_bridges()?;
         Table::OF_ATTACHMENTS.into_iter().try_for_each(|table| self.remove_unused_of(table))
     }
 
@@ -216,8 +216,9 @@ impl Nftables {
                 batch.push("delete", msg::DELTABLE, 0, |_| {});
             } else {
                 push_deletions(&mut batch, &recorded);
-                let unused = unused.into_iter().filter(|(_, unused)| *unused);
-                unused.for_each(|(net, _)| base::push_subnet_deletion(&mut batch, net));
+                let unused: Vec<_> = unused.into_iter().filter(|(_, unused)| *unused).collect();
+                let rules = if unused.is_empty() { Vec::new() } else { self.untranslated_rules()? };
+                unused.iter().for_each(|(net, _)| base::push_subnet_deletion(&mut batch, *net, &rules));
             }
             let Err(errors) = self.socket.commit(batch)? else { return Ok(()) };
             // An attachment that came in between may publish on the host's loopback.
@@ -247,6 +248,25 @@ impl Nftables {
         let mut found = false;
         self.socket.ask(&[Question::Foreign { family, table, chain }], |_, answer| found = answer.is_ok())?;
         Ok(found)
+    }
+
+    /// The subnets' rules that drop what is not translated: comment and handle.
+    fn untranslated_rules(&mut self) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut rules = Vec::new();
+        self.socket.dump(
+            Table::Inet,
+            msg::GETRULE,
+            |w| w.str(2, base::UNTRANSLATED),
+            |m| {
+                let is = |kind, name: &str| attribute(m.attrs(), kind).map(text).as_deref() == Some(name);
+                if is(1, Table::Inet.name()) && is(2, base::UNTRANSLATED) {
+                    let comment = attribute(m.attrs(), 7).and_then(|user| comment_of(0, user));
+                    rules.extend(comment.zip(attribute(m.attrs(), 3).map(<[u8]>::to_vec)));
+                }
+                true
+            },
+        )?;
+        Ok(rules)
     }
 
     /// Whether a port is published in the table.
@@ -281,16 +301,5 @@ impl Nftables {
             },
         )?;
         Ok(empty)
-    }
-
-    fn remove_guards_of_gone_bridges(&mut self) -> Result<()> {
-        let mut bridges = Vec::new();
-        self.socket.elements(Map::Guarded, |e| bridges.push(text(&e.key.bytes)))?;
-        for bridge in bridges {
-            if nix::net::if_::if_nametoindex(bridge.as_str()).is_err() {
-                self.unguard(&bridge)?;
-            }
-        }
-        Ok(())
     }
 }

@@ -27,7 +27,7 @@ impl Nftables {
     /// # Errors
     /// [`crate::Error::Unsupported`] when the kernel has no nftables for bridges.
     pub fn watch(&mut self, owner: &Owner, mac: [u8; 6]) -> Result<()> {
-        self.put(wanted(owner, mac))
+        self.put(wanted(owner, mac)).map(drop)
     }
 
     /// Takes that back. It need not be told the address, and looks up what is the owner's alone, however many there are.

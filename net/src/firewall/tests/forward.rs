@@ -2,6 +2,7 @@
 
 use super::lab::Lab;
 use super::*;
+use crate::firewall::forward;
 use crate::firewall::forward::{Traffic, accept, dropping, withdraw};
 use crate::testns;
 
@@ -31,9 +32,10 @@ fn forward_policy_drop_lets_accepted_link_pass() {
             assert!(accept("br0", &[Traffic::Link("br0".into())]).unwrap());
         }
         assert!(reaches("192.0.2.2:80") && reaches("[2001:db8::2]:80"));
-        assert_eq!(ruleset().matches("weft: forward br0").count(), 2, "{}", ruleset());
+        assert_eq!(lab.ask(Some(&lab.other), "10.1.0.3:80", Protocol::Udp), None, "as the policy has it");
+        assert_eq!(ruleset().matches("weft: forward br0").count(), 3, "{}", ruleset());
         assert_eq!(withdraw("br").unwrap(), 0);
-        assert_eq!(withdraw("br0").unwrap(), 2);
+        assert_eq!(withdraw("br0").unwrap(), 3);
         assert!(!reaches("192.0.2.2:80"));
     });
 }
@@ -52,9 +54,14 @@ fn forward_accept_of_subnets_goes_to_their_family() {
         );
         let text = ruleset();
         assert!(text.contains("ip saddr 10.9.0.0/17 counter packets 0 bytes 0 accept"), "{text}");
-        assert!(text.contains("ip6 daddr fd09::/64 counter packets 0 bytes 0 accept"), "{text}");
+        assert!(
+            text.contains(
+                "ip6 daddr fd09::/64 ct state established,related counter packets 0 bytes 0 accept"
+            ),
+            "{text}"
+        );
         run("nft add rule inet hard forward counter");
-        assert_eq!(withdraw("pods").unwrap(), 4);
+        assert_eq!(withdraw("pods").unwrap(), 6);
         run("nft flush chain inet hard forward");
         assert_eq!(ruleset(), before);
     });
@@ -84,5 +91,34 @@ fn forward_accept_stays_readable_to_iptables() {
         run("iptables -A FORWARD -s 10.0.0.1 -j ACCEPT");
         assert_eq!((withdraw("pods").unwrap(), withdraw("br0").unwrap()), (4, 4));
         assert_eq!(run("iptables -S FORWARD").trim(), "-P FORWARD DROP\n-A FORWARD -s 10.0.0.1/32 -j ACCEPT");
+    });
+}
+
+#[test]
+fn forward_accept_reaches_legacy_iptables() {
+    testns::in_fresh(|| {
+        let legacy = |args: &str| {
+            let output = Command::new("iptables-legacy").args(args.split(' ')).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let lab = Lab::new();
+        if legacy("-P FORWARD DROP").is_none() {
+            println!("skipped: no iptables-legacy, or a kernel without it");
+            return;
+        }
+        let reaches = || lab.ask(Some(&lab.a), "192.0.2.2:80", Protocol::Udp).is_some();
+        assert!(!reaches());
+        for _ in 0..2 {
+            assert!(accept("br0", &[Traffic::Link("br0".into())]).unwrap());
+        }
+        assert!(reaches(), "{:?}", legacy("-S FORWARD"));
+        assert!(
+            lab.ask(Some(&lab.other), "10.1.0.4:80", Protocol::Udp).is_none(),
+            "new connections from outside"
+        );
+        assert_eq!(legacy("-S FORWARD").unwrap().matches("weft: forward br0").count(), 2);
+        assert_eq!(forward::dropping_names().unwrap(), ["iptables-legacy filter FORWARD"]);
+        assert_eq!(withdraw("br0").unwrap(), 2);
+        assert_eq!(legacy("-S FORWARD").unwrap().trim(), "-P FORWARD DROP");
     });
 }

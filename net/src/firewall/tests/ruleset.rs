@@ -1,6 +1,7 @@
 //! What `nft list ruleset` shows of the table, and that nft can read it back.
 
 use super::*;
+use crate::firewall::nft::BridgeRules;
 use crate::testns;
 
 const FULL: &str = r#"table inet weft {
@@ -38,9 +39,33 @@ const FULL: &str = r#"table inet weft {
 		elements = { "br0" }
 	}
 
-	set guarded_pairs {
+	set bridges_closed {
+		type ifname
+		comment "bridges without a way in or out"
+	}
+
+	set bridges_isolated {
+		type ifname
+		comment "bridges whose containers do not see each other"
+		elements = { "br0" }
+	}
+
+	set bridge_pairs {
 		type ifname . ifname
+		comment "the same bridge, in and out"
 		elements = { "br0" . "br0" }
+	}
+
+	set bridges {
+		type iface_index
+		comment "links of bridges with attachments"
+		elements = { "br0" }
+	}
+
+	set bridges_strict {
+		type ifname
+		comment "bridges that bring only sources behind them"
+		elements = { "br0" }
 	}
 
 	set localnet {
@@ -71,6 +96,16 @@ const FULL: &str = r#"table inet weft {
 	chain raw {
 		type filter hook prerouting priority raw; policy accept;
 		iif != "lo" ip daddr 127.0.0.0/8 drop
+		iif != "lo" ip saddr 127.0.0.0/8 drop
+		fib saddr . iif oif 0 jump foreign
+	}
+
+	chain foreign {
+		ip6 saddr fe80::/10 return
+		ip6 saddr :: return
+		ip saddr 0.0.0.0 return
+		iifname @bridges_strict drop
+		fib saddr oif @bridges drop
 	}
 
 	chain prerouting {
@@ -84,42 +119,55 @@ const FULL: &str = r#"table inet weft {
 	}
 
 	chain publish {
-		dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
-		meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4
+		meta nfproto ipv4 ct label set 87 dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
+		meta nfproto ipv4 ct label set 87 dnat ip to meta l4proto . th dport map @ports4
 		ip6 daddr ::1 return
-		dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
-		meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6
+		meta nfproto ipv6 ct label set 87 dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
+		meta nfproto ipv6 ct label set 87 dnat ip6 to meta l4proto . th dport map @ports6
 	}
 
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
-		ct status dnat ip daddr @hairpin4_all masquerade
-		ct status dnat ip6 daddr @hairpin6_all masquerade
+		ct status dnat ct label 87 ip daddr @hairpin4_all masquerade
+		ct status dnat ct label 87 ip6 daddr @hairpin6_all masquerade
 	}
 
 	chain forward {
 		type filter hook forward priority filter; policy accept;
+		iifname . oifname @bridge_pairs jump within
+		iifname @bridges_closed drop
+		oifname @bridges_closed drop
+		ct state invalid jump untranslated
 		oifname @guarded jump guard
+	}
+
+	chain untranslated {
+		ip saddr @masq-10.1.0.0/16 ip daddr != 10.1.0.0/16 ip daddr != 224.0.0.0/4 drop comment "10.1.0.0/16"
+		ip6 saddr @masq-fd00__/64 ip6 daddr != fd00::/64 ip6 daddr != ff00::/8 drop comment "fd00::/64"
+	}
+
+	chain within {
+		iifname @bridges_isolated ct status ! dnat drop
+		accept
 	}
 
 	chain guard {
 		ct state established,related accept
 		ct status dnat accept
-		iifname . oifname @guarded_pairs accept
 		drop
 	}
 
 	chain subnet-10.1.0.0/16 {
 		type nat hook postrouting priority srcnat; policy accept;
 		ip saddr @masq-10.1.0.0/16 ip daddr != 10.1.0.0/16 ip daddr != 224.0.0.0/4 masquerade
-		ct status dnat ip saddr 10.1.0.0/16 ip daddr @hairpin-10.1.0.0/16 masquerade
-		ct status dnat ip saddr 127.0.0.0/8 ip daddr @hairpin-10.1.0.0/16 masquerade
+		ct status dnat ct label 87 ip saddr 10.1.0.0/16 ip daddr @hairpin-10.1.0.0/16 masquerade
+		ct status dnat ct label 87 ip saddr 127.0.0.0/8 ip daddr @hairpin-10.1.0.0/16 masquerade
 	}
 
 	chain subnet-fd00__/64 {
 		type nat hook postrouting priority srcnat; policy accept;
 		ip6 saddr @masq-fd00__/64 ip6 daddr != fd00::/64 ip6 daddr != ff00::/8 masquerade
-		ct status dnat ip6 saddr fd00::/64 ip6 daddr @hairpin-fd00__/64 masquerade
+		ct status dnat ct label 87 ip6 saddr fd00::/64 ip6 daddr @hairpin-fd00__/64 masquerade
 	}
 }
 "#;
@@ -140,7 +188,19 @@ fn the_table_reads_well_and_can_be_loaded_again() {
         let sctp = PortMapping { protocol: Protocol::Sctp, ..tcp(Some("2001:db8::1"), 9000, 9001) };
         let ports = [tcp(None, 8080, 80), udp(Some("127.0.0.1"), 53, 5353), sctp];
         fw.attach(&owner("abc"), &addrs(3), &ports, &plain()).unwrap();
-        fw.guard("br0").unwrap();
+        run("ip link add br0 type bridge");
+        let index = nix::net::if_::if_nametoindex("br0").unwrap();
+        let rules = BridgeRules {
+            link: "br0".into(),
+            index,
+            protected: true,
+            strict: true,
+            guarded: true,
+            isolated: true,
+            closed: false,
+        };
+        assert!(fw.attach_bridge(&owner("abc"), &addrs(3), &rules).unwrap());
+        assert!(!fw.attach_bridge(&owner("abc"), &addrs(3), &rules).unwrap(), "all is there");
         let text = ruleset();
         assert_eq!(canonical(&text), canonical(FULL));
 
@@ -154,7 +214,9 @@ fn the_table_reads_well_and_can_be_loaded_again() {
         fw.check_publish(&owner("abc"), &addrs(3), &ports, &plain()).unwrap();
         fw.unpublish(&owner("abc"), &ports).unwrap();
         fw.unmasquerade(&owner("abc"), &[]).unwrap();
-        // There is no bridge br0 here, so nothing remains.
+        fw.tidy().unwrap();
+        assert!(ruleset().contains("br0"), "a guarded bridge stays so");
+        run("ip link del br0");
         fw.tidy().unwrap();
         assert_eq!(ruleset(), "");
     });

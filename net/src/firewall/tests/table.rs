@@ -68,7 +68,7 @@ fn check_tells_what_is_missing() {
         let ports = [tcp(None, 8080, 80)];
         let message = |result: Result<()>| result.unwrap_err().to_string();
         let text = message(fw.check_publish(&owner("a"), &addrs(3), &ports, &plain()));
-        assert!(text.contains("has 0 of its 1 rules"), "{text}");
+        assert!(text.contains("has 0 of its 3 rules"), "{text}");
         fw.attach(&owner("a"), &addrs(3), &ports, &plain()).unwrap();
         fw.check_masquerade(&owner("a"), &addrs(3)).unwrap();
         let text = message(fw.check_masquerade(&owner("a"), &addrs(4)));
@@ -153,5 +153,38 @@ fn a_broken_table_is_reported() {
         let mut fw = Nftables::open().unwrap();
         let error = fw.publish(&owner("a"), &addrs(3), &[tcp(None, 1, 1)], &plain()).unwrap_err().to_string();
         assert!(error.contains("nft delete table inet weft"), "{error}");
+    });
+}
+
+/// A node's Weft is replaced while containers run: the table of the version before is made anew, with what is in it.
+#[test]
+fn table_of_earlier_version_is_made_anew() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let mut fw = Nftables::open().unwrap();
+        let ports = [tcp(None, 8080, 80)];
+        let options = PublishOptions { localnet: Some("br0".into()), ..plain() };
+        fw.attach(&owner("a"), &addrs(3), &ports, &options).unwrap();
+        fw.guard("br0").unwrap();
+        let now = ruleset();
+        // That of release 7af79f7 had neither these sets nor the rules that ask them.
+        for chain in ["raw", "foreign", "forward", "within"] {
+            run(&format!("nft flush chain inet weft {chain}"));
+        }
+        for set in
+            ["localnet", "bridges", "bridges_strict", "bridges_closed", "bridges_isolated", "bridge_pairs"]
+        {
+            run(&format!("nft delete set inet weft {set}"));
+        }
+        fw.publish(&owner("b"), &addrs(4), &[tcp(None, 8081, 80)], &options).unwrap();
+        fw.check_publish(&owner("b"), &addrs(4), &[tcp(None, 8081, 80)], &options).unwrap();
+        fw.check_publish(&owner("a"), &addrs(3), &ports, &plain()).unwrap();
+        fw.check_masquerade(&owner("a"), &addrs(3)).unwrap();
+        fw.unpublish(&owner("b"), &[]).unwrap();
+        fw.tidy().unwrap();
+        fw.guard("br0").unwrap();
+        assert_eq!(ruleset(), now);
     });
 }

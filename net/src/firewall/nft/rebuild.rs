@@ -1,0 +1,65 @@
+//! A table that an earlier version of Weft made: made anew, with what is in it.
+
+use super::Nftables;
+use super::base;
+use super::element::{Element, Key, Map, Value};
+use super::plan::{TRIES, push_lists};
+use super::socket::{Question, generation_of, refused};
+use super::table::Table;
+use super::wire::{attribute, comment_of, flag, msg, text};
+use crate::Result;
+use ipnetwork::IpNetwork;
+use std::collections::BTreeSet;
+
+impl Nftables {
+    /// Makes the table anew, in one transaction, when Weft made it without all of the sets that it has now. Returns whether
+    /// it did.
+    pub(super) fn rebuild(&mut self, table: Table) -> Result<bool> {
+        for _ in 0..TRIES {
+            let (mut generation, mut is_ours) = (0, false);
+            self.socket.ask(
+                &[Question::Generation, Question::Table(table)],
+                |index, answer| match index {
+                    0 => generation = generation_of(answer),
+                    _ => {
+                        let comment =
+                            answer.ok().and_then(|m| attribute(m.attrs(), 6)).and_then(|u| comment_of(0, u));
+                        is_ours = comment.as_deref() == Some(base::COMMENT);
+                    }
+                },
+            )?;
+            let maps = self.socket.maps(table)?;
+            if !is_ours || table.frame().iter().all(|map| maps.contains(map)) {
+                return Ok(false);
+            }
+            let (mut elements, mut subnets) = (Vec::<Element>::new(), BTreeSet::<IpNetwork>::new());
+            for map in maps {
+                if let Map::Masq(net) | Map::Hairpin(net) = map {
+                    subnets.insert(net);
+                }
+                self.socket.elements(map, |e| elements.push(e))?;
+            }
+            let pair = |e: &Element| Element {
+                key: Key::bridge(Map::BridgePairs, &text(&e.key.bytes)),
+                value: Value::None,
+                tag: String::new(),
+            };
+            let pairs: Vec<_> = elements.iter().filter(|e| e.key.map == Map::Guarded).map(pair).collect();
+            elements.extend(pairs);
+            elements.sort_by(|a, b| a.key.cmp(&b.key));
+            elements.dedup_by(|a, b| a.key == b.key);
+            let mut batch = self.socket.batch(table, Some(generation));
+            batch.push("delete", msg::DELTABLE, 0, |_| {});
+            base::push(&mut batch);
+            subnets.iter().for_each(|net| base::push_subnet(&mut batch, *net));
+            let what = ("add elements to", msg::NEWSETELEM, flag::CREATE);
+            push_lists(&mut batch, what, &elements, |e| &e.key, |e, w| e.write(w));
+            let Err(errors) = self.socket.commit(batch)? else { return Ok(true) };
+            let transient = |errno| matches!(errno, libc::ENOENT | libc::ERESTART | libc::EBUSY);
+            if let Some((errno, what)) = errors.iter().find(|(errno, _)| !transient(*errno)) {
+                return Err(refused(what, *errno));
+            }
+        }
+        Err(refused(&format!("make {table} anew, which others change all the time"), libc::EBUSY))
+    }
+}
