@@ -127,7 +127,7 @@ fn dockers(error: &clap::Error, first: &str, second: &str) -> Option<String> {
                 [only] => commands.contains(only) && commands.first() != Some(&"network"),
                 other => **commands == *other,
             };
-            let known = FLAGS.iter().any(|(commands, flags)| matches(&commands) && has(flags, word));
+            let known = FLAGS.iter().any(|(commands, flags)| matches(commands) && has(flags, word));
             let line = path.join(" ");
             known.then(|| {
                 let command = if line.is_empty() { "runtime".to_owned() } else { format!("runtime {line}") };
