@@ -290,7 +290,9 @@ fn local_routes_that_are_flushed_are_told() {
     scene(|mut monitor, _, index| {
         for line in [
             "ip route del local 192.0.2.1 dev veth0 table local",
-            "ip -6 route del local 2001:db8::1 dev veth0 table local",
+            // The kernel puts it in place in the background.
+            "for _ in $(seq 3000); do ip -6 route show table local | grep -q 'local 2001:db8::1 ' && break; sleep 0.01; done; \
+             ip -6 route del local 2001:db8::1 dev veth0 table local",
         ] {
             assert_eq!(after(&mut monitor, line), [Told::LocalGone { index }], "{line}");
         }

@@ -76,10 +76,9 @@ impl Inner {
         for (id, block) in self.look(|state| state.lost.clone()) {
             let subnet = self.look(|state| state.subnet_of(&id, block.ip()));
             let Some(subnet) = subnet else { continue };
+            // Where another has it now, its record ends the own claim when it is applied; until then nothing is given of it.
             if self.claim_this(&id, &subnet, block).await? {
                 tracing::warn!("the record of block {block} of network {id} was deleted: it was put back");
-            } else {
-                self.update(|state| state.lost.remove(&(id, block)));
             }
         }
         Ok(())

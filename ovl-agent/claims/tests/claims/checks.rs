@@ -16,7 +16,15 @@ fn checking() -> Timing {
 }
 
 async fn commit(kv: &Kv, then: Vec<Op>) -> i64 {
-    kv.commit(Txn { then, ..Txn::default() }).await.unwrap().revision
+    // On a loaded machine etcd may not answer in time; what is written here may be written twice.
+    let mut tries = 0;
+    loop {
+        match kv.commit(Txn { then: then.clone(), ..Txn::default() }).await {
+            Ok(done) => return done.revision,
+            Err(error) if tries == 10 => panic!("{error}"),
+            Err(_) => tries += 1,
+        }
+    }
 }
 
 fn put(key: &str, value: &str) -> Op {
