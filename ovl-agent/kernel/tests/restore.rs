@@ -233,6 +233,28 @@ fn containers_link_that_is_changed_as_soon_as_made_is_as_it_was() {
 }
 
 #[test]
+fn link_seen_before_it_has_its_alias_keeps_the_one_that_it_gets() {
+    scene(&network(), |mut scene| {
+        scene.host.sh("ip link del vethone");
+        assert!(scene.host.full(&scene.view).is_empty());
+        let one = scene.view.endpoints["vethone"].clone();
+        scene.host.attach(&network(), &one);
+        let alias =
+            scene.host.sh("ip -o -json link show vethone | grep -o '\"ifalias\":\"[^\"]*' | cut -d'\"' -f4");
+        let alias = alias.trim();
+        assert!(!alias.is_empty());
+        // As between the two messages by which the plugin makes it.
+        scene.host.sh("ip link set vethone alias ''");
+        assert!(scene.host.full(&scene.view).is_complete());
+        scene.host.sh(&format!("ip link set vethone alias '{alias}'"));
+        for _ in 0..2 {
+            assert!(scene.host.full(&scene.view).is_complete());
+            assert!(scene.host.sh("ip -o link show vethone").contains(alias));
+        }
+    });
+}
+
+#[test]
 fn forwarding_and_local_routes_that_go_are_restored() {
     scene(&network(), |mut scene| {
         let mut ears = Ears::new(&scene);

@@ -116,10 +116,7 @@ fn an_address_whose_container_went_while_the_agent_was_down_is_free_again() {
     assert!(full.code != 0 && full.stderr.contains("no free address"), "{full}");
     agent("fail");
     let absent = lab.runtime("host1", "run -d --name more --network ov sleep 1000");
-    assert!(
-        absent.code != 0 && absent.stderr.contains("code 11") && absent.stderr.contains("ovl-agent run"),
-        "{absent}"
-    );
+    assert!(absent.code != 0 && absent.stderr.contains("ovl-agent run"), "{absent}");
     lab.remove(&before.iter().collect::<Vec<_>>());
     agent("heal");
     // All of them are, and none is there twice.

@@ -48,7 +48,8 @@ impl Containers {
         let mut known = std::mem::take(&mut self.known);
         for link in links.iter().filter(|link| is_in_service(link)) {
             let old = known.remove(&link.index);
-            let found = old.or_else(|| Some((link.name.as_str().into(), made(link))));
+            // The kernel takes no alias with a new link: one without is still being made.
+            let found = old.or_else(|| label(link).map(|_| (link.name.as_str().into(), made(link))));
             let is_endpoint = |(dev, _): &(Dev, Made)| model.endpoints.contains_key(&**dev);
             self.known.extend(found.filter(is_endpoint).map(|found| (link.index, found)));
         }
@@ -202,12 +203,15 @@ impl Reconciler {
             let Some((dev, _)) = names.iter().find_map(|name| model.endpoints.get_key_value(*name)) else {
                 return Ok(Some(false));
             };
+            self.links.insert(dev.as_str().into(), index);
+            if label(&link).is_none() {
+                return Ok(None);
+            }
             let mut made = made(&link);
             if let Seen::New { mac, mtu } = seen {
                 (made.mac, made.mtu) = (*mac, *mtu);
             }
             self.containers.insert(index, dev.as_str().into(), made);
-            self.links.insert(dev.as_str().into(), index);
             return Ok(None);
         };
         let Some(group) = wanted.links.get(dev) else { return Ok(Some(false)) };
