@@ -153,12 +153,12 @@ fn masquerade_hides_the_container_from_another_machine() {
         .prepare(&tests::link_line("outside"))
         .probe(
             None,
-            "ip netns exec outside TRAFFIC tcp-serve 192.0.2.2:7000 outside >/dev/null & p=$!; sleep 0.3; \
+            "ip netns exec outside TRAFFIC tcp-serve 192.0.2.2:7000 outside >/dev/null & p=$!; for _ in $(seq 200); do ip netns exec outside ss -Htuln 'sport = :7000' | grep -q . && break; sleep 0.05; done; \
              ip netns exec pod1 TRAFFIC tcp 192.0.2.2:7000; kill $p",
         )
         .probe(
             None,
-            "ip netns exec outside TRAFFIC tcp-serve [2001:db8:ffff::2]:7000 outside >/dev/null & p=$!; sleep 0.3; \
+            "ip netns exec outside TRAFFIC tcp-serve [2001:db8:ffff::2]:7000 outside >/dev/null & p=$!; for _ in $(seq 200); do ip netns exec outside ss -Htuln 'sport = :7000' | grep -q . && break; sleep 0.05; done; \
              ip netns exec pod1 TRAFFIC tcp [2001:db8:ffff::2]:7000; kill $p",
         )
         .same();
@@ -170,7 +170,7 @@ fn masquerade_leaves_the_networks_own_addresses_visible() {
         .containers(2)
         .probe(
             None,
-            "ip netns exec pod2 TRAFFIC tcp-serve 10.1.0.3:7000 two >/dev/null & p=$!; sleep 0.3; \
+            "ip netns exec pod2 TRAFFIC tcp-serve 10.1.0.3:7000 two >/dev/null & p=$!; for _ in $(seq 200); do ip netns exec pod2 ss -Htuln 'sport = :7000' | grep -q . && break; sleep 0.05; done; \
              ip netns exec pod1 TRAFFIC tcp 10.1.0.3:7000; kill $p",
         )
         .same();

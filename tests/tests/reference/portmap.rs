@@ -22,7 +22,8 @@ fn chain_on(bridge: Value, mut portmap: Value, ports: Value) -> Case {
 /// A server in the container on `port` while the client's line runs on the machine.
 fn served(protocol: &str, port: u16, client: &str) -> String {
     format!(
-        "ip netns exec pod1 TRAFFIC {protocol}-serve [::]:{port} pod1 >/dev/null & p=$!; sleep 0.3; {client}; \
+        "ip netns exec pod1 TRAFFIC {protocol}-serve [::]:{port} pod1 >/dev/null & p=$!; \
+         for _ in $(seq 200); do ip netns exec pod1 ss -Htuln 'sport = :{port}' | grep -q . && break; sleep 0.05; done; {client}; \
          r=$?; kill $p; exit $r"
     )
 }
