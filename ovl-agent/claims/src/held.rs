@@ -105,12 +105,13 @@ impl State {
     }
 
     /// Whether an own block is in use, and nobody but this host may delete its key: it is not being given back, nor was this
-    /// host declared gone. Only the watch shows the order of the two: of a block that a snapshot lacks, another may have given
-    /// addresses meanwhile.
+    /// host declared gone. Only the watch shows the order of the two: a block that a snapshot lacks, or that is lost when this
+    /// host has registered anew, another node may have claimed.
     fn needs(&self, network: &str, block: IpNetwork) -> bool {
         let entry = (network.to_owned(), block);
         self.me.is_some()
             && self.following
+            && self.suspended.is_none()
             && self.own_block(network, block).is_some()
             && !self.returning.contains(&entry)
             && !crate::claim::unused(self, network, block)

@@ -165,7 +165,8 @@ impl Inner {
     }
 
     fn own_file(&self, state: &State) -> Option<OwnFile> {
-        let me = state.me.clone()?;
+        // Under a new epoch nothing of before is own, until the store says so.
+        let me = state.me.clone().filter(|_| state.suspended.is_none())?;
         let kept = |of: &str, block| {
             let entry = (of.to_owned(), block);
             !state.returning.contains(&entry) && !state.lost.contains(&entry)

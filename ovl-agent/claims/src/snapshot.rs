@@ -103,7 +103,7 @@ impl State {
         self.reached(snapshot.revision);
         self.synced = true;
         self.held_back = None;
-        self.suspended = None;
+        self.own_changed |= self.suspended.take().is_some();
     }
 
     fn remove_unseen(&mut self, seen: &Seen<'_>, revision: Revision) {
