@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, RenameFlags, renameat2};
+use nix::fcntl::{OFlag, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -53,8 +53,9 @@ fn empty(top: &Dir, name: &CStr, number: &mut u64) -> io::Result<()> {
         loop {
             *number += 1;
             let to = format!("{number}.removed");
-            match renameat2(&dir, inner.as_c_str(), top, to.as_str(), RenameFlags::RENAME_NOREPLACE) {
-                Err(Errno::EEXIST) => {}
+            // An empty directory of that name is replaced, which is as good; anything else stays (rename(2)).
+            match renameat(&dir, inner.as_c_str(), top, to.as_str()) {
+                Err(Errno::EEXIST | Errno::ENOTEMPTY | Errno::ENOTDIR) => {}
                 Ok(()) | Err(Errno::ENOENT) => break,
                 Err(errno) => return Err(errno.into()),
             }
