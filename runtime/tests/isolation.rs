@@ -174,6 +174,12 @@ fn host_view_shows_no_secrets() {
     private("/etc/private/dir/file", 0o644);
     private("/etc/private-key", 0o640);
     private("/etc/public", 0o644);
+    // Also where a link leads.
+    fs::create_dir("/etc/elsewhere").unwrap();
+    private("/etc/elsewhere/token", 0o644);
+    let _ = fs::remove_dir_all("/etc/cni");
+    std::os::unix::fs::symlink("elsewhere", "/etc/cni").unwrap();
+    assert_eq!(host.sh("cat /etc/cni/token /etc/elsewhere/token 2>/dev/null; true"), "");
     assert_eq!(
         host.sh(&format!("{SECRETS}; cat /etc/public /etc/shadow-")),
         "1\nsecretroot:*:1:0:99999:7:::"

@@ -121,6 +121,14 @@ impl Record for Host {
             Some(segment) if segment.prefix() == 0 || !segment.contains(vtep) => {
                 Err(format!("invalid segment \"{segment}\": expected the subnet of {vtep}"))
             }
+            // Packets to these go to every host of the segment.
+            Some(segment)
+                if vtep.is_ipv4()
+                    && segment.prefix() < 31
+                    && [segment.network(), segment.broadcast()].contains(&vtep) =>
+            {
+                Err(format!("invalid vtep \"{vtep}\": expected the address of a node in {segment}"))
+            }
             _ => Ok(()),
         }
     }

@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use nix::sys::stat::{Mode, SFlag, mknod};
@@ -51,15 +52,15 @@ pub fn cover(lower: &Path, upper: &Path, mounts: &[PathBuf]) -> Result<()> {
     let cover = || -> Result<()> {
         let others = mounts.iter().filter(|place| *place != lower && place.starts_with(lower)).collect();
         let layer = Layer { lower, upper, others };
-        for path in DIRECTORIES.map(Path::new) {
+        for path in covered() {
             if let Some(meta) = layer.find(path)
                 && meta.is_dir()
             {
                 layer.cover(path, &meta)?;
             }
         }
-        for path in PASSWORDS.iter().flat_map(|path| [path.to_string(), format!("{path}-")]) {
-            layer.without_passwords(Path::new(&path))?;
+        for path in passwords() {
+            layer.without_passwords(path)?;
         }
         for (top, depth) in TREES {
             layer.walk(Path::new(top), depth)?;
@@ -71,7 +72,20 @@ pub fn cover(lower: &Path, upper: &Path, mounts: &[PathBuf]) -> Result<()> {
 
 /// Whether a directory of the host is covered whatever its mode, or lies in one that is.
 pub fn is_covered(dir: &Path) -> bool {
-    DIRECTORIES.iter().any(|covered| dir.starts_with(covered))
+    covered().iter().any(|covered| dir.starts_with(covered))
+}
+
+/// The directories of [`DIRECTORIES`] that are there, where symbolic links lead.
+fn covered() -> &'static [PathBuf] {
+    static COVERED: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    COVERED.get_or_init(|| DIRECTORIES.iter().filter_map(|dir| fs::canonicalize(dir).ok()).collect())
+}
+
+/// The files of [`PASSWORDS`] that are there, and those with `-` at the end, where symbolic links lead.
+fn passwords() -> &'static [PathBuf] {
+    static FILES: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    let names = || PASSWORDS.iter().flat_map(|path| [(*path).to_owned(), format!("{path}-")]);
+    FILES.get_or_init(|| names().filter_map(|path| fs::canonicalize(path).ok()).collect())
 }
 
 struct Layer<'a> {
