@@ -93,7 +93,9 @@ impl State {
     fn note_lost(&mut self, read: &Read<'_>) {
         match read {
             Read::Host(name, None) | Read::Invalid(Key::Host(name), _) => {
-                self.rejoin |= *name == self.view.me;
+                let own = *name == self.view.me;
+                self.rejoin |= own;
+                self.record_lost |= own && !self.replacing;
             }
             // The keeper puts it back.
             Read::Network(_, None) => self.marked = true,
@@ -105,13 +107,12 @@ impl State {
     }
 
     /// Whether an own block is in use, and nobody but this host may delete its key: it is not being given back, nor was this
-    /// host declared gone. Only the watch shows the order of the two: a block that a snapshot lacks, or that is lost when this
-    /// host has registered anew, another node may have claimed.
+    /// host declared gone. A host that registered anew may have been declared gone meanwhile, and another may have claimed the
+    /// block, unless the watch showed that this host's record was deleted without that.
     fn needs(&self, network: &str, block: IpNetwork) -> bool {
         let entry = (network.to_owned(), block);
         self.me.is_some()
-            && self.following
-            && self.suspended.is_none()
+            && (self.suspended.is_none() || self.record_lost)
             && self.own_block(network, block).is_some()
             && !self.returning.contains(&entry)
             && !crate::claim::unused(self, network, block)

@@ -91,6 +91,7 @@ impl State {
         } else {
             self.touched.retain(|_, touched| *touched > snapshot.revision);
         }
+        self.replacing = true;
         for (entry, read) in entries {
             if !self.touched.contains_key(&entry.key) {
                 self.apply_read(read, entry.changed);
@@ -104,6 +105,7 @@ impl State {
         self.synced = true;
         self.held_back = None;
         self.own_changed |= self.suspended.take().is_some();
+        (self.replacing, self.record_lost) = (false, false);
     }
 
     fn remove_unseen(&mut self, seen: &Seen<'_>, revision: Revision) {

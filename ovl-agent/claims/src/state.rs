@@ -132,6 +132,10 @@ pub(crate) struct State {
     pub(crate) lost: BTreeSet<(String, IpNetwork)>,
     /// This host's record is not as this host wrote it: it is to be written again.
     pub(crate) rejoin: bool,
+    /// The watch told that this host's record was deleted or spoiled, without a mark of removal; until everything was read.
+    pub(crate) record_lost: bool,
+    /// A snapshot is being applied: what it lacks was deleted at an unknown time.
+    pub(crate) replacing: bool,
     /// The addresses of this host, the VTEP among them.
     pub(crate) addresses: BTreeSet<IpAddr>,
 }
@@ -294,6 +298,7 @@ impl State {
         self.me = None;
         self.own.clear();
         self.lost.clear();
+        self.record_lost = false;
         // No giving back that is still under way can succeed now: its condition was this host's record.
         self.returning.clear();
         self.own_changed = true;

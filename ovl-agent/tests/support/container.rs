@@ -43,6 +43,7 @@ impl Container {
         let mut lines = format!(
             "link add {veth} up group {group} mtu {mtu} type veth peer name eth0 netns {pid} address {mac} mtu {mtu}\n"
         );
+        lines += &format!("link set {veth} alias weft:{network}/{name}/eth0\n");
         for address in container.addresses().into_iter().filter(|_| whole) {
             let (gateway, full) = if address.is_ipv6() {
                 (format!("addr replace fe80::1/64 dev {veth} nodad\n"), 128)
