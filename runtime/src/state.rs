@@ -244,6 +244,7 @@ impl Container {
     /// the lock on names; then nothing is done.
     pub fn sweep(paths: &Paths) -> Result<()> {
         let all = paths.containers();
+        Self::sweep_run(paths);
         let leftovers = || -> Vec<PathBuf> {
             let entries = fs::read_dir(&all).into_iter().flatten().flatten();
             entries.map(|entry| entry.path()).filter(|dir| !dir.join("spec.json").exists()).collect()
@@ -265,6 +266,20 @@ impl Container {
         let _ = fs::remove_dir(&paths.root);
         drop(lock);
         Ok(())
+    }
+
+    /// Removes what a killed command left below the run directory of a container that is gone: the lock that it made anew. The
+    /// lasting state goes last, so nothing else is there without it.
+    fn sweep_run(paths: &Paths) {
+        let run = paths.run.join("containers");
+        let gone = |dir: &PathBuf| dir.file_name().is_some_and(|id| !paths.containers().join(id).exists());
+        let entries = fs::read_dir(&run).into_iter().flatten().flatten();
+        for dir in entries.map(|entry| entry.path()).filter(gone) {
+            let _ = fs::remove_file(dir.join("lock"));
+            let _ = fs::remove_dir(&dir);
+            let _ = fs::remove_dir(&run);
+            let _ = fs::remove_dir(&paths.run);
+        }
     }
 
     /// The directory of its lasting state.
