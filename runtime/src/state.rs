@@ -268,17 +268,13 @@ impl Container {
         Ok(())
     }
 
-    /// Removes what a killed command left below the run directory of a container that is gone: the lock that it made anew. The
-    /// lasting state goes last, so nothing else is there without it.
+    /// Removes the run directories of containers that are gone. The lasting state goes last, so there is at most a lock in them.
     fn sweep_run(paths: &Paths) {
-        let run = paths.run.join("containers");
-        let gone = |dir: &PathBuf| dir.file_name().is_some_and(|id| !paths.containers().join(id).exists());
-        let entries = fs::read_dir(&run).into_iter().flatten().flatten();
-        for dir in entries.map(|entry| entry.path()).filter(gone) {
-            let _ = fs::remove_file(dir.join("lock"));
-            let _ = fs::remove_dir(&dir);
-            let _ = fs::remove_dir(&run);
-            let _ = fs::remove_dir(&paths.run);
+        let entries = fs::read_dir(paths.run.join("containers")).into_iter().flatten().flatten();
+        for entry in entries {
+            if !paths.containers().join(entry.file_name()).exists() {
+                release::Lock::remove_unused(&entry.path());
+            }
         }
     }
 

@@ -307,6 +307,30 @@ fn killed_create_leaves_no_directory_after_ps() {
 }
 
 #[test]
+fn locks_of_gone_containers_are_removed_and_those_of_another_root_stay() {
+    let host = Host::new();
+    let id = host.sleeper("one", &["--network", "none"]);
+    let lock = host.path("run/containers").join(&id).join("lock");
+    let left = host.path("run/containers/0123456789ab");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::write(left.join("lock"), "").unwrap();
+    // Another root, the same run directory.
+    let other = host.path("other");
+    let ps = host.command(&["ps"]);
+    let root = host.path("root");
+    let words: Vec<_> =
+        ps.get_args().map(|word| if word == root { other.as_os_str() } else { word }).collect();
+    assert!(words.contains(&other.as_os_str()));
+    let done = std::process::Command::new(ps.get_program()).args(words).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    assert!(lock.exists(), "the lock of a container that runs was removed");
+    assert!(!left.exists());
+    host.ok(&["rm", "-f", "one"]);
+    let _ = std::fs::remove_dir_all(&other);
+    host.assert_clean();
+}
+
+#[test]
 fn restarts_in_parallel_never_miss_a_directory() {
     let host = Host::new();
     let names = ["aa", "bb", "cc", "dd"];

@@ -47,6 +47,24 @@ impl Lock {
         }
     }
 
+    /// Removes the run directory `dir` of a container that is gone, if there is nothing in it but a lock that no process has. A
+    /// command that was killed may have made it anew. Containers of another `--root` may have theirs beside it.
+    pub fn remove_unused(dir: &Path) {
+        let path = dir.join("lock");
+        let mut names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        if !names.all(|name| name == path) {
+            return;
+        }
+        if let Ok(file) = File::options().append(true).open(&path) {
+            let taken = fcntl(&file, FcntlArg::F_OFD_SETLK(&whole()));
+            if taken.is_err() || !same_file(&file, &path) || fs::remove_file(&path).is_err() {
+                return;
+            }
+        }
+        let above = dir.parent().and_then(|all| all.parent().map(|run| [dir, all, run]));
+        remove_if_empty(above.as_ref().map_or(&[], |above| above.as_slice()));
+    }
+
     /// Whether somebody has it. Takes and makes nothing.
     pub fn is_taken(container: &Container) -> bool {
         let Ok(file) = File::open(container.run_dir().join("lock")) else { return false };
