@@ -1,7 +1,7 @@
 //! Which firewall a configuration means, and what every plugin that uses one does alike.
 
 use crate::bridge::BridgeLock;
-use crate::errors::Coded;
+use crate::errors::{Coded, Failures};
 use cni::Error;
 use cni::request::Request;
 use net::firewall::{Firewall, PortMapping, What, ipt, ipt::Iptables, nft::Nftables};
@@ -103,6 +103,24 @@ pub fn masquerade_backend(word: Option<&str>) -> Result<Backend, Error> {
 pub fn unmasquerade(backend: Backend, owner: &Owner) -> Result<(), Error> {
     let mut firewall = backend.open()?;
     firewall.unmasquerade(owner, &[]).and_then(|()| firewall.tidy()).coded()
+}
+
+/// Removes an attachment's masquerading from every firewall (DEL): the configuration may have changed since ADD, and the label
+/// says what is the attachment's. What `prevResult` has is looked for first. The firewalls are for [`finish`].
+pub fn unmasquerade_all(
+    request: &Request,
+    configured: Option<Backend>,
+    failures: &mut Failures,
+) -> Vec<Box<dyn Firewall>> {
+    let mut firewalls = failures.value(all(configured, Search::Del)).unwrap_or_default();
+    let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
+    let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
+    let owner = owner(request);
+    for firewall in &mut firewalls {
+        failures.note(supported(firewall.unmasquerade(&owner, &addresses)));
+        failures.note(tidy_iptables(firewall.as_mut()));
+    }
+    firewalls
 }
 
 /// Undoes an ADD's published ports, and what was made for them alone.

@@ -89,7 +89,7 @@ impl State {
         self.held.insert(key, Held { why, deleted, waiting });
     }
 
-    /// Sees to it that what somebody deleted or spoiled of this host's part is written again.
+    /// Has what was deleted or spoiled of this host's part written again.
     fn note_lost(&mut self, read: &Read<'_>) {
         match read {
             Read::Host(name, None) | Read::Invalid(Key::Host(name), _) => {
@@ -106,7 +106,7 @@ impl State {
         }
     }
 
-    /// Whether an own block is in use, and nobody but this host may delete its key: it is not being given back, nor was this
+    /// Whether an own block is in use, and only this host may delete its key: it is not being given back, nor was this
     /// host declared gone. A host that registered anew may have been declared gone meanwhile, and another may have claimed the
     /// block, unless the watch showed that this host's record was deleted without that.
     fn needs(&self, network: &str, block: IpNetwork) -> bool {
@@ -132,7 +132,7 @@ impl State {
         deleted.filter_map(network).filter(part).collect()
     }
 
-    /// Notes that a single address is somebody's who is not known, or not yet: it is not this node's to give.
+    /// Notes that a single address is that of a node that is not known, or not yet: it is not this node's to give.
     fn reserve_single(
         &mut self,
         network: &str,

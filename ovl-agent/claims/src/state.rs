@@ -127,12 +127,12 @@ pub(crate) struct State {
     pub(crate) held: BTreeMap<String, Held>,
     /// Something that decides whether they are valid changed.
     pub(crate) recheck_held: bool,
-    /// Own blocks whose key somebody deleted while they are in use: they are claimed again, and nothing is given of them
+    /// Own blocks whose key was deleted while they are in use: they are claimed again, and nothing is given of them
     /// until then.
     pub(crate) lost: BTreeSet<(String, IpNetwork)>,
     /// This host's record is not as this host wrote it: it is to be written again.
     pub(crate) rejoin: bool,
-    /// The watch told that this host's record was deleted or spoiled, without a mark of removal; until everything was read.
+    /// The watch reported that this host's record was deleted or spoiled without a mark of removal; until everything was read.
     pub(crate) record_lost: bool,
     /// A snapshot is being applied: what it lacks was deleted at an unknown time.
     pub(crate) replacing: bool,

@@ -10,7 +10,7 @@ mod vlan;
 
 use crate::attach;
 use crate::errors::{Coded, Failures};
-use crate::firewall::{self, Search, owner};
+use crate::firewall::{self, owner};
 use crate::ipam_client::{self, Ipam};
 use crate::netns;
 use cni::Error;
@@ -53,14 +53,7 @@ impl Plugin for Bridge {
             .ok();
         let backend = conf.and_then(|conf| conf.masquerade);
         failures.note(firewall::forget_reference(request, What::Masquerade));
-        // The configuration may have changed since ADD: the label says what is the attachment's.
-        let mut firewalls = failures.value(firewall::all(backend, Search::Del)).unwrap_or_default();
-        for opened in &mut firewalls {
-            let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
-            let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
-            failures.note(firewall::supported(opened.unmasquerade(&owner, &addresses)));
-            failures.note(firewall::tidy_iptables(opened.as_mut()));
-        }
+        let firewalls = firewall::unmasquerade_all(request, backend, &mut failures);
         let watch = failures.value(unwatch(&owner));
         let opened = firewalls.iter().map(AsRef::as_ref);
         let opened = opened.chain(watch.iter().flatten().map(|nft| nft as &dyn Firewall));

@@ -13,7 +13,7 @@ mod notes;
 mod plan;
 
 use crate::errors::{Coded, Failures};
-use crate::firewall::{self, Search, owner};
+use crate::firewall::{self, owner};
 use crate::netns;
 use cni::plugin::Plugin;
 use cni::request::Request;
@@ -50,15 +50,8 @@ impl Plugin for Overlay {
         let removed = remove_link(&owner, netns.as_ref());
         let free = removed.is_ok();
         failures.note(removed);
-        // The configuration may have changed since ADD: the label says what is the attachment's.
         let backend = conf.masquerades(request.conf.prev_result.as_ref()).then_some(conf.backend);
-        let mut firewalls = failures.value(firewall::all(backend, Search::Del)).unwrap_or_default();
-        for opened in &mut firewalls {
-            let ips = request.conf.prev_result.iter().flat_map(|result| &result.ips);
-            let addresses: Vec<_> = ips.map(|ip| ip.address).collect();
-            failures.note(firewall::supported(opened.unmasquerade(&owner, &addresses)));
-            failures.note(firewall::tidy_iptables(opened.as_mut()));
-        }
+        let firewalls = firewall::unmasquerade_all(request, backend, &mut failures);
         if free {
             failures.note(give_back(&conf, &detach(&conf, request)));
         }

@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod agent;
+pub mod packets;
 
 use serde_json::{Value, json};
 use std::collections::HashMap;

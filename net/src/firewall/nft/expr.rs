@@ -1,10 +1,10 @@
 //! Rules: the few expressions they are made of (linux/netfilter/nf_tables.h), written as nft itself compiles them, so
 //! that `nft list ruleset` can read them back.
 
+mod address;
+
 use super::element::Map;
 use super::wire::Writer;
-use ipnetwork::IpNetwork;
-use std::net::IpAddr;
 
 /// NFT_REG_1, and the registers of four bytes behind it.
 const REG1: u32 = 1;
@@ -376,64 +376,6 @@ impl Rule {
         });
         rule.mask(&LABEL.to_ne_bytes());
         rule.compare(true, &[0; 16]);
-        rule
-    }
-
-    /// `ip saddr 10.1.0.0/16`
-    pub fn address(self, side: Side, net: IpNetwork) -> Self {
-        self.in_net(side, false, net)
-    }
-
-    /// `ip daddr != 10.1.0.0/16`
-    pub fn not_address(self, side: Side, net: IpNetwork) -> Self {
-        self.in_net(side, true, net)
-    }
-
-    /// Whole bytes are compared as such, as nft does; other lengths through a mask.
-    fn in_net(self, side: Side, not: bool, net: IpNetwork) -> Self {
-        let v6 = net.is_ipv6();
-        let (addr, mask) = match (net.network(), net.mask()) {
-            (IpAddr::V4(a), IpAddr::V4(m)) => (a.octets().to_vec(), m.octets().to_vec()),
-            (IpAddr::V6(a), IpAddr::V6(m)) => (a.octets().to_vec(), m.octets().to_vec()),
-            _ => return self,
-        };
-        let mut rule = self.family(v6);
-        let offset = Self::offset(side, v6);
-        if net.prefix() > 0 && net.prefix().is_multiple_of(8) {
-            let len = net.prefix() as usize / 8;
-            rule.payload(1, offset, len as u32, REG1);
-            rule.compare(not, &addr[..len]);
-        } else {
-            rule.payload(1, offset, addr.len() as u32, REG1);
-            rule.mask(&mask);
-            rule.compare(not, &addr);
-        }
-        rule
-    }
-
-    /// `ip saddr != @set`
-    pub fn address_not_in(self, side: Side, v6: bool, map: Map) -> Self {
-        let mut rule = self.family(v6);
-        rule.payload(1, Self::offset(side, v6), if v6 { 16 } else { 4 }, REG1);
-        rule.lookup_not(map);
-        rule
-    }
-
-    /// `ip saddr @set`
-    pub fn address_in(self, side: Side, v6: bool, map: Map) -> Self {
-        let mut rule = self.family(v6);
-        rule.payload(1, Self::offset(side, v6), if v6 { 16 } else { 4 }, REG1);
-        rule.lookup(map, None);
-        rule
-    }
-
-    /// `ip saddr . ip daddr @set`
-    pub fn pair_in(self, v6: bool, map: Map) -> Self {
-        let mut rule = self.family(v6);
-        let words = if v6 { 4 } else { 1 };
-        rule.payload(1, Self::offset(Side::Source, v6), words * 4, REG1);
-        rule.payload(1, Self::offset(Side::Destination, v6), words * 4, REG32 + words);
-        rule.lookup(map, None);
         rule
     }
 

@@ -12,6 +12,15 @@ async fn agents(root: &std::path::Path, kv: &Kv) -> Vec<Agent> {
     agents
 }
 
+/// A node with a container in a network.
+async fn with_container(root: &std::path::Path, kv: &Kv) -> Agent {
+    let one = Agent::ready(conf(root, "one", kv, quick())).await;
+    one.create("web", &["10.42.0.0/16"]).await;
+    retry(|| one.attach("web", "c1")).await;
+    retry(|| one.node.sync()).await;
+    one
+}
+
 /// What each node's kernel is to show: the blocks' owners and the own containers.
 fn views(agents: &[Agent]) -> Vec<(usize, usize, usize, usize)> {
     let view = |agent: &Agent| {
@@ -66,10 +75,7 @@ async fn own_block_that_is_deleted_in_use_is_claimed_again() {
     let Some(etcd) = Etcd::start().await else { return };
     let dir = dir();
     let kv = etcd.kv().await;
-    let one = Agent::ready(conf(dir.path(), "one", &kv, quick())).await;
-    one.create("web", &["10.42.0.0/16"]).await;
-    retry(|| one.attach("web", "c1")).await;
-    retry(|| one.node.sync()).await;
+    let one = with_container(dir.path(), &kv).await;
     for _ in 0..3 {
         let before = kv.snapshot("c/blocks/").await.unwrap().entries;
         let delete = Op::DeleteRange("c/blocks/".to_owned(), ovl_store::range_end("c/blocks/"));
@@ -90,10 +96,7 @@ async fn own_record_that_is_overwritten_is_put_back() {
     let Some(etcd) = Etcd::start().await else { return };
     let dir = dir();
     let kv = etcd.kv().await;
-    let one = Agent::ready(conf(dir.path(), "one", &kv, quick())).await;
-    one.create("web", &["10.42.0.0/16"]).await;
-    retry(|| one.attach("web", "c1")).await;
-    retry(|| one.node.sync()).await;
+    let one = with_container(dir.path(), &kv).await;
     let record = || async { kv.snapshot("c/hosts/one").await.unwrap().entries.remove(0).value };
     let right = record().await;
     let text = String::from_utf8(right.clone()).unwrap();
