@@ -24,32 +24,31 @@ pub fn overlapping(netlink: &mut Netlink, subnet: IpNetwork) -> Result<Option<St
 
 /// All that [`overlapping`] looks at: the addresses and then the routes of this host that are not Weft's, with the words.
 ///
+/// The links are read last: a device that the agent makes meanwhile gets its alias before its addresses, so that whatever has
+/// an address in the first answer has its alias in the last. What is on a link that is not there any more is gone with it.
+///
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn foreign(netlink: &mut Netlink) -> Result<Vec<(IpNetwork, String)>> {
-    let links = netlink.links()?;
-    let ours = |index: u32| links.iter().any(|link| link.index == index && is_ours(link));
-    let name = |index: u32| match links.iter().find(|link| link.index == index) {
-        Some(link) => link.name.clone(),
-        None => format!("interface number {index}"),
-    };
     let addrs = netlink.addrs(None)?;
-    let addrs = addrs.iter().filter(|addr| !ours(addr.index));
-    let mut found: Vec<_> =
-        addrs.map(|addr| (addr.net, format!("address {} of {}", addr.net, name(addr.index)))).collect();
     let routes = netlink.routes(RouteFilter::default())?;
-    let routes = routes.iter().filter(|route| {
-        let own = route.protocol == ROUTE_PROTOCOL || route.oif.is_some_and(ours);
-        route.table != Some(LOCAL_TABLE) && !is_default(route.dst) && !own
+    let links = netlink.links()?;
+    let foreign_on = |index: u32| links.iter().find(|link| link.index == index && !is_ours(link));
+    let addrs = addrs.iter().filter_map(|addr| {
+        let link = foreign_on(addr.index)?;
+        Some((addr.net, format!("address {} of {}", addr.net, link.name)))
     });
-    found.extend(routes.map(|route| match route.oif {
-        Some(oif) => (route.dst, format!("route {} on {}", route.dst, name(oif))),
-        None => (route.dst, format!("route {}", route.dst)),
-    }));
-    Ok(found)
+    let routes = routes.iter().filter(|route| {
+        route.table != Some(LOCAL_TABLE) && !is_default(route.dst) && route.protocol != ROUTE_PROTOCOL
+    });
+    let routes = routes.filter_map(|route| match route.oif {
+        Some(oif) => Some((route.dst, format!("route {} on {}", route.dst, foreign_on(oif)?.name))),
+        None => Some((route.dst, format!("route {}", route.dst))),
+    });
+    Ok(addrs.chain(routes).collect())
 }
 
-/// Made by Weft for an overlay. Containers' links need not be told: their routes have our protocol number, and their
+/// Made by Weft for an overlay. Links of containers need no such check: their routes have Weft's protocol number, and their
 /// link-local addresses overlap no subnet.
 fn is_ours(link: &Link) -> bool {
     link.alias.as_deref().is_some_and(|alias| alias.starts_with(DEVICE_ALIAS))

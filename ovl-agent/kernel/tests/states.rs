@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use common::*;
 use net::{LinkSet, Netlink, Veth, testns};
 use ovl_api::model::{Delta, Endpoint, Host, Network, Subnet, View};
@@ -353,6 +355,34 @@ fn a_subnet_that_overlaps_something_is_told_by_name() {
             assert_eq!(check("10.43.0.0/16"), None);
             assert_eq!(check("fd42::/64"), None);
         }
+    });
+}
+
+#[test]
+fn a_device_that_is_made_meanwhile_overlaps_nothing() {
+    testns::in_fresh(|| {
+        let host = testns::another();
+        let mut agent = Netlink::open_in(&host).unwrap();
+        let mut reader = Netlink::open_in(&host).unwrap();
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let maker = scope.spawn(|| {
+                for _ in 0..100 {
+                    let alias = format!("{}web", names::DEVICE_ALIAS);
+                    let device =
+                        net::Bridge { name: DEV, alias: Some(&alias), up: true, ..net::Bridge::default() };
+                    let index = agent.create_bridge(&device).unwrap().index;
+                    let address = net::NewAddr::new(prefix("10.43.0.1/32"));
+                    agent.run_one(|batch| batch.addr_add(index, &address)).unwrap();
+                    agent.run_one(|batch| batch.link_del(index)).unwrap();
+                }
+                ended.store(true, Ordering::Relaxed);
+            });
+            while !maker.is_finished() {
+                assert_eq!(overlapping(&mut reader, prefix("10.43.0.0/16")).unwrap(), None);
+            }
+        });
+        assert!(ended.load(Ordering::Relaxed), "the devices were not made");
     });
 }
 
