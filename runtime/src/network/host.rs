@@ -37,13 +37,16 @@ impl View {
     /// Reads the calling thread's network namespace. What belongs to the bridge of this name is not taken: it is the network's.
     pub fn read(bridge: Option<&str>) -> Result<View> {
         let mut netlink = Netlink::open().context("cannot ask the kernel for its routes")?;
+        // The links last: what has an address or a route in the first answers is known by name in the last.
+        let routes = netlink.routes(RouteFilter { table: Some(MAIN_TABLE), ..RouteFilter::default() })?;
+        let addrs = netlink.addrs(None)?;
         let all = netlink.links()?;
         let own = all.iter().find(|link| Some(link.name.as_str()) == bridge);
         let own_index = own.filter(|link| link.kind.as_deref() == Some("bridge")).map(|link| link.index);
         let links: HashMap<u32, String> =
             all.iter().filter(|link| !link.loopback).map(|link| (link.index, link.name.clone())).collect();
         let mut taken = Vec::new();
-        for route in netlink.routes(RouteFilter { table: Some(MAIN_TABLE), ..RouteFilter::default() })? {
+        for route in routes {
             let local = route.dst.network().is_multicast() || is_link_local(route.dst.network());
             let is_own = own_index.is_some() && route.oif == own_index;
             if route.kind != UNICAST || route.is_default() || local || is_own {
@@ -57,7 +60,7 @@ impl View {
             taken.push(Taken { net: network_of(route.dst), by, how });
         }
         let mut bridges: Vec<IpNetwork> = Vec::new();
-        for addr in netlink.addrs(None)? {
+        for addr in addrs {
             if is_link_local(addr.net.ip()) {
                 continue;
             }
