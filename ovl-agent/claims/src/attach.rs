@@ -120,6 +120,9 @@ impl Inner {
         if let Some(network) = self.look(known) {
             return Ok(network);
         }
+        if let Some(why) = self.look(|state| state.refused.clone()) {
+            return Err(Problem::new(ProblemKind::NotReady, why));
+        }
         let missing = || Problem::new(ProblemKind::NotFound, format!("there is no overlay network {name}"));
         validate::network_name(name).map_err(|_| missing())?;
         let (from, to) = keys::alone(&keys::network(name));
@@ -167,7 +170,7 @@ impl Inner {
         if state.me.is_none() {
             return Err(not_registered(state));
         }
-        if let Some(why) = &state.suspended {
+        if let Some(why) = state.refused.as_ref().or(state.suspended.as_ref()) {
             return Err(Problem::new(ProblemKind::NotReady, why.clone()));
         }
         check_new(state, &network, ask)?;
@@ -310,7 +313,7 @@ impl Inner {
             if state.me.is_none() {
                 return Err(not_registered(state));
             }
-            if let Some(why) = &state.suspended {
+            if let Some(why) = state.refused.as_ref().or(state.suspended.as_ref()) {
                 return Err(Problem::new(ProblemKind::NotReady, why.clone()));
             }
             for subnet in &network.subnets {

@@ -5,6 +5,7 @@
 //! believed to give addresses by when it was written during this boot.
 
 use crate::random;
+use crate::token::Place;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Endpoint, Host, Network};
 use ovl_api::wire::{Problem, ProblemKind};
@@ -29,6 +30,9 @@ pub(crate) struct Identity {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct OwnFile {
     pub(crate) boot: String,
+    /// Where it was written ([`Place::root`]); older releases did not say.
+    #[serde(default)]
+    pub(crate) root: Option<String>,
     pub(crate) host: Host,
     pub(crate) changed: i64,
     pub(crate) blocks: Vec<(String, IpNetwork, i64)>,
@@ -84,6 +88,15 @@ impl Files {
         Ok(files)
     }
 
+    /// Where these files are.
+    pub(crate) fn place(&self, boot: &str) -> Result<Place, Problem> {
+        Place::of(boot, &self.root).map_err(|e| trouble("read", &self.root, &e))
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub(crate) fn leases(&self) -> PathBuf {
         self.root.join("leases")
     }
@@ -120,10 +133,10 @@ impl Files {
         replace(&path, true, |file| Ok(serde_json::to_writer(file, identity)?))
     }
 
-    /// What was owned last; None when that is not known, or from another boot.
-    pub(crate) fn own(&self, boot: &str) -> Option<OwnFile> {
+    /// What was owned last; None when that is not known, from another boot, or the file is a copy.
+    pub(crate) fn own(&self, place: &Place) -> Option<OwnFile> {
         let own: Option<OwnFile> = read(&self.root.join("own.json"));
-        own.filter(|own| own.boot == boot)
+        own.filter(|own| own.boot == place.boot && own.root.as_ref().is_none_or(|root| *root == place.root))
     }
 
     /// Writes what is owned; None: nothing is known to be.

@@ -4,6 +4,7 @@ use crate::files::{Files, Identity, OwnFile};
 use crate::random;
 use crate::settle::Settling;
 use crate::state::{Me, State};
+use crate::token::Place;
 use crate::{NodeConf, keys};
 use ipnetwork::IpNetwork;
 use ovl_api::model::View;
@@ -26,6 +27,10 @@ pub(crate) struct Inner {
     pub(crate) files: Files,
     pub(crate) leases: ipam::Store,
     pub(crate) identity: Mutex<Identity>,
+    /// Where this agent runs.
+    pub(crate) place: Place,
+    /// Random, of this process.
+    pub(crate) session: String,
     /// The VTEP's address and segment, which may change.
     pub(crate) underlay: Mutex<(IpAddr, Option<IpNetwork>)>,
     state: Mutex<State>,
@@ -88,11 +93,16 @@ impl Inner {
     pub(crate) fn new(
         conf: NodeConf,
         files: Files,
+        place: Place,
         leases: ipam::Store,
         identity: Identity,
         state: State,
-    ) -> Inner {
-        Inner {
+    ) -> Result<Inner, Problem> {
+        let session = random::id(8)
+            .map_err(|e| crate::files::trouble("read", std::path::Path::new("/dev/urandom"), &e))?;
+        Ok(Inner {
+            place,
+            session,
             files,
             leases,
             identity: Mutex::new(identity),
@@ -110,7 +120,7 @@ impl Inner {
             lease: tokio::sync::Mutex::default(),
             accepted: AtomicBool::new(false),
             conf,
-        }
+        })
     }
 
     /// Looks at the state.
@@ -173,6 +183,7 @@ impl Inner {
         };
         let mut own = OwnFile {
             boot: self.conf.boot_id.clone(),
+            root: Some(self.place.root.clone()),
             host: me.host,
             changed: me.changed,
             blocks: Vec::new(),
@@ -297,7 +308,7 @@ impl Inner {
 
 /// Why nothing can be claimed or given.
 pub(crate) fn not_registered(state: &State) -> Problem {
-    let message = match (&state.error, state.synced) {
+    let message = match (state.refused.as_ref().or(state.error.as_ref()), state.synced) {
         (Some(error), _) => error.clone(),
         (None, true) => "this host was declared gone and is registering anew; try again".to_owned(),
         (None, false) => "the agent has not read the store yet".to_owned(),

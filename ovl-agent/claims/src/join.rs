@@ -5,6 +5,7 @@ use crate::keys::{self, Claim, SingleClaim};
 use crate::open::internal;
 use crate::record::{self, Read};
 use crate::state::Me;
+use crate::token::Token;
 use ovl_api::model::{Host, Network};
 use ovl_api::wire::{Problem, ProblemKind};
 use ovl_store::{Compare, KeyValue, Op, Snapshot, Txn};
@@ -37,11 +38,22 @@ impl Inner {
     /// it is written anew in any case: what the process before this one sent last, and the store does only now, was on the
     /// condition of the record as it was.
     pub(crate) async fn join(&self) -> Result<(), Trouble> {
-        let key = keys::host(&self.conf.name);
+        let (key, live) = (keys::host(&self.conf.name), keys::live(&self.conf.name));
+        let read = |key: &str| {
+            let (from, to) = keys::alone(key);
+            Op::Get(from, to)
+        };
         loop {
-            let (from, to) = keys::alone(&key);
-            let done = self.commit(Txn { then: vec![Op::Get(from, to)], ..Txn::default() }).await?;
+            let txn = Txn { then: vec![read(&key), read(&live)], ..Txn::default() };
+            let done = self.commit(txn).await?;
             let entry = done.got.first().and_then(|got| got.first());
+            let alive = done.got.get(1).and_then(|got| got.first());
+            let other = Token::of_other(alive, &self.place);
+            // Nobody else begins a session meanwhile.
+            let alone = match alive {
+                Some(alive) => Compare::Unchanged(live.clone(), alive.changed),
+                None => Compare::Absent(live.clone()),
+            };
             let id = lock(&self.identity).id.clone();
             let found: Option<(Host, i64)> = match entry {
                 None => None,
@@ -53,14 +65,15 @@ impl Inner {
                     }
                 },
             };
-            match found {
-                None => self.register(&key).await?,
-                Some((host, _)) if host.id != id => return Err(self.name_is_taken(&host).into()),
-                Some((host, changed)) if host.removed => {
+            match (found, other) {
+                (Some((host, _)), _) if host.id != id => return Err(self.name_is_taken(&host).into()),
+                (_, Some(other)) => return Err(self.identity_is_used(&other).into()),
+                (None, None) => self.register(&key, alone).await?,
+                (Some((host, changed)), None) if host.removed => {
                     self.set_me(None);
                     self.clear_host(&host, changed).await?;
                 }
-                Some((host, changed)) => {
+                (Some((host, changed)), None) => {
                     let mine = self.record(host.epoch);
                     if host == mine && self.renewed.load(Ordering::Relaxed) {
                         self.keep_epoch(host.epoch)?;
@@ -68,8 +81,8 @@ impl Inner {
                         return Ok(());
                     }
                     let txn = Txn {
-                        when: vec![Compare::Unchanged(key.clone(), changed)],
-                        then: vec![Op::Put(key.clone(), keys::json(&mine), None)],
+                        when: vec![Compare::Unchanged(key.clone(), changed), alone],
+                        then: vec![Op::Put(key.clone(), keys::json(&mine), None), self.put_token().await?],
                         otherwise: Vec::new(),
                     };
                     if self.commit(txn).await?.held {
@@ -81,13 +94,13 @@ impl Inner {
     }
 
     /// Makes the record under the next epoch. The next look tells whether it was made.
-    async fn register(&self, key: &str) -> Result<(), Trouble> {
+    async fn register(&self, key: &str, alone: Compare) -> Result<(), Trouble> {
         let before = lock(&self.identity).epoch;
         self.keep_epoch(before + 1)?;
         let host = self.record(before + 1);
         let txn = Txn {
-            when: vec![Compare::Absent(key.to_owned())],
-            then: vec![Op::Put(key.to_owned(), keys::json(&host), None)],
+            when: vec![Compare::Absent(key.to_owned()), alone],
+            then: vec![Op::Put(key.to_owned(), keys::json(&host), None), self.put_token().await?],
             otherwise: Vec::new(),
         };
         if self.commit(txn).await?.held {
@@ -181,6 +194,22 @@ impl Inner {
         // What this installation claimed before, it lost when the other took the name.
         self.set_me(None);
         problem
+    }
+
+    /// An agent that runs elsewhere has this installation's identity. This node keeps what it has, and gives nothing.
+    fn identity_is_used(&self, other: &Token) -> Problem {
+        let name = &self.conf.name;
+        let message = format!(
+            "another running agent has the identity of node {name} (VTEP {}, boot {}): {} was copied from it, as with a cloned \
+             machine; stop the agent there, and this one takes over within {} s; or make this one a node of its own: stop its \
+             agent, remove {}, and start it with another name (--node-name)",
+            other.vtep,
+            other.place.boot,
+            self.files.root().display(),
+            self.conf.liveness.as_secs(),
+            self.files.root().display(),
+        );
+        Problem { kind: ProblemKind::Taken, field: Some("--node-name".to_owned()), message }
     }
 
     /// Writes this host's claims of an earlier epoch under the present one: this host's record was lost, not removed, for a

@@ -40,6 +40,7 @@ mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
+mod token;
 mod told;
 mod validate;
 

@@ -21,13 +21,14 @@ pub(crate) fn open(conf: NodeConf) -> Result<Inner, Problem> {
     crate::validate::host_name(&conf.name)?;
     let files = Files::open(&conf.root)?;
     let identity = files.identity()?;
+    let place = files.place(&conf.boot_id)?;
     let leases = open_leases(&files, &conf)?;
     let mut state = State::default();
     state.view.me = conf.name.clone();
     state.addresses.insert(conf.vtep);
     load_view(&mut state, &files);
     load_locals(&mut state, &files, &leases, &conf)?;
-    if let Some(own) = files.own(&conf.boot_id)
+    if let Some(own) = files.own(&place)
         && own.host.name == conf.name
         && own.host.id == identity.id
         && own.host.epoch == identity.epoch
@@ -36,7 +37,7 @@ pub(crate) fn open(conf: NodeConf) -> Result<Inner, Problem> {
     }
     state.own_changed = false;
     state.view_changed = false;
-    let inner = Inner::new(conf, files, leases, identity, state);
+    let inner = Inner::new(conf, files, place, leases, identity, state)?;
     inner.read_notes()?;
     Ok(inner)
 }

@@ -1,9 +1,10 @@
 //! Following the store: register, read everything, watch from there; and again, whenever that breaks off.
 
-use crate::inner::{Inner, store_problem};
+use crate::inner::{Fenced, Inner, lock, store_problem};
 use crate::join::Trouble;
 use crate::random;
 use crate::snapshot::Whole;
+use crate::token::Token;
 use crate::told::{Check, Told};
 use crate::{Timing, keys};
 use ovl_api::wire::{Problem, ProblemKind};
@@ -112,7 +113,15 @@ impl Inner {
         match self.join().await {
             Ok(()) => {}
             Err(Trouble::Store(error)) => return Err(store_problem(&error)),
-            Err(Trouble::Other(problem)) => return Err(problem),
+            Err(Trouble::Other(problem)) => {
+                // Containers keep their network, and no address is given, also not of what is known to be own.
+                self.update(|state| state.refused = Some(problem.message.clone()));
+                return Err(problem);
+            }
+        }
+        if self.update(|state| state.refused.take()).is_some() {
+            // Another may have claimed and returned blocks in this node's name.
+            *told = None;
         }
         // What a host owns under a new epoch, only everything tells.
         if before.is_none() || epoch() != before || self.accepted.load(Ordering::Relaxed) {
@@ -334,17 +343,37 @@ impl Inner {
             }
         }
         let me = self.me()?;
-        let id = match *lease {
-            Some(id) if self.conf.kv.keep_alive(id).await.unwrap_or(false) => id,
-            _ => self.conf.kv.grant(self.conf.liveness).await.map_err(|error| store_problem(&error))?,
-        };
-        *lease = Some(id);
-        let key = keys::live(&me.host.name);
-        let txn = Txn { then: vec![Op::Put(key.clone(), Vec::new(), Some(id))], ..Txn::default() };
-        if let crate::inner::Fenced::Held(done) = self.commit_fenced(&me, txn).await? {
-            self.learn(&key, Some(&[]), done.revision);
+        let id = self.renew_lease(&mut lease).await.map_err(|error| store_problem(&error))?;
+        let (key, value) = (keys::live(&me.host.name), self.token());
+        let txn = Txn { then: vec![Op::Put(key.clone(), value.clone(), Some(id))], ..Txn::default() };
+        if let Fenced::Held(done) = self.commit_fenced(&me, txn).await? {
+            self.learn(&key, Some(&value), done.revision);
         }
         Ok(id)
+    }
+
+    /// The lease of the liveness key, a new one when it has ended.
+    async fn renew_lease(&self, lease: &mut Option<LeaseId>) -> Result<LeaseId, Error> {
+        if let Some(id) = *lease
+            && self.conf.kv.keep_alive(id).await.unwrap_or(false)
+        {
+            return Ok(id);
+        }
+        let id = self.conf.kv.grant(self.conf.liveness).await?;
+        *lease = Some(id);
+        Ok(id)
+    }
+
+    /// The operation that says that this agent has the node's identity, for the transaction that writes the record.
+    pub(crate) async fn put_token(&self) -> Result<Op, Error> {
+        let id = self.renew_lease(&mut *self.lease.lock().await).await?;
+        Ok(Op::Put(keys::live(&self.conf.name), self.token(), Some(id)))
+    }
+
+    /// The value of the liveness key.
+    fn token(&self) -> Vec<u8> {
+        let (vtep, _) = *lock(&self.underlay);
+        keys::json(&Token { place: self.place.clone(), session: self.session.clone(), vtep })
     }
 
     /// [`crate::Node::stop`].
@@ -362,9 +391,9 @@ impl Inner {
     pub(crate) async fn sync(&self) -> Result<i64, Problem> {
         let lease = self.keep_alive().await?;
         let me = self.me()?;
-        let txn =
-            Txn { then: vec![Op::Put(keys::live(&me.host.name), Vec::new(), Some(lease))], ..Txn::default() };
-        let done = self.commit(txn).await.map_err(|error| store_problem(&error))?;
+        let put = Op::Put(keys::live(&me.host.name), self.token(), Some(lease));
+        let (Fenced::Held(done) | Fenced::Not(done)) =
+            self.commit_fenced(&me, Txn { then: vec![put], ..Txn::default() }).await?;
         let patience = ovl_store::PATIENCE * 5;
         let seen = |state: &crate::state::State| (state.revision >= done.revision).then_some(state.revision);
         self.until(Instant::now() + patience, seen).await.ok_or_else(|| {

@@ -84,6 +84,8 @@ pub(crate) struct State {
     pub(crate) me: Option<Me>,
     /// Addresses may not be given although blocks are known, and why.
     pub(crate) suspended: Option<String>,
+    /// Why this node may not use its name or its identity.
+    pub(crate) refused: Option<String>,
     pub(crate) ids: HashMap<String, String>,
     pub(crate) network_changed: HashMap<String, Revision>,
     pub(crate) live: HashSet<String>,
@@ -164,7 +166,7 @@ impl State {
 
     /// Whether those can be answered who ask for single addresses.
     pub(crate) fn can_answer(&self) -> bool {
-        self.following && self.suspended.is_none()
+        self.following && self.suspended.is_none() && self.refused.is_none()
     }
 
     /// The network of a name.

@@ -51,7 +51,8 @@ async fn another_installation_of_the_same_name_is_told_how_to_mend_it() {
     assert!(error.contains("as one (VTEP 192.0.2."), "{error}");
     assert!(error.contains("--node-name") && error.contains("ovl-agent node rm one"), "{error}");
     assert!(!other.node.synced());
-    assert_eq!(other.attach("web", "c1").await.unwrap_err().kind, ProblemKind::NotFound);
+    let refused = other.attach("web", "c1").await.unwrap_err();
+    assert_eq!((refused.kind, &refused.message), (ProblemKind::NotReady, &error));
     let problem = other.try_create("web", &["10.42.0.0/16"]).await.unwrap_err();
     assert_eq!((problem.kind, problem.message), (ProblemKind::NotReady, error));
     // Once the first is gone and removed, the name is free.
@@ -191,7 +192,10 @@ async fn a_reboot_voids_leases_and_an_attach_that_was_broken_off_leaves_none() {
     let leases = ipam::Store::open(&of.root.join("leases"), &of.boot_id).unwrap().store;
     assert_eq!(leases.leases(None).unwrap().len(), 1);
     drop(leases);
+    let one_again = one.node.clone();
     one.kill().await;
+    // A local store's leases end with its process, which goes on here.
+    one_again.stop().await;
     let rebooted = ovl_claims::NodeConf { boot_id: "boot-2".into(), ..of.clone() };
     let one = Agent::ready(rebooted).await;
     assert_eq!(one.shown(), Vec::<IpAddr>::new());

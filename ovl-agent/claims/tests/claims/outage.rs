@@ -12,7 +12,9 @@ async fn with_etcd_down_own_blocks_go_on_and_claims_fail_naming_the_endpoint() {
     let Some(mut etcd) = Etcd::start().await else { return };
     let dir = dir();
     let kv = etcd.kv().await;
-    let one = Agent::ready(conf(dir.path(), "one", &kv, quick())).await;
+    // Short: after a reboot the session of the earlier boot has to end first.
+    let conf = || NodeConf { liveness: Duration::from_secs(2), ..conf(dir.path(), "one", &kv, quick()) };
+    let one = Agent::ready(conf()).await;
     one.create("web", &["10.42.0.0/16"]).await;
     one.attach("web", "c1").await.unwrap();
     let written = || std::fs::read_to_string(dir.path().join("one/view.json")).unwrap_or_default();
@@ -40,7 +42,7 @@ async fn with_etcd_down_own_blocks_go_on_and_claims_fail_naming_the_endpoint() {
     assert!(away.seconds > 0, "since the first failure, not since the last: {away:?}");
     // The agent restarts while the store is down: what it owned it owns.
     one.kill().await;
-    let one = Agent::start(conf(dir.path(), "one", &kv, quick()));
+    let one = Agent::start(conf());
     assert!(!one.node.synced());
     assert_eq!(one.shown().len(), 1);
     assert_eq!(one.view(|view| (view.hosts.len(), view.networks.len(), view.owners.len())), (1, 1, 1));
@@ -48,7 +50,7 @@ async fn with_etcd_down_own_blocks_go_on_and_claims_fail_naming_the_endpoint() {
     one.detach("web", "c1").await;
     one.kill().await;
     // After a reboot nothing is given before the store was read.
-    let rebooted = NodeConf { boot_id: "boot-2".into(), ..conf(dir.path(), "one", &kv, quick()) };
+    let rebooted = NodeConf { boot_id: "boot-2".into(), ..conf() };
     let one = Agent::start(rebooted);
     assert_eq!(one.attach("web", "c5").await.unwrap_err().kind, ProblemKind::NotReady);
     etcd.restart().await;

@@ -1,0 +1,74 @@
+//! A node's name, identity, state directory and machine come apart: running containers keep their network, no address is given
+//! twice, and the error of an attachment says what is wrong and what helps.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use ovl_api::wire::{Attach, Problem, ProblemKind};
+use std::process::Command;
+use support::container::Container;
+use support::lan::{ETCD, Lan};
+use support::{Host, eventually};
+
+const FLAGS: [&str; 2] = ["--etcd", ETCD];
+
+/// The flags of an agent with another name than its host's.
+fn named(name: &str) -> Vec<&str> {
+    [&FLAGS[..], &["--node-name", name]].concat()
+}
+
+/// The error of an attachment on a host where it cannot succeed.
+#[track_caller]
+fn refused(host: &Host, network: &str) -> Problem {
+    let ask = Attach {
+        network: network.into(),
+        container: "more".into(),
+        ifname: "eth0".into(),
+        veth: "vmore".into(),
+        ..Attach::default()
+    };
+    host.client().attach(&ask).unwrap_err().problem().unwrap().clone()
+}
+
+/// Copies the state directory of one host's agent to another, as a cloned disk has it.
+fn copy_state(from: &Host, to: &Host) {
+    let done = Command::new("cp").arg("-a").args([from.root(), to.root()]).status().unwrap();
+    assert!(done.success());
+}
+
+fn refusal(host: &Host) -> String {
+    host.client().status(None).ok().and_then(|status| status.store_error).unwrap_or_default()
+}
+
+#[test]
+fn cloned_state_is_refused_while_the_original_runs() {
+    let mut lan = Lan::new(3);
+    lan.start_etcd();
+    let [h1, h2, h3] = &lan.hosts[..] else { panic!() };
+    let (mut first, _third) = (h1.ready(&FLAGS), h3.ready(&FLAGS));
+    h1.create("ov", &["10.42.0.0/16"]);
+    h3.sync();
+    let (one, three) = (Container::new(h1, "ov", "one"), Container::new(h3, "ov", "three"));
+    copy_state(h1, h2);
+    let _second = h2.start(&named("h1"));
+    eventually("the copy is refused", || refusal(h2).contains("another running agent has the identity"));
+    let problem = refused(h2, "ov");
+    assert_eq!(problem.kind, ProblemKind::NotReady);
+    for part in ["identity of node h1", "VTEP 192.0.2.1", "copied", "--node-name", "stop the agent there"] {
+        assert!(problem.message.contains(part), "{part}: {}", problem.message);
+    }
+    assert!(h2.client().healthz().is_err());
+    assert!(one.reaches(&three) && three.reaches(&one));
+    // The original goes on, through a restart too, and is not disturbed by the copy that waits.
+    first.end("KILL");
+    let mut first = h1.ready(&FLAGS);
+    let more = Container::new(h1, "ov", "four");
+    assert!(more.reaches(&three) && one.reaches(&three));
+    assert!(refusal(h2).contains("another running agent has the identity"), "{}", refusal(h2));
+    // Once it has ended, the copy has the identity, and the original is the one that is refused.
+    first.end("TERM");
+    eventually("the copy has taken over", || h2.client().healthz().is_ok());
+    let _first = h1.start(&FLAGS);
+    eventually("the original is refused", || refusal(h1).contains("VTEP 192.0.2.2"));
+}
