@@ -125,6 +125,9 @@ pub struct RunArgs {
     /// Address at which other hosts reach this one [default: the underlay interface's]
     #[arg(long, value_name = "ADDRESS")]
     pub advertise: Option<String>,
+    /// Take over the name and the identity of a node whose agent is dead, as after a reinstallation [default: false]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub take_over: Option<String>,
     /// UDP port of VXLAN [default: 4789]
     #[arg(long, value_name = "PORT")]
     pub port: Option<String>,

@@ -41,6 +41,8 @@ pub struct Config {
     pub advertise: Option<IpAddr>,
     /// UDP port of VXLAN.
     pub port: u16,
+    /// The name and the identity of a dead node are taken over.
+    pub take_over: bool,
     /// The store.
     pub store: Target,
     /// Where /metrics and /healthz are served over TCP.
@@ -84,6 +86,7 @@ impl Config {
             interface: layers.get("interface").map(interface).transpose()?,
             advertise: layers.get("advertise").map(advertise).transpose()?,
             port: layers.get("port").map_or(Ok(ovl_api::names::VXLAN_PORT), port)?,
+            take_over: layers.get("take-over").map_or(Ok(false), take_over)?,
             metrics_listen: layers.get("metrics-listen").map(listen).transpose()?,
             logging: logging(layers)?,
             agent_root,
@@ -150,6 +153,14 @@ fn advertise(value: &Value) -> Result<IpAddr> {
 fn port(value: &Value) -> Result<u16> {
     let port = value.text.parse::<u16>().ok().filter(|port| *port > 0);
     port.ok_or_else(|| value.wrong("must be a UDP port, 1 to 65535"))
+}
+
+fn take_over(value: &Value) -> Result<bool> {
+    match value.text.as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(value.wrong("must be true or false")),
+    }
 }
 
 fn listen(value: &Value) -> Result<SocketAddr> {

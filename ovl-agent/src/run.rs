@@ -86,7 +86,12 @@ async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
         let served = api::public::serve(api::public::listen(address)?, app, ended(stopped.clone()))?;
         servers.spawn(async move { served.await.unwrap_or_default() });
     }
-    let settings = Settings { interface: config.interface, advertise: config.advertise, port: config.port };
+    let settings = Settings {
+        interface: config.interface,
+        advertise: config.advertise,
+        port: config.port,
+        take_over: config.take_over,
+    };
     let start = tokio::spawn(engine::start(engine.clone(), settings, kv, stopped));
     let teller = tokio::spawn(tell(engine.clone()));
     let mut thread = None;

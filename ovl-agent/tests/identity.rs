@@ -72,3 +72,34 @@ fn cloned_state_is_refused_while_the_original_runs() {
     let _first = h1.start(&FLAGS);
     eventually("the original is refused", || refusal(h1).contains("VTEP 192.0.2.2"));
 }
+
+#[test]
+fn reinstalled_node_takes_its_name_back_when_no_container_can_be_alive() {
+    let mut lan = Lan::new(2);
+    lan.start_etcd();
+    let [h1, h2] = &lan.hosts[..] else { panic!() };
+    let (_first, mut second) = (h1.ready(&FLAGS), h2.ready(&FLAGS));
+    h1.create("ov", &["10.42.0.0/16"]);
+    h2.sync();
+    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
+    assert!(one.reaches(&two));
+    // A container runs on: its address would be another node's.
+    second.end("TERM");
+    std::fs::remove_dir_all(h2.root()).unwrap();
+    let mut second = h2.start(&FLAGS);
+    eventually("the name is refused", || refusal(h2).contains("--take-over"));
+    let problem = refused(h2, "ov");
+    assert_eq!(problem.kind, ProblemKind::NotReady);
+    assert!(problem.message.contains("another host is registered as h2 (VTEP 192.0.2.2)"), "{problem}");
+    assert!(problem.message.contains("--take-over") && problem.message.contains("node rm h2"), "{problem}");
+    assert!(one.reaches(&two) && two.reaches(&one));
+    second.end("TERM");
+    // With no container there, nothing has to be said.
+    h2.space.ok("ip link del vtwo");
+    let mut second = h2.ready(&FLAGS);
+    let three = Container::new(h2, "ov", "three");
+    assert!(one.reaches(&three) && three.reaches(&one));
+    second.end("TERM");
+    std::fs::remove_dir_all(h2.root()).unwrap();
+    let _second = h2.ready(&[&FLAGS[..], &["--take-over"]].concat());
+}

@@ -15,6 +15,10 @@ pub struct NodeConf {
     pub name: String,
     /// This boot of the host (`/proc/sys/kernel/random/boot_id`): a reboot voids every lease.
     pub boot_id: String,
+    /// The machine's ID (`/etc/machine-id`), when it has one: the identity is bound to it.
+    pub machine: Option<String>,
+    /// What this node may take over from a dead session.
+    pub take_over: TakeOver,
     /// The underlay address at which this host takes VXLAN packets.
     pub vtep: IpAddr,
     /// The L2 segment of that address, when hosts on it can route directly.
@@ -27,6 +31,18 @@ pub struct NodeConf {
     pub liveness: Duration,
     /// How long things take; tests make them short.
     pub timing: Timing,
+}
+
+/// What a node may take over from a session that has ended: a name that is another installation's, or the identity of a state
+/// directory that was another machine's. A living session keeps both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakeOver {
+    /// An identity at the address of its last session.
+    Identity,
+    /// Also the name of a node that had this node's address: no container of that can be alive.
+    SameAddress,
+    /// Both, whatever the address was.
+    Always,
 }
 
 impl NodeConf {

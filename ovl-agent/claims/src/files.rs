@@ -23,6 +23,9 @@ pub(crate) struct Identity {
     pub(crate) id: String,
     /// The epoch it last registered with, or was about to.
     pub(crate) epoch: u64,
+    /// The machine it last registered on ([`crate::NodeConf::machine`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) machine: Option<String>,
 }
 
 /// What this host owned last, and what it lent. Written before a block is used, before one is given back, and before an
@@ -120,7 +123,7 @@ impl Files {
             Ok(text) => serde_json::from_slice(&text).map_err(|e| trouble("understand", &path, &e)),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let id = random::id(16).map_err(|e| trouble("read", Path::new("/dev/urandom"), &e))?;
-                let identity = Identity { id, epoch: 0 };
+                let identity = Identity { id, epoch: 0, machine: None };
                 self.save_identity(&identity)?;
                 Ok(identity)
             }

@@ -7,7 +7,7 @@ use crate::record::{self, Read};
 use crate::state::Me;
 use crate::token::Token;
 use ovl_api::model::{Host, Network};
-use ovl_api::wire::{Problem, ProblemKind};
+use ovl_api::wire::Problem;
 use ovl_store::{Compare, KeyValue, Op, Snapshot, Txn};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
@@ -66,8 +66,21 @@ impl Inner {
                 },
             };
             match (found, other) {
-                (Some((host, _)), _) if host.id != id => return Err(self.name_is_taken(&host).into()),
+                (Some((host, _)), _) if host.id != id => {
+                    if alive.is_some() || !self.may_replace(&host) {
+                        return Err(self.name_is_taken(&host).into());
+                    }
+                    tracing::warn!(
+                        "the dead node {} (VTEP {}) is replaced by this one",
+                        host.name,
+                        host.vtep
+                    );
+                    self.remove_node(&host.name, false).await?;
+                }
                 (_, Some(other)) => return Err(self.identity_is_used(&other).into()),
+                (Some((host, _)), None) if alive.is_none() && !self.may_move(&host) => {
+                    return Err(self.machine_differs(&host).into());
+                }
                 (None, None) => self.register(&key, alone).await?,
                 (Some((host, changed)), None) if host.removed => {
                     self.set_me(None);
@@ -77,6 +90,7 @@ impl Inner {
                     let mine = self.record(host.epoch);
                     if host == mine && self.renewed.load(Ordering::Relaxed) {
                         self.keep_epoch(host.epoch)?;
+                        self.keep_machine()?;
                         self.set_me(Some(Me { host, changed }));
                         return Ok(());
                     }
@@ -160,7 +174,7 @@ impl Inner {
 
     /// Takes the record as this host's. Under a new epoch nothing of before is own. Where the store may have lost it, the
     /// endpoints stay in the view until a snapshot is applied; nothing is given meanwhile ([`Inner::hold`]).
-    fn set_me(&self, me: Option<Me>) {
+    pub(crate) fn set_me(&self, me: Option<Me>) {
         self.update(|state| {
             if me.is_none() {
                 if state.me.is_some() {
@@ -181,35 +195,6 @@ impl Inner {
             state.recheck_held |= changed;
             state.me = me;
         });
-    }
-
-    fn name_is_taken(&self, other: &Host) -> Problem {
-        let name = &self.conf.name;
-        let message = format!(
-            "another host is registered as {name} (VTEP {}): give this one another name with --node-name, or, when that one \
-             is gone for good, run `ovl-agent node rm {name}` on another host",
-            other.vtep
-        );
-        let problem = Problem { kind: ProblemKind::Taken, field: Some("--node-name".to_owned()), message };
-        // What this installation claimed before, it lost when the other took the name.
-        self.set_me(None);
-        problem
-    }
-
-    /// An agent that runs elsewhere has this installation's identity. This node keeps what it has, and gives nothing.
-    fn identity_is_used(&self, other: &Token) -> Problem {
-        let name = &self.conf.name;
-        let message = format!(
-            "another running agent has the identity of node {name} (VTEP {}, boot {}): {} was copied from it, as with a cloned \
-             machine; stop the agent there, and this one takes over within {} s; or make this one a node of its own: stop its \
-             agent, remove {}, and start it with another name (--node-name)",
-            other.vtep,
-            other.place.boot,
-            self.files.root().display(),
-            self.conf.liveness.as_secs(),
-            self.files.root().display(),
-        );
-        Problem { kind: ProblemKind::Taken, field: Some("--node-name".to_owned()), message }
     }
 
     /// Writes this host's claims of an earlier epoch under the present one: this host's record was lost, not removed, for a

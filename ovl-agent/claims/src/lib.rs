@@ -18,6 +18,7 @@ mod conf;
 mod create;
 mod files;
 mod held;
+mod identity;
 mod inner;
 mod join;
 mod keeper;
@@ -44,5 +45,5 @@ mod token;
 mod told;
 mod validate;
 
-pub use conf::{NodeConf, Timing};
+pub use conf::{NodeConf, TakeOver, Timing};
 pub use node::{Grant, Node, NodeStatus};

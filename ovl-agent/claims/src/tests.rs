@@ -28,6 +28,8 @@ fn open(root: &Path, name: &str, kv: &Kv) -> Inner {
         root: root.join(name),
         name: name.to_owned(),
         boot_id: "boot".to_owned(),
+        machine: None,
+        take_over: crate::TakeOver::Identity,
         vtep: IpAddr::from([192, 0, 2, name.bytes().fold(0, u8::wrapping_add)]),
         segment: None,
         port: 4789,

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 /// The file that is read when none is named, if it is there.
 pub const DEFAULT_FILE: &str = "/etc/weft/ovl-agent.toml";
 /// All keys of the file; the flag is `--KEY`, the variable `WEFT_KEY`.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 18] = [
     "root",
     "run",
     "node-name",
     "interface",
     "advertise",
+    "take-over",
     "port",
     "etcd",
     "etcd-prefix",
@@ -138,6 +139,7 @@ fn flags<'a>(global: &'a Global, run: &'a RunArgs) -> [(&'static str, &'a Option
         ("node-name", &run.node_name),
         ("interface", &run.interface),
         ("advertise", &run.advertise),
+        ("take-over", &run.take_over),
         ("port", &run.port),
         ("etcd", &run.etcd),
         ("etcd-prefix", &run.etcd_prefix),

@@ -5,7 +5,7 @@ use super::worker::{Parts, Worker};
 use super::{Engine, Started, internal};
 use anyhow::{Context, Result, anyhow};
 use ovl_api::wire::{Detach, Problem};
-use ovl_claims::{Node, NodeConf, Timing};
+use ovl_claims::{Node, NodeConf, TakeOver, Timing};
 use ovl_kernel::{Found, Reconciler, find_underlay};
 use ovl_store::Kv;
 use std::net::IpAddr;
@@ -28,6 +28,8 @@ pub struct Settings {
     pub advertise: Option<IpAddr>,
     /// UDP port of VXLAN.
     pub port: u16,
+    /// The name and the identity of a dead node are taken over.
+    pub take_over: bool,
 }
 
 /// Starts the engine: waits for the underlay, opens the node, and lets it and the worker run until `stop`. The worker's thread
@@ -47,10 +49,17 @@ pub async fn start(
     };
     tracing::info!("the underlay is interface {}, address {address}, MTU {}", underlay.name, underlay.mtu);
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot's ID")?;
+    let take_over = match settings.take_over {
+        true => TakeOver::Always,
+        false if has_containers() => TakeOver::Identity,
+        false => TakeOver::SameAddress,
+    };
     let node = Node::open(NodeConf {
         root: engine.agent_root.clone(),
         name: engine.host.clone(),
         boot_id: boot_id.trim().to_owned(),
+        machine: machine_id(),
+        take_over,
         vtep: address,
         segment,
         port: settings.port,
@@ -91,6 +100,23 @@ pub async fn start(
         }
     });
     Ok(Some(thread))
+}
+
+/// The ID of this machine. None where there is none, or none yet (systemd writes `uninitialized`).
+fn machine_id() -> Option<String> {
+    let text = std::fs::read_to_string("/etc/machine-id").ok()?;
+    let id = text.trim();
+    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
+}
+
+/// Whether this host may have links of containers in overlay networks.
+fn has_containers() -> bool {
+    let links = net::Netlink::open().and_then(|mut netlink| netlink.links());
+    // A network's own device stays when its containers are gone.
+    let of_overlay = |link: &net::Link| {
+        ovl_api::names::vni_of_group(link.group).is_some() && !link.name.starts_with("vx-")
+    };
+    links.map_or(true, |links| links.iter().any(of_overlay))
 }
 
 /// The underlay, as soon as it is there.

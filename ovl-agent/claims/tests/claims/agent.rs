@@ -87,6 +87,8 @@ pub fn conf(root: &Path, name: &str, kv: &Kv, timing: Timing) -> NodeConf {
         root: root.join(name),
         name: name.to_owned(),
         boot_id: "boot-1".to_owned(),
+        machine: None,
+        take_over: ovl_claims::TakeOver::Identity,
         vtep: IpAddr::from([192, 0, 2, number]),
         segment: None,
         port: 4789,

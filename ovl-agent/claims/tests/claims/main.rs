@@ -8,6 +8,7 @@ mod attach;
 mod checks;
 mod etcd;
 mod guard;
+mod identity;
 mod lost;
 mod networks;
 mod nodes;
