@@ -97,7 +97,13 @@ pub fn floor(plan: &Plan, report: &mut Report) -> Result<()> {
 pub fn bridge_and_host_local(plan: &Plan, report: &mut Report) -> Result<()> {
     let (peer, weft) = both(plan, "plain", Chain::bridge)?;
     let row = (Some(median(&peer.add)), median(&weft.add));
-    report.row("bridge + host-local: ADD p50", row.0, row.1, Unit::Ms, Budget::RatioAtMost(1.0 / 6.0));
+    report.row(
+        "bridge + host-local: ADD p50",
+        row.0,
+        row.1,
+        Unit::Ms,
+        plan.budget(Budget::RatioAtMost(1.0 / 6.0)),
+    );
     let p95 = (Some(quantile(&peer.add, 0.95)), quantile(&weft.add, 0.95));
     report.row("bridge + host-local: ADD p95", p95.0, p95.1, Unit::Ms, Budget::None);
     report.row(
@@ -114,9 +120,21 @@ pub fn bridge_and_host_local(plan: &Plan, report: &mut Report) -> Result<()> {
 pub fn whole_chain(plan: &Plan, report: &mut Report) -> Result<()> {
     let (peer, weft) = both(plan, "whole", |dir, machine| Chain::published(dir, machine, &[]))?;
     let add = (Some(median(&peer.add)), median(&weft.add));
-    report.row("… + ipMasq + portmap: ADD p50", add.0, add.1, Unit::Ms, Budget::RatioAtMost(1.0 / 25.0));
+    report.row(
+        "… + ipMasq + portmap: ADD p50",
+        add.0,
+        add.1,
+        Unit::Ms,
+        plan.budget(Budget::RatioAtMost(1.0 / 25.0)),
+    );
     let del = (Some(median(&peer.del)), median(&weft.del));
-    report.row("… + ipMasq + portmap: DEL p50", del.0, del.1, Unit::Ms, Budget::RatioAtMost(1.0 / 30.0));
+    report.row(
+        "… + ipMasq + portmap: DEL p50",
+        del.0,
+        del.1,
+        Unit::Ms,
+        plan.budget(Budget::RatioAtMost(1.0 / 30.0)),
+    );
     let p95 = (Some(quantile(&peer.add, 0.95)), quantile(&weft.add, 0.95));
     report.row("… + ipMasq + portmap: ADD p95", p95.0, p95.1, Unit::Ms, Budget::None);
     Ok(())
@@ -190,7 +208,7 @@ pub fn in_parallel(plan: &Plan, report: &mut Report) -> Result<()> {
         }
     }
     let what = format!("… + ipMasq + portmap: ADDs at {WORKERS} in parallel");
-    report.row(&what, Some(adds[0]), adds[1], Unit::PerSecond, Budget::RatioAtLeast(20.0));
+    report.row(&what, Some(adds[0]), adds[1], Unit::PerSecond, plan.budget(Budget::RatioAtLeast(20.0)));
     let what = format!("… DELs at {WORKERS} in parallel, links gone from the kernel");
     report.row(&what, Some(dels[0]), dels[1], Unit::PerSecond, Budget::None);
     Ok(())

@@ -15,19 +15,20 @@ mod scale;
 mod space;
 
 use anyhow::{Context, Result};
-use report::Report;
+use report::{Budget, Report};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: bench [--quick] [--json] [--only WORD]
+usage: bench [--quick] [--json] [--only WORD] [--before DIST]
   --quick      fewer rounds: the figures are rough
   --json       one JSON document instead of the table
   --only WORD  only the measurements whose name has WORD: latency, parallel, scale, footprint, run, overlay
+  --before DIST  instead of the peer, the dist/ of a previous build: latency, parallel and run, each within 10 %
 The executables under test are those in $WEFT_DIST (default: dist/ of the workspace); runs as root.";
 
 /// What is measured, and how often.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// The directory of the peer's executables.
     pub peer: PathBuf,
@@ -35,29 +36,41 @@ pub struct Plan {
     pub weft: PathBuf,
     /// The runtime.
     pub runtime: PathBuf,
+    /// The runtime of a previous build, when Weft is compared with one; `peer` has its plugins then.
+    pub before: Option<PathBuf>,
     /// Rounds of the latency rows.
     pub rounds: usize,
     only: Option<String>,
 }
 
 impl Plan {
+    /// This budget, or as good as before (within 10 %) when the other side is a previous build.
+    fn budget(&self, of_peer: Budget) -> Budget {
+        match (&self.before, of_peer) {
+            (None, _) => of_peer,
+            (Some(_), Budget::RatioAtLeast(_)) => Budget::RatioAtLeast(0.9),
+            (Some(_), _) => Budget::RatioAtMost(1.1),
+        }
+    }
+
     fn wants(&self, name: &str) -> bool {
         self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
     }
 }
 
-fn plan(quick: bool, only: Option<String>) -> Result<Plan> {
+fn plan(quick: bool, only: Option<String>, before: Option<PathBuf>) -> Result<Plan> {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist");
     let dist = std::env::var_os("WEFT_DIST").map_or(default, PathBuf::from);
     let dist = dist.canonicalize().with_context(|| format!("{}: run `make build` first", dist.display()))?;
-    let peer = PathBuf::from("/usr/lib/cni");
+    let peer = before.as_ref().map_or(PathBuf::from("/usr/lib/cni"), |dist| dist.join("cni"));
     anyhow::ensure!(
         peer.join("bridge").exists(),
-        "no {}/bridge: `apt-get install containernetworking-plugins iptables` brings the peer",
+        "no {}/bridge: `apt-get install containernetworking-plugins iptables` brings the peer, `make build` a dist/",
         peer.display()
     );
+    let before = before.map(|dist| dist.join("bin/runtime"));
     let rounds = if quick { 20 } else { 120 };
-    Ok(Plan { peer, weft: dist.join("cni"), runtime: dist.join("bin/runtime"), rounds, only })
+    Ok(Plan { peer, weft: dist.join("cni"), runtime: dist.join("bin/runtime"), before, rounds, only })
 }
 
 fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
@@ -70,19 +83,19 @@ fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
     if plan.wants("parallel") {
         latency::in_parallel(plan, report)?;
     }
-    if plan.wants("footprint") {
+    if plan.wants("footprint") && plan.before.is_none() {
         footprint::processes(plan, report)?;
         footprint::memory(plan, report)?;
         footprint::size(plan, report)?;
     }
-    if plan.wants("scale") {
+    if plan.wants("scale") && plan.before.is_none() {
         scale::leases(plan, report)?;
         scale::ports(plan, report)?;
     }
     if plan.wants("run") {
         run::to_running(plan, report)?;
     }
-    if plan.wants("overlay") {
+    if plan.wants("overlay") && plan.before.is_none() {
         overlay::between_hosts(plan, report)?;
     }
     Ok(())
@@ -93,13 +106,14 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|word| word == "rss") {
         return footprint::rss_of_child(&args[1..]);
     }
-    let (mut quick, mut json, mut only) = (false, false, None);
+    let (mut quick, mut json, mut only, mut before) = (false, false, None, None);
     let mut words = args.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
             "--quick" => quick = true,
             "--json" => json = true,
             "--only" => only = words.next().cloned(),
+            "--before" if words.len() > 0 => before = words.next().map(PathBuf::from),
             _ => {
                 eprintln!("{USAGE}");
                 return ExitCode::from(2);
@@ -107,7 +121,7 @@ fn main() -> ExitCode {
         }
     }
     let mut report = Report::new(!json);
-    let measured = plan(quick, only).and_then(|plan| measure(&plan, &mut report));
+    let measured = plan(quick, only, before).and_then(|plan| measure(&plan, &mut report));
     report.print();
     match measured {
         Ok(()) if report.passed() => ExitCode::SUCCESS,

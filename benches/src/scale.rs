@@ -58,19 +58,9 @@ pub fn leases(plan: &Plan, report: &mut Report) -> Result<()> {
     let weft = leases_of(plan, &plan.weft, "leases-weft")?;
     let what = "ADD p50 with 10,000 leases, before: with none";
     report.row(what, Some(weft[0]), weft[1], Unit::Ms, Budget::RatioAtMost(1.2));
-    let peer = leases_of(&Plan { rounds: plan.rounds.min(30), ..clone(plan) }, &plan.peer, "leases-peer")?;
+    let peer = leases_of(&Plan { rounds: plan.rounds.min(30), ..plan.clone() }, &plan.peer, "leases-peer")?;
     report.row("the same, peer against Weft", Some(peer[1]), weft[1], Unit::Ms, Budget::None);
     Ok(())
-}
-
-fn clone(plan: &Plan) -> Plan {
-    Plan {
-        peer: plan.peer.clone(),
-        weft: plan.weft.clone(),
-        runtime: plan.runtime.clone(),
-        rounds: plan.rounds,
-        only: None,
-    }
 }
 
 /// ADD with 1,000 published ports: a hundred containers with ten each.
