@@ -87,6 +87,7 @@ fn status(status: &Status) -> String {
     rows.extend(records.map(|record| ["Held record".to_owned(), record]));
     let more = status.held_records.len().saturating_sub(SHOWN);
     rows.extend((more > 0).then(|| ["Held record".to_owned(), format!("and {more} more")]));
+    rows.extend(status.notice.iter().map(|notice| ["Notice".to_owned(), notice.clone()]));
     rows.iter().map(|[name, value]| format!("{:<14}{value}\n", format!("{name}:"))).collect()
 }
 
@@ -175,12 +176,14 @@ mod tests {
             revision: 7,
             held_back: Some("3 of 8 hosts vanished".into()),
             held_records: vec![record],
+            notice: Some("this node was renamed".into()),
         };
         let text = status(&given);
         assert!(text.contains("Connected:    no\n"), "{text}");
         assert!(text.contains("Store error:  connection refused\n"), "{text}");
         assert!(text.contains("Held back:    3 of 8 hosts vanished\n"), "{text}");
         assert!(text.contains("Held record:  c/hosts/h2: invalid port 0\n"), "{text}");
+        assert!(text.contains("Notice:       this node was renamed\n"), "{text}");
         let text = self::status(&Status { ready: true, ..given });
         assert!(text.contains("Ready:        yes, but changes are held back\n"), "{text}");
     }

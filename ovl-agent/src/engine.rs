@@ -109,12 +109,14 @@ impl Engine {
             revision: 0,
             held_back: None,
             held_records: Vec::new(),
+            notice: None,
         };
         match self.started.get() {
             Some(started) => {
                 let node = started.node.status();
                 (status.connected, status.store_error) = (node.connected, node.error);
                 (status.held_back, status.held_records) = (node.held_back, node.held_records);
+                (status.host, status.notice) = (node.name, node.notice);
                 let shown = started.shown.borrow();
                 (status.vtep, status.ready, status.revision) = (shown.vtep, shown.synced, shown.revision);
             }

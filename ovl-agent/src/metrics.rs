@@ -224,6 +224,7 @@ mod tests {
             revision: 77,
             held_back: None,
             held_records: Vec::new(),
+            notice: None,
         };
         let text = metrics.text(&status);
         for line in [

@@ -141,7 +141,10 @@ async fn tell(engine: Arc<Engine>) {
             (None, true, None) if records > 0 => {
                 format!("ready; {records} records of the store are held back")
             }
-            (None, true, None) => "ready".to_owned(),
+            (None, true, None) => match &status.notice {
+                Some(notice) => format!("ready; {notice}"),
+                None => "ready".to_owned(),
+            },
             (None, false, None) => String::new(),
         };
         if !sentence.is_empty() && told.as_deref() != Some(&sentence) {

@@ -103,3 +103,85 @@ fn reinstalled_node_takes_its_name_back_when_no_container_can_be_alive() {
     std::fs::remove_dir_all(h2.root()).unwrap();
     let _second = h2.ready(&[&FLAGS[..], &["--take-over"]].concat());
 }
+
+fn names(host: &Host) -> Vec<String> {
+    host.client().nodes().unwrap().into_iter().map(|node| node.host.name).collect()
+}
+
+#[test]
+fn renamed_node_keeps_its_name_until_its_last_container_ends() {
+    let mut lan = Lan::new(2);
+    lan.start_etcd();
+    let [h1, h2] = &lan.hosts[..] else { panic!() };
+    let (_first, mut second) = (h1.ready(&FLAGS), h2.ready(&FLAGS));
+    h1.create("ov", &["10.42.0.0/16"]);
+    h2.sync();
+    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
+    second.end("TERM");
+    let mut second = h2.ready(&named("new2"));
+    let status = h2.sync();
+    assert_eq!(status.host, "h2");
+    let notice = status.notice.unwrap();
+    assert!(notice.contains("renamed to new2") && notice.contains("--node-name h2"), "{notice}");
+    assert!(one.reaches(&two) && two.reaches(&one));
+    let three = Container::new(h2, "ov", "three");
+    assert!(three.reaches(&one) && three.reaches(&two));
+    // Nor is it forgotten by a restart in the midst of it.
+    second.end("KILL");
+    let _second = h2.ready(&named("new2"));
+    assert!(one.reaches(&two) && one.reaches(&three));
+    two.detach(h2);
+    assert_eq!(h2.sync().host, "h2");
+    assert!(three.reaches(&one));
+    three.detach(h2);
+    eventually("the node has its new name", || {
+        h2.client().status(None).is_ok_and(|status| status.host == "new2" && status.notice.is_none())
+    });
+    eventually("the other node knows it", || names(h1) == ["h1", "new2"]);
+    let four = Container::new(h2, "ov", "four");
+    assert!(one.reaches(&four) && four.reaches(&one));
+    let detail = h1.client().network_detail("ov").unwrap();
+    assert!(detail.blocks.iter().all(|block| block.host != "h2"), "{detail:?}");
+}
+
+#[test]
+fn renamed_node_goes_on_when_another_has_its_new_name() {
+    let mut lan = Lan::new(2);
+    lan.start_etcd();
+    let [h1, h2] = &lan.hosts[..] else { panic!() };
+    let (_first, mut second) = (h1.ready(&FLAGS), h2.ready(&FLAGS));
+    h1.create("ov", &["10.42.0.0/16"]);
+    h2.sync();
+    let one = Container::new(h1, "ov", "one");
+    second.end("TERM");
+    let _second = h2.ready(&named("h1"));
+    let notice = h2.sync().notice.unwrap();
+    for part in ["keeps the name h2", "another node is registered as h1 (VTEP 192.0.2.1)", "--node-name"] {
+        assert!(notice.contains(part), "{part}: {notice}");
+    }
+    let two = Container::new(h2, "ov", "two");
+    assert!(one.reaches(&two) && two.reaches(&one));
+    assert_eq!(names(h1), ["h1", "h2"]);
+}
+
+#[test]
+fn cloned_state_with_another_name_becomes_a_node_of_its_own() {
+    let mut lan = Lan::new(2);
+    lan.start_etcd();
+    let [h1, h2] = &lan.hosts[..] else { panic!() };
+    let mut first = h1.ready(&FLAGS);
+    h1.create("ov", &["10.42.0.0/16"]);
+    copy_state(h1, h2);
+    let one = Container::new(h1, "ov", "one");
+    let _second = h2.ready(&FLAGS);
+    h2.sync();
+    assert_eq!(names(h1), ["h1", "h2"]);
+    let two = Container::new(h2, "ov", "two");
+    assert!(one.reaches(&two) && two.reaches(&one));
+    assert_ne!(one.addresses(), two.addresses());
+    first.end("KILL");
+    let _first = h1.ready(&FLAGS);
+    assert!(h1.sync().notice.is_none());
+    let three = Container::new(h1, "ov", "three");
+    assert!(one.reaches(&two) && two.reaches(&three));
+}

@@ -235,6 +235,9 @@ pub struct Status {
     /// Records of the store that are not in force: the last valid value of each is, if there was one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held_records: Vec<HeldRecord>,
+    /// That the node was renamed and goes on under its old name, and what helps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
 }
 
 /// A record of the store that is not in force.

@@ -70,6 +70,7 @@ impl Drop for Attaching<'_> {
             if state.attaching.get(&self.of) == Some(&self.ticket) {
                 state.attaching.remove(&self.of);
             }
+            self.inner.wake_rename(state);
         });
     }
 }
@@ -299,6 +300,7 @@ impl Inner {
             }
         }
         self.wake.keeper.notify_one();
+        self.wake_rename(state);
         Ok(())
     }
 

@@ -23,6 +23,9 @@ pub(crate) struct Identity {
     pub(crate) id: String,
     /// The epoch it last registered with, or was about to.
     pub(crate) epoch: u64,
+    /// The name it last registered with; older releases did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
     /// The machine it last registered on ([`crate::NodeConf::machine`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) machine: Option<String>,
@@ -123,7 +126,7 @@ impl Files {
             Ok(text) => serde_json::from_slice(&text).map_err(|e| trouble("understand", &path, &e)),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let id = random::id(16).map_err(|e| trouble("read", Path::new("/dev/urandom"), &e))?;
-                let identity = Identity { id, epoch: 0, machine: None };
+                let identity = Identity { id, epoch: 0, name: None, machine: None };
                 self.save_identity(&identity)?;
                 Ok(identity)
             }

@@ -10,7 +10,7 @@ use ovl_api::wire::{Problem, ProblemKind};
 impl Inner {
     /// Another installation has the name.
     pub(crate) fn name_is_taken(&self, other: &Host) -> Problem {
-        let name = &self.conf.name;
+        let name = self.name();
         let message = format!(
             "another host is registered as {name} (VTEP {}): give this one another name with --node-name, or, when that one \
              is gone for good, start this agent with --take-over or run `ovl-agent node rm {name}` on another host",
@@ -24,7 +24,7 @@ impl Inner {
 
     /// An agent that runs elsewhere has this installation's identity. This node keeps what it has, and gives nothing.
     pub(crate) fn identity_is_used(&self, other: &Token) -> Problem {
-        let name = &self.conf.name;
+        let name = self.name();
         let message = format!(
             "another running agent has the identity of node {name} (VTEP {}, boot {}): {} was copied from it, as with a cloned \
              machine; stop the agent there, and this one takes over within {} s; or make this one a node of its own: stop its \
@@ -67,15 +67,17 @@ impl Inner {
         same || self.conf.take_over == TakeOver::Always || self.has_address(host)
     }
 
-    fn has_address(&self, host: &Host) -> bool {
+    pub(crate) fn has_address(&self, host: &Host) -> bool {
         lock(&self.underlay).0 == host.vtep
     }
 
-    /// Binds the identity to this machine.
-    pub(crate) fn keep_machine(&self) -> Result<(), Problem> {
+    /// Binds the identity to this machine and name.
+    pub(crate) fn bind_identity(&self) -> Result<(), Problem> {
+        let name = Some(self.name());
         let mut identity = lock(&self.identity);
-        if self.conf.machine.is_some() && identity.machine != self.conf.machine {
-            identity.machine.clone_from(&self.conf.machine);
+        let machine = self.conf.machine.clone().or_else(|| identity.machine.clone());
+        if (&identity.machine, &identity.name) != (&machine, &name) {
+            (identity.machine, identity.name) = (machine, name);
             self.files.save_identity(&identity)?;
         }
         Ok(())

@@ -38,7 +38,8 @@ impl Inner {
     /// it is written anew in any case: what the process before this one sent last, and the store does only now, was on the
     /// condition of the record as it was.
     pub(crate) async fn join(&self) -> Result<(), Trouble> {
-        let (key, live) = (keys::host(&self.conf.name), keys::live(&self.conf.name));
+        let name = self.name();
+        let (key, live) = (keys::host(&name), keys::live(&name));
         let read = |key: &str| {
             let (from, to) = keys::alone(key);
             Op::Get(from, to)
@@ -90,7 +91,7 @@ impl Inner {
                     let mine = self.record(host.epoch);
                     if host == mine && self.renewed.load(Ordering::Relaxed) {
                         self.keep_epoch(host.epoch)?;
-                        self.keep_machine()?;
+                        self.bind_identity()?;
                         self.set_me(Some(Me { host, changed }));
                         return Ok(());
                     }
@@ -152,7 +153,7 @@ impl Inner {
     fn record(&self, epoch: u64) -> Host {
         let (vtep, segment) = *lock(&self.underlay);
         Host {
-            name: self.conf.name.clone(),
+            name: self.name(),
             id: lock(&self.identity).id.clone(),
             epoch,
             vtep,

@@ -34,6 +34,7 @@ mod publish;
 mod random;
 mod record;
 mod remove;
+mod rename;
 mod session;
 mod settle;
 mod single;

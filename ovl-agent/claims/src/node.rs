@@ -39,6 +39,8 @@ pub struct Grant {
 /// How the node is with the store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeStatus {
+    /// The name that this node has.
+    pub name: String,
     /// The store answers, and this host is registered in it.
     pub connected: bool,
     /// Why not: the store's error, another host of this name, a host declared gone.
@@ -47,6 +49,8 @@ pub struct NodeStatus {
     pub held_back: Option<String>,
     /// Records of the store that are not in force.
     pub held_records: Vec<HeldRecord>,
+    /// Why the node has another name than the one it was started with, and what helps.
+    pub notice: Option<String>,
 }
 
 impl Node {
@@ -240,10 +244,12 @@ impl Node {
     /// How the node is with the store.
     pub fn status(&self) -> NodeStatus {
         self.inner.look(|state| NodeStatus {
+            name: state.view.me.clone(),
             connected: state.following && state.error.is_none(),
             error: state.error.clone(),
             held_back: state.held_back.clone(),
             held_records: state.held_records(),
+            notice: state.rename_notice(&self.inner.conf.name),
         })
     }
 
@@ -277,6 +283,7 @@ fn bring_up(shown: &mut View, view: &View, dirty: &Dirty) {
             None => to.remove(key),
         };
     }
+    shown.me.clone_from(&view.me);
     dirty.delta.hosts.iter().for_each(|name| copy(&mut shown.hosts, &view.hosts, name));
     dirty.delta.networks.iter().for_each(|id| copy(&mut shown.networks, &view.networks, id));
     dirty.delta.blocks.iter().for_each(|block| copy(&mut shown.owners, &view.owners, block));

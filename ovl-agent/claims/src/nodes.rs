@@ -53,7 +53,7 @@ impl Inner {
             let alive = done.got.get(1).is_some_and(|got| !got.is_empty());
             if alive && !force && !host.removed {
                 let left = self.conf.kv.remaining(&live).await.map_err(|error| store_problem(&error))?;
-                let message = may_be_alive(name, name == self.conf.name, self.conf.liveness, left);
+                let message = may_be_alive(name, name == self.name(), self.conf.liveness, left);
                 return Err(Problem::new(ProblemKind::InUse, message));
             }
             let changed = entry.changed;

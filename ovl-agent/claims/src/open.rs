@@ -10,6 +10,7 @@
 use crate::files::{Files, Local};
 use crate::inner::{Inner, lease_problem};
 use crate::record::{Read, is_part};
+use crate::rename::name_before;
 use crate::state::{Me, State};
 use crate::{NodeConf, keys};
 use ipam::{Attachment, Lease};
@@ -24,16 +25,20 @@ pub(crate) fn open(conf: NodeConf) -> Result<Inner, Problem> {
     let place = files.place(&conf.boot_id)?;
     let leases = open_leases(&files, &conf)?;
     let mut state = State::default();
-    state.view.me = conf.name.clone();
+    let own = files.own(&place);
+    state.view.me = name_before(&identity, own.as_ref(), &files).unwrap_or_else(|| conf.name.clone());
     state.addresses.insert(conf.vtep);
     load_view(&mut state, &files);
     load_locals(&mut state, &files, &leases, &conf)?;
-    if let Some(own) = files.own(&place)
-        && own.host.name == conf.name
+    if let Some(own) = own
+        && own.host.name == state.view.me
         && own.host.id == identity.id
         && own.host.epoch == identity.epoch
     {
         load_own(&mut state, own);
+    }
+    if let Some(notice) = state.rename_notice(&conf.name) {
+        tracing::warn!("{notice}");
     }
     state.own_changed = false;
     state.view_changed = false;

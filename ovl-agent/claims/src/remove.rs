@@ -147,8 +147,9 @@ impl Inner {
         self.note(told.as_ref().err());
         let told = told.map_err(|error| store_problem(&error))?;
         let read = |entry: &KeyValue| serde_json::from_slice::<EndpointDetail>(&entry.value).ok();
+        let me = self.name();
         let mut endpoints: Vec<EndpointDetail> =
-            told.entries.iter().filter_map(read).filter(|endpoint| endpoint.host != self.conf.name).collect();
+            told.entries.iter().filter_map(read).filter(|endpoint| endpoint.host != me).collect();
         endpoints.extend(self.look(|state| own_endpoints(state, &network.id)));
         endpoints.sort_by(|a, b| (&a.host, &a.addresses).cmp(&(&b.host, &b.addresses)));
         Ok(endpoints)

@@ -108,6 +108,7 @@ impl Inner {
     }
 
     async fn session(&self, told: &mut Option<Told>) -> Result<End, Problem> {
+        self.rename().await?;
         let epoch = || self.look(|state| state.me.as_ref().map(|me| me.host.epoch));
         let before = epoch();
         match self.join().await {
@@ -367,7 +368,7 @@ impl Inner {
     /// The operation that says that this agent has the node's identity, for the transaction that writes the record.
     pub(crate) async fn put_token(&self) -> Result<Op, Error> {
         let id = self.renew_lease(&mut *self.lease.lock().await).await?;
-        Ok(Op::Put(keys::live(&self.conf.name), self.token(), Some(id)))
+        Ok(Op::Put(keys::live(&self.name()), self.token(), Some(id)))
     }
 
     /// The value of the liveness key.

@@ -86,6 +86,8 @@ pub(crate) struct State {
     pub(crate) suspended: Option<String>,
     /// Why this node may not use its name or its identity.
     pub(crate) refused: Option<String>,
+    /// Why this node cannot take its new name.
+    pub(crate) rename_refused: Option<String>,
     pub(crate) ids: HashMap<String, String>,
     pub(crate) network_changed: HashMap<String, Revision>,
     pub(crate) live: HashSet<String>,
@@ -297,6 +299,11 @@ impl State {
     /// This host was declared gone: nothing is its own any more.
     pub(crate) fn fenced(&mut self) {
         tracing::warn!("this host was declared gone: what it had claimed is not its own any more");
+        self.disown();
+    }
+
+    /// Nothing is this node's own any more.
+    pub(crate) fn disown(&mut self) {
         self.me = None;
         self.own.clear();
         self.lost.clear();

@@ -214,5 +214,6 @@ fn status() -> Status {
         revision: 7,
         held_back: None,
         held_records: Vec::new(),
+        notice: None,
     }
 }
