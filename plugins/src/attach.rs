@@ -9,8 +9,8 @@ use cni::types::{Interface, Route as RouteConf};
 use ipnetwork::IpNetwork;
 use net::names::clip_network;
 use net::{
-    Batch, DEAD_GROUP, Family, Link, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth, dead,
-    mac_text, sysctl,
+    Batch, DEAD_GROUP, Family, Link, LinkConf, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth,
+    dead, mac_text, sysctl,
 };
 use std::fmt::Display;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -53,6 +53,8 @@ pub struct Pair {
     pub container: u32,
     /// The hardware address of the host's end.
     pub host_mac: [u8; 6],
+    /// The settings of the container's end.
+    pub conf: LinkConf,
     /// Both ends as results have them.
     pub interfaces: [Interface; 2],
 }
@@ -151,8 +153,32 @@ pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted
         host: far.peer_index.unwrap_or_default(),
         container: far.index,
         host_mac: mac,
+        conf: far.conf,
         interfaces: [interface(&name, mac, None), container],
     })
+}
+
+/// What a container's interface does about router advertisements, which any neighbour can send (CVE-2020-10749).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Routers {
+    /// What the kernel does by default: the container's routes are not Weft's.
+    #[default]
+    Kernel,
+    /// Takes nothing from them, and without IPv6 addresses and routes has IPv6 off.
+    Ignored,
+    /// As `Ignored`, but no ADD fails where /proc/sys is read-only.
+    IgnoredIfPossible,
+}
+
+impl Routers {
+    /// What becomes of a setting that was refused.
+    fn outcome(self, set: Result<(), Error>) -> Result<(), Error> {
+        if self != Routers::IgnoredIfPossible {
+            return set;
+        }
+        optional(set);
+        Ok(())
+    }
 }
 
 /// What the container's interface gets.
@@ -166,9 +192,10 @@ pub struct Settings<'a> {
     pub dad: bool,
     /// No route to its subnet comes with an address.
     pub no_prefix_routes: bool,
-    /// The interface takes nothing from router advertisements, and without IPv6 addresses has IPv6 off (CVE-2020-10749). A
-    /// bridge's containers have the kernel's defaults, as with the reference plugin.
-    pub ignores_routers: bool,
+    /// What the interface does about router advertisements.
+    pub routers: Routers,
+    /// The settings that the interface has: what is right is not written.
+    pub conf: LinkConf,
     /// Neighbours that need not be asked for their hardware address.
     pub neighbours: &'a [(IpAddr, [u8; 6])],
     /// The kernel is asked for the interface at the end, so that it acts on its carrier at once and not in the background:
@@ -185,11 +212,17 @@ pub fn configure(
     settings: &Settings<'_>,
 ) -> Result<(), Error> {
     // Looking anything up below /proc/sys/net costs more with every namespace in which that was done before (they share one
-    // directory cache), so a container without IPv6 addresses is spared most of it.
+    // directory cache), so what is right already is not written. Netlink takes none of these settings.
     if settings.addresses.iter().any(IpNetwork::is_ipv6) {
         netns.run(|| prepare(ifname, settings)).coded()??;
-    } else if settings.ignores_routers {
-        netns.run(|| set_ipv6(ifname, "disable_ipv6", "1")).coded()??;
+    } else if settings.routers != Routers::Kernel && settings.conf.ipv6_off == Some(false) {
+        // Routes of IPv6 need it, with or without an address.
+        let has_routes = settings.routes.iter().any(|route| route.dst.is_ipv6());
+        let ignore = || match has_routes {
+            true => ignore_routers(ifname),
+            false => set_ipv6(ifname, "disable_ipv6", "1"),
+        };
+        settings.routers.outcome(netns.run(ignore).coded()?)?;
     }
     let mut batch = Batch::new();
     for &net in settings.addresses {
@@ -256,11 +289,12 @@ pub fn optional<T, E: Display>(set: Result<T, E>) {
 
 /// The settings of IPv6 that the kernel takes only through /proc; this thread is in the container.
 fn prepare(ifname: &str, settings: &Settings<'_>) -> Result<(), Error> {
-    for name in ["lo", ifname] {
-        set_ipv6(name, "disable_ipv6", "0")?;
+    set_ipv6("lo", "disable_ipv6", "0")?;
+    if settings.conf.ipv6_off != Some(false) {
+        set_ipv6(ifname, "disable_ipv6", "0")?;
     }
-    if settings.ignores_routers {
-        set_ipv6(ifname, "accept_ra", "0")?;
+    if settings.routers != Routers::Kernel && settings.conf.hears_routers == Some(true) {
+        settings.routers.outcome(ignore_routers(ifname))?;
     }
     optional(set_ipv6(ifname, "keep_addr_on_down", "1"));
     optional(set_ipv6(ifname, "ndisc_notify", "1"));

@@ -61,6 +61,10 @@ fn read_only_settings_that_are_right_do_not_matter() {
         host.sh("ip netns exec c1 ping -qc1 -W4 10.5.0.1 && ip netns exec c1 ping -qc1 -W4 fd00:5::1");
         host.about("DEL", &conf, "c1").run().ok();
     }
+    let only4 = bridge("only4", "10.5.0.0/24");
+    host.about("ADD", &only4, "c1").run().ok();
+    host.sh("ip netns exec c1 ping -qc1 -W4 10.5.0.1");
+    host.about("DEL", &only4, "c1").run().ok();
 }
 
 #[test]

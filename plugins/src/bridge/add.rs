@@ -4,7 +4,7 @@ use super::conf::Conf;
 use super::lock::BridgeLock;
 use super::result::{complete, kernel_routes};
 use super::{link, vlan};
-use crate::attach::{self, Settings, Wanted, random_mac};
+use crate::attach::{self, Routers, Settings, Wanted, random_mac};
 use crate::errors::Coded;
 use crate::firewall::{self, Backend, owner};
 use crate::ipam_client::{self, Ipam};
@@ -74,8 +74,14 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     if !conf.disable_container_interface {
         let index = pair.container;
         let routes = kernel_routes(&result);
-        let settings =
-            Settings { addresses: &addresses, routes: &routes, dad: conf.dad, ..Settings::default() };
+        let settings = Settings {
+            addresses: &addresses,
+            routes: &routes,
+            dad: conf.dad,
+            routers: routers(&ipam),
+            conf: pair.conf,
+            ..Settings::default()
+        };
         attach::configure(&netns, &mut container, &request.ifname, index, &settings)?;
         // The kernel acts on a new carrier in the background; asked for the link, it does so first. Then the port forwards,
         // the bridge sends, and the container's first packets are not lost.
@@ -113,6 +119,12 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     rollback.keep();
     attach::bury("bridge", &mut host);
     Ok(result)
+}
+
+/// Whether a neighbour container could be the container's router. Without an IPAM, or with one that uses the link, as DHCP
+/// does, its addresses and routes may come from machines on the bridge.
+fn routers(ipam: &Ipam<'_>) -> Routers {
+    if ipam.is_some() && !ipam.needs_link() { Routers::IgnoredIfPossible } else { Routers::Kernel }
 }
 
 /// What the IPAM gave.

@@ -3,7 +3,7 @@
 use super::conf::Conf;
 use super::plan::{Plan, host_net, router6};
 use super::{detach, notes, remove_link, undo_grant};
-use crate::attach::{self, Settings, Wanted};
+use crate::attach::{self, Routers, Settings, Wanted};
 use crate::errors::{Coded, from_ovl};
 use crate::firewall::{self, owner};
 use crate::netns;
@@ -57,7 +57,8 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         addresses: &plan.addresses,
         routes: &routes,
         no_prefix_routes: true,
-        ignores_routers: true,
+        routers: Routers::Ignored,
+        conf: pair.conf,
         neighbours: &neighbours,
         at_once: true,
         ..Settings::default()
