@@ -17,6 +17,7 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::error::{Error, Result};
+use crate::firewall::forward;
 use crate::neigh::{Fdb, Neigh};
 use crate::route::{MAIN_TABLE, Route};
 use crate::socket::{Message, messages};
@@ -104,6 +105,9 @@ pub enum Told {
     TableGone(FilterTable),
     /// Something in a table of nftables changed: a rule, a set, an element of a set.
     TableChanged(FilterTable),
+    /// Another program's chain in the forward hook of nftables is new or has another policy, or a rule of Weft's is gone from
+    /// one (see [`crate::firewall::forward`]).
+    ForwardChain,
     /// Forwarding was switched off: for all interfaces, or for one.
     ForwardingOff {
         /// The interface's index; None: all.
@@ -231,6 +235,9 @@ fn read(message: &Message<'_>, protocol: u8) -> Option<Told> {
         kind if kind >> 8 == TABLE_GONE >> 8 => {
             // Each message of nftables has its table's name as its first attribute.
             let name = wire::find(body.get(4..)?, TABLE_NAME).map(wire::str_of)?;
+            if forward::is_concerned(kind, &name, body.get(4..)?) {
+                return Some(Told::ForwardChain);
+            }
             let table = FilterTable { family, name, port: message.port };
             Some(if kind == TABLE_GONE { Told::TableGone(table) } else { Told::TableChanged(table) })
         }

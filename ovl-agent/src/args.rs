@@ -131,6 +131,9 @@ pub struct RunArgs {
     /// UDP port of VXLAN [default: 4789]
     #[arg(long, value_name = "PORT")]
     pub port: Option<String>,
+    /// Add no rules to other programs' forward chains whose policy is drop; overlay packets are dropped there
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub no_forward_accept: Option<String>,
     /// Endpoints of etcd, http:// or https://, parted by commas [default: a store of this host alone]
     #[arg(long, value_name = "URL,…")]
     pub etcd: Option<String>,

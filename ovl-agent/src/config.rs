@@ -43,6 +43,8 @@ pub struct Config {
     pub port: u16,
     /// The name and the identity of a dead node are taken over.
     pub take_over: bool,
+    /// Other programs' forward chains whose policy is drop get rules that accept the overlay's packets.
+    pub forward_accept: bool,
     /// The store.
     pub store: Target,
     /// Where /metrics and /healthz are served over TCP.
@@ -86,7 +88,8 @@ impl Config {
             interface: layers.get("interface").map(interface).transpose()?,
             advertise: layers.get("advertise").map(advertise).transpose()?,
             port: layers.get("port").map_or(Ok(ovl_api::names::VXLAN_PORT), port)?,
-            take_over: layers.get("take-over").map_or(Ok(false), take_over)?,
+            take_over: layers.get("take-over").map_or(Ok(false), boolean)?,
+            forward_accept: !layers.get("no-forward-accept").map_or(Ok(false), boolean)?,
             metrics_listen: layers.get("metrics-listen").map(listen).transpose()?,
             logging: logging(layers)?,
             agent_root,
@@ -155,12 +158,8 @@ fn port(value: &Value) -> Result<u16> {
     port.ok_or_else(|| value.wrong("must be a UDP port, 1 to 65535"))
 }
 
-fn take_over(value: &Value) -> Result<bool> {
-    match value.text.as_str() {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => Err(value.wrong("must be true or false")),
-    }
+fn boolean(value: &Value) -> Result<bool> {
+    value.text.parse().map_err(|_| value.wrong("must be true or false"))
 }
 
 fn listen(value: &Value) -> Result<SocketAddr> {

@@ -91,6 +91,7 @@ async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
         advertise: config.advertise,
         port: config.port,
         take_over: config.take_over,
+        forward_accept: config.forward_accept,
     };
     let start = tokio::spawn(engine::start(engine.clone(), settings, kv, stopped));
     let teller = tokio::spawn(tell(engine.clone()));

@@ -2,16 +2,18 @@
 //!
 //! Rules are appended to each base chain of nftables' forward hook whose policy is drop, iptables' among them, so that what
 //! the host drops by a rule stays dropped and only the policy no longer applies. They have nothing but what iptables-nft
-//! can read back (in the legacy variant's chain they are put by its program), and a comment `weft: forward NAME …`, by which they are found again. Everything from a link or a subnet is
-//! accepted, and to it answers and what was translated (published ports, Services).
+//! can read back (in the legacy variant's chain they are put by its program), and a comment `weft: forward NAME …`, by which
+//! they are found again. Everything from a link is accepted, and to it answers and what was translated (published ports).
+//! Everything from and to an overlay network's subnet is: the table `weft-overlay` comes first and has dropped the rest.
 
 use super::forward_legacy;
 use super::nft::expr::{Ct, Rule, Side, Verdict, Way};
 use super::nft::socket::{Question, Socket, refused};
 use super::nft::table::Table;
-use super::nft::wire::{INET, IPV4, IPV6, attribute, comment_of, flag, msg, number, text, user_comment};
+use super::nft::wire::{Batch, INET, IPV4, IPV6, attribute, comment_of, flag, msg, number, text, user_comment};
 use crate::{Error, Result, names};
 use ipnetwork::IpNetwork;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// NF_INET_FORWARD
@@ -26,8 +28,17 @@ const TRIES: usize = 20;
 pub enum Traffic {
     /// All that comes in by the link of this name, and answers and translated packets that go out by it.
     Link(String),
-    /// All from addresses of this subnet, and answers and translated packets to them.
+    /// All from and to addresses of this subnet, of which a table of Weft's has already dropped what is not allowed.
     Subnet(IpNetwork),
+}
+
+/// What [`declare`] does with rules that are not declared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undeclared {
+    /// They stay, as what is declared may be out of date.
+    Stay,
+    /// They are removed.
+    Go,
 }
 
 /// A base chain of another program.
@@ -62,7 +73,7 @@ impl fmt::Display for Chain {
 /// # Errors
 /// The kernel's refusal.
 pub fn dropping() -> Result<Vec<Chain>> {
-    with_socket(|socket| chains(socket, true))
+    with_socket(dropping_chains)
 }
 
 /// Returns the names of the chains of [`dropping`], and of those of iptables' legacy variant.
@@ -102,20 +113,14 @@ pub fn accept(name: &str, traffic: &[Traffic]) -> Result<bool> {
     let accepted = with_socket(|socket| {
         for _ in 0..TRIES {
             let generation = socket.generation()?;
-            let chains = chains(socket, true)?;
+            let chains = dropping_chains(socket)?;
             let mut batch = socket.batch(Table::Inet, Some(generation));
             for chain in &chains {
                 let there = rules(socket, chain)?;
                 for (comment, rule) in rules_for(chain, name, traffic) {
-                    if there.iter().any(|(found, _)| *found == comment) {
-                        continue;
+                    if !there.iter().any(|(found, _)| *found == comment) {
+                        push_rule(&mut batch, chain, &comment, &rule);
                     }
-                    let flags = flag::CREATE | flag::APPEND;
-                    batch.push_to((chain.family, &chain.table), "", msg::NEWRULE, flags, |w| {
-                        w.str(2, &chain.name);
-                        w.bytes(4 | 0x8000, rule.bytes());
-                        w.bytes(7, &user_comment(0, &comment));
-                    });
                 }
             }
             match socket.commit(batch)? {
@@ -126,6 +131,56 @@ pub fn accept(name: &str, traffic: &[Traffic]) -> Result<bool> {
         Err(refused("add rules to a forward chain, which others change all the time", libc::EBUSY))
     })?;
     Ok(accepted || legacy)
+}
+
+/// Makes the rules of all names that begin with `prefix` those of `declared`: missing ones are appended where the policy is
+/// drop, and others are removed from every chain. Returns how many rules were added or removed.
+///
+/// # Errors
+/// The kernel's refusal; iptables' failure.
+pub fn declare(prefix: &str, declared: &[(String, Vec<Traffic>)], undeclared: Undeclared) -> Result<usize> {
+    let legacy = forward_legacy::declare(prefix, declared, undeclared)?;
+    let changed = with_socket(|socket| {
+        for _ in 0..TRIES {
+            let generation = socket.generation()?;
+            let mut batch = socket.batch(Table::Inet, Some(generation));
+            for (chain, drops) in chains(socket)? {
+                let there = rules(socket, &chain)?;
+                let declared = declared.iter().flat_map(|(name, traffic)| rules_for(&chain, name, traffic));
+                let mut declared: BTreeMap<String, Rule> = declared.collect();
+                for (comment, handle) in &there {
+                    let is_declared = declared.remove(comment).is_some();
+                    let is_ours = name_in(comment).is_some_and(|name| name.starts_with(prefix));
+                    if is_ours && !is_declared && undeclared == Undeclared::Go {
+                        push_removal(&mut batch, &chain, handle);
+                    }
+                }
+                if drops {
+                    declared.iter().for_each(|(comment, rule)| push_rule(&mut batch, &chain, comment, rule));
+                }
+            }
+            let count = batch.len();
+            match socket.commit(batch)? {
+                Ok(()) => return Ok(count),
+                Err(errors) => retry(errors, "change rules in a forward chain whose policy is drop")?,
+            }
+        }
+        Err(refused("change rules in a forward chain, which others change all the time", libc::EBUSY))
+    })?;
+    Ok(changed + legacy)
+}
+
+/// Returns whether a notification of nftables is about a base chain of another program in the forward hook, which is new or
+/// has another policy, or about a rule of [`accept`] or [`declare`] that is gone.
+pub(crate) fn is_concerned(kind: u16, table: &str, attrs: &[u8]) -> bool {
+    match kind & 0xff {
+        msg::NEWCHAIN if !is_own(table) => hook(attrs) == Some(FORWARD),
+        msg::DELRULE => {
+            let comment = attribute(attrs, 7).and_then(|user| comment_of(0, user));
+            comment.is_some_and(|comment| name_in(&comment).is_some())
+        }
+        _ => false,
+    }
 }
 
 /// Removes the rules that [`accept`] made under this name, whatever the chains' policy is by now. Returns how many.
@@ -148,15 +203,11 @@ pub fn withdraw_where(stale: &dyn Fn(&str) -> bool) -> Result<usize> {
         for _ in 0..TRIES {
             let generation = socket.generation()?;
             let mut batch = socket.batch(Table::Inet, Some(generation));
-            for chain in chains(socket, false)? {
+            for (chain, _) in chains(socket)? {
                 for (comment, handle) in rules(socket, &chain)? {
-                    if !name_in(&comment).is_some_and(stale) {
-                        continue;
+                    if name_in(&comment).is_some_and(stale) {
+                        push_removal(&mut batch, &chain, &handle);
                     }
-                    batch.push_to((chain.family, &chain.table), "", msg::DELRULE, 0, |w| {
-                        w.str(2, &chain.name);
-                        w.bytes(3, &handle);
-                    });
                 }
             }
             let count = batch.len();
@@ -191,8 +242,29 @@ fn retry(errors: Vec<(i32, String)>, what: &str) -> Result<()> {
     }
 }
 
-/// The base chains of others in the forward hook, of all families; only those whose policy is drop, if so asked.
-fn chains(socket: &mut Socket, only_dropping: bool) -> Result<Vec<Chain>> {
+fn push_rule(batch: &mut Batch, chain: &Chain, comment: &str, rule: &Rule) {
+    let flags = flag::CREATE | flag::APPEND;
+    batch.push_to((chain.family, &chain.table), "", msg::NEWRULE, flags, |w| {
+        w.str(2, &chain.name);
+        w.bytes(4 | 0x8000, rule.bytes());
+        w.bytes(7, &user_comment(0, comment));
+    });
+}
+
+fn push_removal(batch: &mut Batch, chain: &Chain, handle: &[u8]) {
+    batch.push_to((chain.family, &chain.table), "", msg::DELRULE, 0, |w| {
+        w.str(2, &chain.name);
+        w.bytes(3, handle);
+    });
+}
+
+fn dropping_chains(socket: &mut Socket) -> Result<Vec<Chain>> {
+    let chains = chains(socket)?.into_iter().filter(|(_, drops)| *drops);
+    Ok(chains.map(|(chain, _)| chain).collect())
+}
+
+/// The base chains of others in the forward hook, of all families, and whether their policy is drop.
+fn chains(socket: &mut Socket) -> Result<Vec<(Chain, bool)>> {
     let mut found = Vec::new();
     socket.dump_family(
         0,
@@ -200,19 +272,26 @@ fn chains(socket: &mut Socket, only_dropping: bool) -> Result<Vec<Chain>> {
         |_| {},
         |m| {
             let attrs = m.attrs();
-            let hook = attribute(attrs, 4).and_then(|hook| attribute(hook, 1)).and_then(number);
             let drops = attribute(attrs, 5).and_then(number) == Some(DROP);
             let of = |kind| attribute(attrs, kind).map(text).unwrap_or_default();
             let chain = Chain { family: m.family(), table: of(1), name: of(3) };
-            let ours = [Table::Inet, Table::Overlay].iter().any(|table| table.name() == chain.table);
             let is_ip = matches!(chain.family, INET | IPV4 | IPV6);
-            if hook == Some(FORWARD) && is_ip && !ours && (drops || !only_dropping) {
-                found.push(chain);
+            if hook(attrs) == Some(FORWARD) && is_ip && !is_own(&chain.table) {
+                found.push((chain, drops));
             }
             true
         },
     )?;
     Ok(found)
+}
+
+fn is_own(table: &str) -> bool {
+    [Table::Inet, Table::Overlay].iter().any(|own| own.name() == table)
+}
+
+/// The hook (NF_INET_…) that a base chain is in.
+fn hook(attrs: &[u8]) -> Option<u32> {
+    attribute(attrs, 4).and_then(|hook| attribute(hook, 1)).and_then(number)
 }
 
 /// The rules of Weft in a chain: comment and handle.
@@ -261,30 +340,23 @@ fn rules_for(chain: &Chain, name: &str, traffic: &[Traffic]) -> Vec<(String, Rul
         rules.push((format!("weft: forward {name} {what}"), rule));
     };
     for each in traffic {
-        let (end, matching): (String, Box<dyn Fn(Way) -> Rule>) = match each {
-            Traffic::Link(link) => (link.clone(), Box::new(|way| start().by_name(way, link))),
-            Traffic::Subnet(net) if chain.family == if net.is_ipv4() { IPV6 } else { IPV4 } => continue,
-            Traffic::Subnet(net) => (net.to_string(), Box::new(|way| start().address(side(way), *net))),
-        };
-        push(format!("from {end}"), matching(Way::In));
-        if chain.is_of_iptables() {
-            push(format!("answers to {end}"), matching(Way::Out).iptables_known_or_dnat());
-        } else {
-            push(format!("answers to {end}"), matching(Way::Out).ct(Ct::Known));
-            push(
-                format!("translated to {end}"),
-                match each {
-                    Traffic::Link(_) => matching(Way::Out).translated_by_us(),
-                    // A Service, which kube-proxy translates.
-                    Traffic::Subnet(_) => matching(Way::Out).ct(Ct::Dnat),
-                },
-            );
+        match each {
+            Traffic::Link(link) => {
+                let matching = |way| start().by_name(way, link);
+                push(format!("from {link}"), matching(Way::In));
+                if chain.is_of_iptables() {
+                    push(format!("answers to {link}"), matching(Way::Out).iptables_known_or_dnat());
+                } else {
+                    push(format!("answers to {link}"), matching(Way::Out).ct(Ct::Known));
+                    push(format!("translated to {link}"), matching(Way::Out).translated_by_us());
+                }
+            }
+            Traffic::Subnet(net) if chain.family == if net.is_ipv4() { IPV6 } else { IPV4 } => {}
+            Traffic::Subnet(net) => {
+                push(format!("from {net}"), start().address(Side::Source, *net));
+                push(format!("to {net}"), start().address(Side::Destination, *net));
+            }
         }
     }
     rules
-}
-
-/// What comes from containers has their address as its source.
-fn side(way: Way) -> Side {
-    if way == Way::In { Side::Source } else { Side::Destination }
 }

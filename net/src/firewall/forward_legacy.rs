@@ -1,9 +1,13 @@
 //! Forward chains of iptables' legacy variant, which nftables does not see. Its program is run only where the kernel has
 //! such a table.
 
-use super::forward::{Traffic, clip, name_in};
+use super::forward::{Traffic, Undeclared, clip, name_in};
 use crate::{Error, Result};
+use std::collections::BTreeMap;
 use std::process::Command;
+
+/// What `-S` says of a chain whose policy is drop.
+const DROPS: &str = "-P FORWARD DROP";
 
 /// The programs of a family; `None` where the kernel has no legacy filter table, or the host no program for it.
 fn program(v6: bool) -> Option<&'static str> {
@@ -42,7 +46,7 @@ fn dropping() -> Result<Vec<(&'static str, bool, String)>> {
     for v6 in [false, true] {
         let Some(program) = program(v6) else { continue };
         let rules = run(program, &["-S".into(), "FORWARD".into()])?;
-        if rules.lines().any(|line| line == "-P FORWARD DROP") {
+        if rules.lines().any(|line| line == DROPS) {
             found.push((program, v6, rules));
         }
     }
@@ -54,32 +58,72 @@ pub fn dropping_names() -> Result<Vec<String>> {
     Ok(dropping()?.into_iter().map(|(program, ..)| format!("{program} filter FORWARD")).collect())
 }
 
+/// The rules of a program's family: comment, and what is to match.
+fn rules_for(v6: bool, name: &str, traffic: &[Traffic]) -> Vec<(String, String)> {
+    let name = clip(name);
+    let mut rules = Vec::new();
+    let mut push = |what: String, matching: String| {
+        rules.push((format!("weft: forward {name} {what}"), matching));
+    };
+    for each in traffic {
+        match each {
+            Traffic::Link(link) => {
+                push(format!("from {link}"), format!("-i {link}"));
+                let answers = format!("-o {link} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT");
+                push(format!("answers to {link}"), answers);
+            }
+            Traffic::Subnet(net) if net.is_ipv6() == v6 => {
+                push(format!("from {net}"), format!("-s {net}"));
+                push(format!("to {net}"), format!("-d {net}"));
+            }
+            Traffic::Subnet(_) => {}
+        }
+    }
+    rules
+}
+
+fn add(program: &str, matching: &str, comment: String) -> Result<()> {
+    let mut args: Vec<String> = words(&format!("-A FORWARD {matching} -m comment --comment")).collect();
+    args.push(comment);
+    args.extend(words("-j ACCEPT"));
+    run(program, &args).map(drop)
+}
+
 /// As [`super::forward::accept`].
 pub fn accept(name: &str, traffic: &[Traffic]) -> Result<bool> {
-    let name = clip(name);
     let chains = dropping()?;
     for (program, v6, there) in &chains {
-        for each in traffic {
-            let (end, from, to) = match each {
-                Traffic::Link(link) => (link.clone(), format!("-i {link}"), format!("-o {link}")),
-                Traffic::Subnet(net) if net.is_ipv6() != *v6 => continue,
-                Traffic::Subnet(net) => (net.to_string(), format!("-s {net}"), format!("-d {net}")),
-            };
-            let answers = format!("{to} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT");
-            for (what, matching) in [("from", from), ("answers to", answers)] {
-                let comment = format!("weft: forward {name} {what} {end}");
-                if there.contains(&format!("\"{comment}\"")) {
-                    continue;
-                }
-                let mut args: Vec<String> =
-                    words(&format!("-A FORWARD {matching} -m comment --comment")).collect();
-                args.push(comment);
-                args.extend(words("-j ACCEPT"));
-                run(program, &args)?;
+        for (comment, matching) in rules_for(*v6, name, traffic) {
+            if !there.contains(&format!("\"{comment}\"")) {
+                add(program, &matching, comment)?;
             }
         }
     }
     Ok(!chains.is_empty())
+}
+
+/// As [`super::forward::declare`].
+pub fn declare(prefix: &str, declared: &[(String, Vec<Traffic>)], undeclared: Undeclared) -> Result<usize> {
+    let mut changed = 0;
+    for v6 in [false, true] {
+        let Some(program) = program(v6) else { continue };
+        let there = run(program, &["-S".into(), "FORWARD".into()])?;
+        let declared = declared.iter().flat_map(|(name, traffic)| rules_for(v6, name, traffic));
+        let mut declared: BTreeMap<String, String> = declared.collect();
+        for (comment, rule) in there.lines().filter_map(rule) {
+            let is_declared = declared.remove(comment).is_some();
+            let is_ours = name_in(comment).is_some_and(|name| name.starts_with(prefix));
+            if is_ours && !is_declared && undeclared == Undeclared::Go {
+                run(program, &rule)?;
+                changed += 1;
+            }
+        }
+        if there.lines().any(|line| line == DROPS) {
+            changed += declared.len();
+            declared.into_iter().try_for_each(|(comment, matching)| add(program, &matching, comment))?;
+        }
+    }
+    Ok(changed)
 }
 
 /// As [`super::forward::withdraw_where`].
@@ -87,18 +131,23 @@ pub fn withdraw_where(stale: &dyn Fn(&str) -> bool) -> Result<usize> {
     let mut removed = 0;
     for program in [false, true].into_iter().filter_map(program) {
         let rules = run(program, &["-S".into(), "FORWARD".into()])?;
-        for line in rules.lines() {
-            let Some((start, rest)) = line.split_once(" --comment \"") else { continue };
-            let Some((comment, end)) = rest.split_once('"') else { continue };
-            if !name_in(comment).is_some_and(stale) || !start.starts_with("-A FORWARD ") {
-                continue;
+        for (comment, rule) in rules.lines().filter_map(rule) {
+            if name_in(comment).is_some_and(stale) {
+                run(program, &rule)?;
+                removed += 1;
             }
-            let mut args: Vec<String> = words(&start.replacen("-A", "-D", 1)).collect();
-            args.extend(["--comment".into(), comment.to_owned()]);
-            args.extend(words(end.trim()));
-            run(program, &args)?;
-            removed += 1;
         }
     }
     Ok(removed)
+}
+
+/// The comment of a rule, by a line of `-S`, and the arguments that delete it.
+fn rule(line: &str) -> Option<(&str, Vec<String>)> {
+    let (start, rest) = line.split_once(" --comment \"")?;
+    let (comment, end) = rest.split_once('"')?;
+    let start = start.starts_with("-A FORWARD ").then(|| start.replacen("-A", "-D", 1))?;
+    let mut args: Vec<String> = words(&start).collect();
+    args.extend(["--comment".into(), comment.to_owned()]);
+    args.extend(words(end.trim()));
+    Some((comment, args))
 }

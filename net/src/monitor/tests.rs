@@ -344,3 +344,30 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn forward_chains_of_others_and_rules_gone_from_them_are_told() {
+    testns::in_fresh(|| {
+        let Ok(mut monitor) = Monitor::tables() else { return println!("skipped: no nftables") };
+        let told = |monitor: &mut Monitor, line: &str| {
+            after(monitor, line).into_iter().filter(|told| *told == Told::ForwardChain).count()
+        };
+        let chain = |policy| {
+            let hook = format!("type filter hook forward priority 0; policy {policy};");
+            format!("nft 'add table ip filter; add chain ip filter FORWARD {{ {hook} }}'")
+        };
+        assert_eq!(told(&mut monitor, &chain("accept")), 1);
+        assert_eq!(told(&mut monitor, &chain("drop")), 1);
+        let accept = || {
+            let net = forward::Traffic::Subnet("10.9.0.0/16".parse().unwrap());
+            forward::accept("overlay/ov", &[net]).unwrap();
+        };
+        accept();
+        let others = "nft 'add rule ip filter FORWARD counter; add chain ip filter X; add table inet weft
+            add chain inet weft forward { type filter hook forward priority 0; }'";
+        assert_eq!(told(&mut monitor, others), 0);
+        assert_eq!(told(&mut monitor, "nft flush chain ip filter FORWARD"), 2);
+        accept();
+        assert_eq!(told(&mut monitor, "nft flush ruleset"), 2);
+    });
+}

@@ -24,6 +24,8 @@ pub enum Piece {
     Device(u32),
     /// The packet filter.
     Filter,
+    /// What accepts the networks' packets in other programs' forward chains whose policy is drop.
+    ForwardChains,
     /// A neighbour on a link.
     Neigh(u32, IpAddr),
     /// A forwarding entry of a link.
@@ -74,6 +76,7 @@ pub fn piece(told: Told) -> Option<(Piece, Seen)> {
         | Told::Address { index }
         | Told::LocalGone { index }
         | Told::ForwardingOff { index: Some(index) } => (Piece::Device(index), Seen::Gone),
+        Told::ForwardChain => (Piece::ForwardChains, Seen::Gone),
         Told::ForwardingOff { index: None } => (Piece::Forwarding, Seen::Gone),
         Told::RouteGone(route) => (Piece::Route(key(&route)), Seen::Gone),
         Told::Route { route, .. } => (Piece::Route(key(&route)), Seen::Route(route)),
@@ -106,6 +109,8 @@ pub struct Watched {
     pub subnets: Vec<IpNetwork>,
     /// There is a packet filter.
     pub filter: bool,
+    /// Other programs' forward chains accept the networks' packets.
+    pub forward_chains: bool,
     /// The port by which notifications name the agent's own changes of the packet filter; 0 when it is not known.
     pub port: u32,
 }
@@ -140,6 +145,7 @@ impl Watched {
             Piece::Neigh(index, ip) => !ip.is_multicast() && (self.devices.contains(index) || inside(*ip)),
             Piece::Route(RouteKey { dst, .. }) => inside(dst.network()),
             Piece::Filter => self.filter,
+            Piece::ForwardChains => self.forward_chains,
             Piece::Forwarding => !self.subnets.is_empty(),
         }
     }
@@ -151,7 +157,7 @@ impl Watched {
             Piece::Route(RouteKey { dst, metric }) => {
                 is_single(*dst) && ![BLOCK_METRIC, UNREACHABLE_METRIC].contains(metric)
             }
-            Piece::Forward(..) | Piece::Filter | Piece::Forwarding => false,
+            Piece::Forward(..) | Piece::Filter | Piece::ForwardChains | Piece::Forwarding => false,
         }
     }
 }
@@ -198,7 +204,7 @@ impl<'a> Finder<'a> {
     /// Finds what a piece belongs to.
     pub fn find(&mut self, piece: &Piece) {
         match piece {
-            Piece::Filter | Piece::Forwarding => {}
+            Piece::Filter | Piece::ForwardChains | Piece::Forwarding => {}
             Piece::Device(index) => {
                 let id = self.devices.get(index).map(|(id, _)| (*id).to_owned());
                 self.touched.local.extend(id);

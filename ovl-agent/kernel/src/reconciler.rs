@@ -1,5 +1,6 @@
 //! What ties wanted state, dump, plan and application together.
 
+mod accepts;
 mod links;
 mod restore;
 
@@ -23,6 +24,7 @@ use crate::rules::{Rules, Table};
 use crate::underlay::Underlay;
 use crate::wanted::{Scene, Wanted};
 use crate::words;
+use accepts::Accepts;
 use links::Containers;
 
 /// A route of ours on a link of which nothing is known is deleted when it was there this long ago, too: the container may
@@ -82,6 +84,7 @@ pub struct Reconciler {
     /// What the last pass was computed from; None before the first, and after one that could not do all.
     model: Option<Model>,
     rules: Rules,
+    accepts: Accepts,
     /// The last full pass believed its view: what is not in it may be taken away.
     believed: bool,
     warnings: BTreeSet<String>,
@@ -111,6 +114,7 @@ impl Reconciler {
             table: None,
             model: None,
             rules: Rules::default(),
+            accepts: Accepts::default(),
             believed: true,
             warnings: BTreeSet::new(),
             links: BTreeMap::new(),
@@ -191,6 +195,7 @@ impl Reconciler {
             table.forget();
         }
         self.filter(rules, before.is_some(), &mut changes);
+        self.accept_forwarded(&model, before.is_some(), &mut changes);
 
         let mut links = Some(links);
         for tries in 1..=TRIES {
@@ -224,7 +229,7 @@ impl Reconciler {
             }
         }
         self.brought_up();
-        changes.warnings = words::new_ones(&warnings, &self.warnings);
+        changes.warnings.extend(words::new_ones(&warnings, &self.warnings));
         self.warnings = warnings;
         self.failed.clone_from(&changes.failed);
         self.failed_elsewhere.clone_from(&changes.failed_elsewhere);
@@ -261,6 +266,7 @@ impl Reconciler {
             let rules = self.scene(&model).rules();
             self.filter(rules, false, &mut changes);
         }
+        self.accept_other_networks(&model, &mut changes);
         let steps = plan(&new.objects, &remembered);
         let refused = apply(&mut self.netlink, &mut self.links, &steps)?;
         let failed: BTreeSet<usize> = refused.iter().map(|(number, _)| *number).collect();
@@ -274,7 +280,7 @@ impl Reconciler {
             let changed = changes.changed + mended.changed;
             return Ok(Changes { lines: changes.lines, changed, ..mended });
         }
-        changes.warnings = words::new_ones(&new.warnings, &self.warnings);
+        changes.warnings.extend(words::new_ones(&new.warnings, &self.warnings));
         self.warnings.retain(|warning| !old.warnings.contains(warning));
         self.warnings.extend(new.warnings);
         changes.failed.clone_from(&self.failed);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The file that is read when none is named, if it is there.
 pub const DEFAULT_FILE: &str = "/etc/weft/ovl-agent.toml";
 /// All keys of the file; the flag is `--KEY`, the variable `WEFT_KEY`.
-pub const KEYS: [&str; 18] = [
+pub const KEYS: [&str; 19] = [
     "root",
     "run",
     "node-name",
@@ -17,6 +17,7 @@ pub const KEYS: [&str; 18] = [
     "advertise",
     "take-over",
     "port",
+    "no-forward-accept",
     "etcd",
     "etcd-prefix",
     "etcd-ca",
@@ -29,6 +30,9 @@ pub const KEYS: [&str; 18] = [
     "log",
     "log-format",
 ];
+
+/// Those whose values are true and false.
+const SWITCHES: [&str; 2] = ["take-over", "no-forward-accept"];
 
 /// A value and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,8 +108,14 @@ impl Layers {
                 };
                 return Err(ConfigError(format!("{name:?} in {shown}: {why}")));
             };
-            let text = scalar(&value).or_else(|| list(&value)).ok_or_else(|| {
-                let allowed = if key == "etcd" { "a string or a list of strings" } else { "a string" };
+            let switch = value.as_bool().filter(|_| SWITCHES.contains(&key));
+            let text = switch.map(|value| value.to_string());
+            let text = text.or_else(|| scalar(&value)).or_else(|| list(&value)).ok_or_else(|| {
+                let allowed = match key {
+                    "etcd" => "a string or a list of strings",
+                    switch if SWITCHES.contains(&switch) => "true or false",
+                    _ => "a string",
+                };
                 ConfigError(format!("{key} in {shown}: a {}; it must be {allowed}", value.type_str()))
             })?;
             self.0.insert(key, Value { text, origin: format!("{key} in {shown}") });
@@ -141,6 +151,7 @@ fn flags<'a>(global: &'a Global, run: &'a RunArgs) -> [(&'static str, &'a Option
         ("advertise", &run.advertise),
         ("take-over", &run.take_over),
         ("port", &run.port),
+        ("no-forward-accept", &run.no_forward_accept),
         ("etcd", &run.etcd),
         ("etcd-prefix", &run.etcd_prefix),
         ("etcd-ca", &run.etcd_ca),

@@ -81,7 +81,7 @@ fn every_setting_has_a_flag_a_variable_and_a_key() {
 
 #[test]
 fn what_is_not_allowed_is_refused_by_origin_value_and_what_is() {
-    let cases: [(&[&str], &str); 18] = [
+    let cases: [(&[&str], &str); 19] = [
         (&["--port", "0"], "--port \"0\": must be a UDP port, 1 to 65535"),
         (&["--port", "70000"], "--port \"70000\": must be"),
         (&["--node-name", "a/b"], "--node-name \"a/b\": must be 1 to 253 of"),
@@ -93,6 +93,7 @@ fn what_is_not_allowed_is_refused_by_origin_value_and_what_is() {
         (&["--metrics-listen", "9790"], "--metrics-listen \"9790\": must be ADDRESS:PORT"),
         (&["--log", "loud"], "--log \"loud\": must be error, warn, info or debug"),
         (&["--log-format", "xml"], "--log-format \"xml\": must be text or json"),
+        (&["--no-forward-accept", "yes"], "--no-forward-accept \"yes\": must be true or false"),
         (&["--root", ""], "--root \"\": must be the path of a directory"),
         (&["--etcd-ca", "/x"], "--etcd-ca: it needs the endpoints of etcd, --etcd URL"),
         (&["--etcd", "10.0.0.1:2379"], "--etcd"),
@@ -116,11 +117,23 @@ fn what_is_not_allowed_is_refused_by_origin_value_and_what_is() {
 }
 
 #[test]
+fn no_forward_accept_is_a_switch_in_each_layer() {
+    let file = file("no-forward-accept = true");
+    let config = ["--config", file.path().to_str().unwrap()];
+    let accepts = |args: &[&str], env: &[(&str, &str)]| check(args, env).unwrap().forward_accept;
+    assert!(accepts(&[], &[]));
+    assert!(!accepts(&["--no-forward-accept", "--port", "4790"], &[]));
+    assert!(!accepts(&config, &[]) && !accepts(&[], &[("WEFT_NO_FORWARD_ACCEPT", "true")]));
+    assert!(accepts(&[&config[..], &["--no-forward-accept=false"]].concat(), &[]));
+}
+
+#[test]
 fn a_bad_file_is_refused_by_its_name_and_key() {
     let cases = [
         ("colour = 1", "\"colour\" in FILE: there is no such key; keys are root, run, node-name"),
         ("[etcd]\nca = \"x\"", "etcd in FILE: a table; it must be a string or a list of strings"),
         ("port = true", "port in FILE: a boolean; it must be a string"),
+        ("no-forward-accept = []", "no-forward-accept in FILE \"\": must be true or false"),
         ("port = 99999", "port in FILE \"99999\": must be a UDP port"),
         ("log = \"info\"\nport = ", "FILE, line 2:"),
     ];

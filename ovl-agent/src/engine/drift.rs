@@ -208,6 +208,7 @@ mod tests {
             groups: [0x5700_0001].into(),
             subnets: vec!["10.42.0.0/16".parse().unwrap()],
             filter: true,
+            forward_chains: true,
             port: 4711,
         };
         drift.watch(watched);
@@ -254,12 +255,13 @@ mod tests {
             Told::LinkGone { index: 7 },
             Told::TableChanged(table("weft-overlay", 1)),
             Told::ForwardingOff { index: None },
+            Told::ForwardChain,
             link(9, true, 0),
             link(10, true, 0x5700_0001),
         ] {
             assert!(drift.hear(told.clone(), now), "{told:?}");
         }
-        assert_eq!(drift.take(now + SECOND).len(), 8);
+        assert_eq!(drift.take(now + SECOND).len(), 9);
     }
 
     #[test]

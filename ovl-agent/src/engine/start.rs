@@ -6,7 +6,7 @@ use super::{Engine, Started, internal};
 use anyhow::{Context, Result, anyhow};
 use ovl_api::wire::{Detach, Problem};
 use ovl_claims::{Node, NodeConf, TakeOver, Timing};
-use ovl_kernel::{Found, Reconciler, find_underlay};
+use ovl_kernel::{Found, Reconciler, Underlay, find_underlay};
 use ovl_store::Kv;
 use std::net::IpAddr;
 use std::path::Path;
@@ -30,6 +30,22 @@ pub struct Settings {
     pub port: u16,
     /// The name and the identity of a dead node are taken over.
     pub take_over: bool,
+    /// Other programs' forward chains whose policy is drop get rules that accept the overlay's packets.
+    pub forward_accept: bool,
+}
+
+impl Settings {
+    /// A reconciler for the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel has no netlink.
+    pub fn reconciler(&self, underlay: Underlay) -> ovl_kernel::Result<Reconciler> {
+        let mut reconciler = Reconciler::new(underlay)?;
+        if !self.forward_accept {
+            reconciler.leave_forward_chains();
+        }
+        Ok(reconciler)
+    }
 }
 
 /// Starts the engine: waits for the underlay, opens the node, and lets it and the worker run until `stop`. The worker's thread
@@ -70,7 +86,7 @@ pub async fn start(
     let shown = watch::Sender::new(Shown::new(underlay.clone(), address));
     let poke = Arc::new(Notify::new());
     let parts = Parts {
-        settings,
+        settings: settings.clone(),
         changed: node.changed(),
         node: node.clone(),
         poke: poke.clone(),
@@ -84,7 +100,7 @@ pub async fn start(
     let (opened, is_open) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("kernel".to_owned());
     // The reconciler is made by the thread that uses it.
-    let work = move || match Reconciler::new(underlay) {
+    let work = move || match settings.reconciler(underlay) {
         Ok(reconciler) => {
             let _ = opened.send(Ok(()));
             Worker::new(parts, reconciler).run(&handle);

@@ -345,7 +345,7 @@ impl Worker {
                         underlay.name,
                         underlay.link
                     );
-                    match Reconciler::new(underlay.clone()) {
+                    match self.parts.settings.reconciler(underlay.clone()) {
                         Ok(reconciler) => self.reconciler = reconciler,
                         Err(error) => tracing::error!("the kernel cannot be asked: {error}"),
                     }

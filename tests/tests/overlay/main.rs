@@ -8,6 +8,7 @@ mod echo;
 mod etcd_down;
 mod fencing;
 mod flow;
+mod forward;
 mod forge;
 mod killed;
 mod lab;

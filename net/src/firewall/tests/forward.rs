@@ -3,7 +3,7 @@
 use super::lab::Lab;
 use super::*;
 use crate::firewall::forward;
-use crate::firewall::forward::{Traffic, accept, dropping, withdraw};
+use crate::firewall::forward::{Traffic, Undeclared, accept, declare, dropping, withdraw};
 use crate::testns;
 
 const CHAINS: &str = "add table inet hard
@@ -56,13 +56,43 @@ fn forward_accept_of_subnets_goes_to_their_family() {
         assert!(text.contains("ip saddr 10.9.0.0/17 counter packets 0 bytes 0 accept"), "{text}");
         assert!(
             text.contains(
-                "ip6 daddr fd09::/64 ct state established,related counter packets 0 bytes 0 accept"
+                "ip6 daddr fd09::/64 counter packets 0 bytes 0 accept"
             ),
             "{text}"
         );
         run("nft add rule inet hard forward counter");
-        assert_eq!(withdraw("pods").unwrap(), 6);
+        assert_eq!(withdraw("pods").unwrap(), 4);
         run("nft flush chain inet hard forward");
+        assert_eq!(ruleset(), before);
+    });
+}
+
+#[test]
+fn forward_declare_keeps_rules_of_its_prefix_alone() {
+    testns::in_fresh(|| {
+        let net = |name: &str, nets: &[&str]| {
+            let nets = nets.iter().map(|net| Traffic::Subnet(net.parse().unwrap()));
+            (format!("overlay/{name}"), nets.collect::<Vec<_>>())
+        };
+        let one = net("one", &["10.9.0.0/17", "fd09::/64"]);
+        let two = net(&"two".repeat(30), &["10.10.0.0/17"]);
+        let go = |nets: &[(String, Vec<Traffic>)]| declare("overlay/", nets, Undeclared::Go).unwrap();
+        assert_eq!(go(&[one.clone(), two.clone()]), 0, "no chain drops yet");
+        assert_eq!(ruleset(), "");
+        load(CHAINS);
+        let before = ruleset();
+        accept("br0", &[Traffic::Link("br0".into())]).unwrap();
+        let bridge = ruleset();
+        assert_eq!((go(&[one.clone(), two.clone()]), go(&[one.clone(), two.clone()])), (6, 0));
+        let changed = net("one", &["10.11.0.0/16"]);
+        assert_eq!(declare("overlay/", std::slice::from_ref(&changed), Undeclared::Stay).unwrap(), 2);
+        assert_eq!(go(&[changed, two]), 4);
+        // The policy is accept by now, and the rules go all the same.
+        run("nft add chain inet hard forward { policy accept ; }");
+        assert_eq!(go(&[one]), 4);
+        run("nft add chain inet hard forward { policy drop ; }");
+        assert_eq!(ruleset(), bridge);
+        assert_eq!(withdraw("br0").unwrap(), 3);
         assert_eq!(ruleset(), before);
     });
 }
@@ -119,6 +149,13 @@ fn forward_accept_reaches_legacy_iptables() {
         assert_eq!(legacy("-S FORWARD").unwrap().matches("weft: forward br0").count(), 2);
         assert_eq!(forward::dropping_names().unwrap(), ["iptables-legacy filter FORWARD"]);
         assert_eq!(withdraw("br0").unwrap(), 2);
+        let net = ("overlay/ov".to_owned(), vec![Traffic::Subnet("10.1.0.0/24".parse().unwrap())]);
+        for count in [2, 0] {
+            let net = std::slice::from_ref(&net);
+            assert_eq!(declare("overlay/", net, Undeclared::Go).unwrap(), count);
+        }
+        assert!(reaches(), "{:?}", legacy("-S FORWARD"));
+        assert_eq!(declare("overlay/", &[], Undeclared::Go).unwrap(), 2);
         assert_eq!(legacy("-S FORWARD").unwrap().trim(), "-P FORWARD DROP");
     });
 }

@@ -40,6 +40,7 @@ impl Reconciler {
             groups: model.parts.values().map(|part| names::group(part.network.vni)).collect(),
             subnets: subnets.map(|subnet| subnet.subnet).collect(),
             filter: !(self.rules.vnis.is_empty() && self.rules.nodes.is_empty()),
+            forward_chains: self.accepts.is_needed(),
             port: self.table.as_ref().map_or(0, |table| table.port()),
         }
     }
@@ -100,6 +101,12 @@ impl Reconciler {
                 }
                 Piece::Filter => {
                     self.restore_filter(model, restored);
+                    None
+                }
+                Piece::ForwardChains => {
+                    let before = restored.changes.changed;
+                    self.accept_forwarded(model, true, &mut restored.changes);
+                    restored.pieces.extend((restored.changes.changed > before).then_some(*piece));
                     None
                 }
                 Piece::Neigh(index, ip) => {
