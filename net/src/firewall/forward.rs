@@ -10,11 +10,14 @@ use super::forward_legacy;
 use super::nft::expr::{Ct, Rule, Side, Verdict, Way};
 use super::nft::socket::{Question, Socket, refused};
 use super::nft::table::Table;
-use super::nft::wire::{Batch, INET, IPV4, IPV6, attribute, comment_of, flag, msg, number, text, user_comment};
+use super::nft::wire::{
+    Batch, INET, IPV4, IPV6, attribute, comment_of, flag, msg, number, text, user_comment,
+};
 use crate::{Error, Result, names};
 use ipnetwork::IpNetwork;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 /// NF_INET_FORWARD
 const FORWARD: u32 = 2;
@@ -76,14 +79,36 @@ pub fn dropping() -> Result<Vec<Chain>> {
     with_socket(dropping_chains)
 }
 
-/// Returns the names of the chains of [`dropping`], and of those of iptables' legacy variant.
+/// Returns the forward chains whose policy is drop, iptables' legacy ones among them, and in which no rule of Weft's accepts
+/// packets to this address, or from one of these: as `ip filter FORWARD`.
 ///
 /// # Errors
 /// The kernel's refusal; iptables' failure.
-pub fn dropping_names() -> Result<Vec<String>> {
-    let mut names: Vec<String> = dropping()?.iter().map(ToString::to_string).collect();
-    names.extend(forward_legacy::dropping_names()?);
+pub fn refusing(from: &[IpAddr], to: IpAddr) -> Result<Vec<String>> {
+    let mut names = with_socket(|socket| {
+        let mut names = Vec::new();
+        for chain in dropping_chains(socket)? {
+            let is_of_family = chain.family == INET || chain.family == if to.is_ipv6() { IPV6 } else { IPV4 };
+            if is_of_family && !rules(socket, &chain)?.iter().any(|(rule, _)| accepts(rule, from, to)) {
+                names.push(chain.to_string());
+            }
+        }
+        Ok(names)
+    })?;
+    names.extend(forward_legacy::refusing(from, to)?);
     Ok(names)
+}
+
+/// Whether the rule with this comment is for such packets. Which link they come by is not asked.
+pub(super) fn accepts(comment: &str, from: &[IpAddr], to: IpAddr) -> bool {
+    let mut words = comment.rsplit(' ');
+    let (end, way) = (words.next().unwrap_or_default(), words.next());
+    match (end.parse::<IpNetwork>(), way) {
+        (Ok(net), Some("to")) => net.contains(to),
+        (Ok(net), Some("from")) => from.iter().any(|ip| net.contains(*ip)),
+        (Ok(_), _) => false,
+        (Err(_), _) => true,
+    }
 }
 
 /// Returns whether iptables' own forward chain (of its nftables variant) has the policy drop: one question, however many chains

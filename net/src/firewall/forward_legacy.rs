@@ -1,9 +1,10 @@
 //! Forward chains of iptables' legacy variant, which nftables does not see. Its program is run only where the kernel has
 //! such a table.
 
-use super::forward::{Traffic, Undeclared, clip, name_in};
+use super::forward::{Traffic, Undeclared, accepts, clip, name_in};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::process::Command;
 
 /// What `-S` says of a chain whose policy is drop.
@@ -53,9 +54,16 @@ fn dropping() -> Result<Vec<(&'static str, bool, String)>> {
     Ok(found)
 }
 
-/// The chains whose policy is drop, as `iptables-legacy filter FORWARD`.
-pub fn dropping_names() -> Result<Vec<String>> {
-    Ok(dropping()?.into_iter().map(|(program, ..)| format!("{program} filter FORWARD")).collect())
+/// As [`super::forward::refusing`]: `iptables-legacy filter FORWARD`.
+pub fn refusing(from: &[IpAddr], to: IpAddr) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for (program, _, rules) in dropping()?.into_iter().filter(|(_, v6, _)| *v6 == to.is_ipv6()) {
+        let mut comments = rules.lines().filter_map(rule).map(|(comment, _)| comment);
+        if !comments.any(|comment| name_in(comment).is_some() && accepts(comment, from, to)) {
+            names.push(format!("{program} filter FORWARD"));
+        }
+    }
+    Ok(names)
 }
 
 /// The rules of a program's family: comment, and what is to match.

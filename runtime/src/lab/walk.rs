@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
+use net::firewall::forward;
 use net::firewall::overlay::OverlayTable;
 use net::{Family, Link, Netlink, Netns};
 
@@ -133,6 +134,40 @@ pub fn walk(lab: &Lab, from: Place<'_>, to: Place<'_>, ip: IpAddr) -> Option<Sto
 }
 
 fn one_way(lab: &Lab, from: Place<'_>, to: Place<'_>, ip: IpAddr) -> Result<(), Stop> {
+    routed(lab, from, to, ip)?;
+    // Last, as rules that are not Weft's may accept it.
+    let mut forwarding = Vec::new();
+    if let Place::Container(one) = from {
+        forwarding.push(one.host.as_str());
+    }
+    if let Place::Container(one) = to
+        && !forwarding.contains(&one.host.as_str())
+        && from.host() != one.host
+    {
+        forwarding.push(&one.host);
+    }
+    forwarding.into_iter().try_for_each(|host| forwarded(lab, host, from, ip))
+}
+
+/// Whether other programs on a host let it forward packets between these.
+fn forwarded(lab: &Lab, host: &str, from: Place<'_>, ip: IpAddr) -> Result<(), Stop> {
+    let host = Kernel::of_host(lab, host)?;
+    let sources: Vec<IpAddr> = match from {
+        Place::Container(one) => one.ends.iter().flat_map(|end| &end.addresses).map(|net| net.ip()).collect(),
+        Place::Host(one) => one.addresses.iter().map(|net| net.ip()).collect(),
+    };
+    let refusing = host.netns.run(|| forward::refusing(&sources, ip));
+    let refusing = refusing.and_then(|refusing| refusing).unwrap_or_default();
+    match refusing.first() {
+        Some(chain) => host.stop_and_hint(format_args!(
+            "the forward chain `{chain}` has the policy drop, and no rule of the agent's there accepts packets to {ip}"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The routes, links and neighbours on the way.
+fn routed(lab: &Lab, from: Place<'_>, to: Place<'_>, ip: IpAddr) -> Result<(), Stop> {
     if let Place::Container(one) = to
         && !one.runs()
     {

@@ -226,6 +226,39 @@ fn what_breaks_is_named_by_its_hop_and_heals() {
 }
 
 #[test]
+fn forward_policy_drop_is_named_as_hop() {
+    let host = Host::new();
+    host.write(
+        "/run/lab.yaml",
+        "hosts: [host1, {name: host2, agent: --no-forward-accept}]\n\
+         networks: [{name: ov, ipv6: true}]\n\
+         containers: [{name: c1, host: host1}, {name: c2, host: host2}]\n",
+    );
+    host.note_baseline();
+    ok(&host, "up -q /run/lab.yaml");
+    let whole = || assert!(ok(&host, "check -W 30").starts_with("ok"));
+    whole();
+    let chain = |on: &str, family: &str, policy: &str| {
+        let hook = format!("type filter hook forward priority 0; policy {policy};");
+        let line = format!("add table {family} filter; add chain {family} filter FORWARD {{ {hook} }}");
+        ok(&host, &format!("exec {on} -- nft '{line}'"));
+    };
+    // host1's agent accepts what is its own.
+    chain("host1", "ip", "drop");
+    whole();
+    for family in ["ip", "ip6", "inet"] {
+        chain("host2", family, "drop");
+        let hop = format!("stops at host2: the forward chain `{family} filter FORWARD` has the policy drop");
+        fails(&host, "check -W 0.1", &["c1 → c2", "c2 → c1", &hop]);
+        chain("host2", family, "accept");
+        whole();
+    }
+    down(&host, "lab");
+    host.run("rm /run/lab.yaml").ok();
+    host.note_baseline();
+}
+
+#[test]
 fn who_is_kept_apart_is_told_from_who_is_lost() {
     let host = Host::new();
     host.write(

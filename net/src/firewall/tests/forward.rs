@@ -54,16 +54,29 @@ fn forward_accept_of_subnets_goes_to_their_family() {
         );
         let text = ruleset();
         assert!(text.contains("ip saddr 10.9.0.0/17 counter packets 0 bytes 0 accept"), "{text}");
-        assert!(
-            text.contains(
-                "ip6 daddr fd09::/64 counter packets 0 bytes 0 accept"
-            ),
-            "{text}"
-        );
+        assert!(text.contains("ip6 daddr fd09::/64 counter packets 0 bytes 0 accept"), "{text}");
         run("nft add rule inet hard forward counter");
         assert_eq!(withdraw("pods").unwrap(), 4);
         run("nft flush chain inet hard forward");
         assert_eq!(ruleset(), before);
+    });
+}
+
+#[test]
+fn refusing_chains_are_those_without_rule_for_packet() {
+    testns::in_fresh(|| {
+        load(CHAINS);
+        load(
+            "add table ip6 filter\nadd chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }",
+        );
+        let ip = |text: &str| text.parse().unwrap();
+        let refusing = |from: &str, to: &str| forward::refusing(&[ip(from)], ip(to)).unwrap();
+        assert_eq!(refusing("10.9.0.1", "10.9.0.2"), ["inet hard forward"]);
+        assert_eq!(refusing("fd09::1", "fd09::2").len(), 2);
+        accept("overlay/ov", &[Traffic::Subnet("10.9.0.0/17".parse().unwrap())]).unwrap();
+        assert!(refusing("10.9.0.1", "192.0.2.1").is_empty() && refusing("192.0.2.1", "10.9.0.1").is_empty());
+        assert_eq!(refusing("10.9.200.1", "192.0.2.1"), ["inet hard forward"]);
+        assert_eq!(refusing("fd09::1", "fd09::2"), ["inet hard forward", "ip6 filter FORWARD"]);
     });
 }
 
@@ -147,8 +160,11 @@ fn forward_accept_reaches_legacy_iptables() {
             "new connections from outside"
         );
         assert_eq!(legacy("-S FORWARD").unwrap().matches("weft: forward br0").count(), 2);
-        assert_eq!(forward::dropping_names().unwrap(), ["iptables-legacy filter FORWARD"]);
+        let refusing = |to: &str| forward::refusing(&[], to.parse().unwrap()).unwrap();
+        assert!(refusing("10.9.0.1").is_empty(), "a link may be anything's");
         assert_eq!(withdraw("br0").unwrap(), 2);
+        assert_eq!(refusing("10.9.0.1"), ["iptables-legacy filter FORWARD"]);
+        assert!(refusing("fd09::1").is_empty());
         let net = ("overlay/ov".to_owned(), vec![Traffic::Subnet("10.1.0.0/24".parse().unwrap())]);
         for count in [2, 0] {
             let net = std::slice::from_ref(&net);
