@@ -10,8 +10,11 @@ pub mod ipt;
 mod localnet;
 pub mod nft;
 pub mod overlay;
+mod service;
 #[cfg(test)]
 mod tests;
+
+pub use service::{SERVICE_MARK, mark_service};
 
 use crate::{Error, Result, names, names::Owner};
 use ipnetwork::IpNetwork;

@@ -8,8 +8,11 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use net::firewall::mark_service;
+use socket2::{Domain, Socket, Type};
 use std::collections::VecDeque;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,14 +29,24 @@ const CONNECTION: Duration = Duration::from_secs(30);
 /// The pause after a connection that cannot be accepted, as when no file descriptor is left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens on a TCP address.
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Listens on a TCP address; containers of internal networks do not reach it.
 ///
 /// # Errors
 /// It is in use, or none of this host's.
 pub fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
-    let listener = std::net::TcpListener::bind(address);
-    let listener = listener.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-    listener.with_context(|| format!("--metrics-listen {address}"))
+    let listen = || -> io::Result<_> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        mark_service(&socket);
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    listen().with_context(|| format!("--metrics-listen {address}"))
 }
 
 /// Serves on a thread of its own until `end`. What is returned is ready once it has ended.

@@ -5,6 +5,7 @@ use super::proxy::Proxy;
 use crate::paths::Paths;
 use crate::spec::{PortMapping, Protocol, Spec};
 use anyhow::{Result, anyhow, bail};
+use net::firewall::mark_service;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io;
@@ -177,6 +178,7 @@ fn socket(protocol: Protocol, address: SocketAddr) -> io::Result<(Socket, u16)> 
         Protocol::Sctp => (Type::STREAM, libc::IPPROTO_SCTP),
     };
     let socket = Socket::new(Domain::for_address(address), kind, Some(number.into()))?;
+    mark_service(&socket);
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

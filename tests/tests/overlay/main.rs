@@ -10,6 +10,7 @@ mod fencing;
 mod flow;
 mod forge;
 mod forward;
+mod internal;
 mod killed;
 mod lab;
 mod many;

@@ -7,6 +7,7 @@ use super::element::{Map, head, is_hosts, net_name, subnet};
 use super::expr::{Ct, Rule, Side, Verdict};
 use super::table::Table;
 use super::wire::{Batch, flag, msg, user_comment};
+use crate::firewall::{Protocol, SERVICE_MARK};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -68,9 +69,36 @@ fn network(addr: IpAddr, prefix: u8) -> IpNetwork {
     }
 }
 
-fn chains(table: Table) -> Vec<Chain> {
+/// Which of the host's services are closed to networks without a way out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Services {
+    /// Those of Weft: their sockets have [`SERVICE_MARK`].
+    #[default]
+    Marked,
+    /// All: the kernel cannot ask for a socket's mark (CONFIG_NFT_SOCKET).
+    All,
+}
+
+impl Services {
+    /// Drops what is for one of them; the name of each rule comes with it.
+    pub fn drop(self) -> Vec<Rule> {
+        use Protocol::{Sctp, Tcp, Udp};
+        match self {
+            Services::Marked => vec![
+                Rule::new().socket_mark(SERVICE_MARK).then(Verdict::Drop).commented("to a service of Weft"),
+            ],
+            Services::All => [(Tcp, "TCP to the host"), (Udp, "UDP to the host"), (Sctp, "SCTP to the host")]
+                .map(|(protocol, name)| {
+                    Rule::new().new_connection(protocol).then(Verdict::Drop).commented(name)
+                })
+                .into(),
+        }
+    }
+}
+
+fn chains(table: Table, services: Services) -> Vec<Chain> {
     match table {
-        Table::Inet => inet_chains(),
+        Table::Inet => inet_chains(services),
         Table::Bridge => bridge_chains(),
         // They depend on the host: see [`crate::firewall::overlay`].
         Table::Overlay => Vec::new(),
@@ -83,7 +111,7 @@ fn bridge_chains() -> Vec<Chain> {
     vec![chain("prerouting", hook("filter", 0, -300), vec![foreign])]
 }
 
-fn inet_chains() -> Vec<Chain> {
+fn inet_chains(services: Services) -> Vec<Chain> {
     use Verdict::{Accept, Drop, Jump, Return};
     vec![
         // Publishing on 127.0.0.1 needs route_localnet on the bridge, and that would let others reach this host's
@@ -149,6 +177,14 @@ fn inet_chains() -> Vec<Chain> {
                 Rule::new().out_of(Map::Guarded).then(Jump("guard")),
             ],
         ),
+        // A port that address translation does not publish in a family is answered there by a proxy on the host, and what that
+        // passes on is never forwarded.
+        chain(
+            "input",
+            hook("filter", 1, 0),
+            vec![Rule::new().came_in_by(Map::Sealed).then(Jump("services"))],
+        ),
+        chain("services", None, services.drop()),
         // A packet that connection tracking calls invalid is not masqueraded, and would leave with the container's address.
         // Each subnet has a rule here.
         chain(UNTRANSLATED, None, Vec::new()),
@@ -251,8 +287,8 @@ fn push_set(batch: &mut Batch, map: Map) {
 }
 
 /// Adds the batch's table with all of its frame to it; it must not be there yet (EEXIST).
-pub fn push(batch: &mut Batch) {
-    push_frame(batch, COMMENT, &chains(batch.table()));
+pub fn push(batch: &mut Batch, services: Services) {
+    push_frame(batch, COMMENT, &chains(batch.table(), services));
 }
 
 /// Adds the batch's table with its sets and maps and these chains to it.
@@ -299,7 +335,8 @@ pub fn push_subnet_deletion(batch: &mut Batch, net: IpNetwork, rules: &[(String,
 /// The names of the table's and these subnets' chains, and how many rules each has.
 pub fn census(table: Table, subnets: &[IpNetwork]) -> Vec<(String, usize)> {
     let of_subnets = subnets.iter().map(|net| subnet_chain(*net));
-    let all = chains(table).into_iter().chain(of_subnets).map(|c| (c.name, c.rules.len()));
+    // Without the mark there are more rules.
+    let all = chains(table, Services::Marked).into_iter().chain(of_subnets).map(|c| (c.name, c.rules.len()));
     // Of the subnets in question, each has a rule there.
     all.map(|(name, count)| if name == UNTRANSLATED { (name, subnets.len()) } else { (name, count) })
         .collect()

@@ -26,7 +26,7 @@ pub struct BridgeRules {
     pub strict: bool,
     /// Only answers, published ports and traffic of the bridge itself are forwarded into it.
     pub guarded: bool,
-    /// Nothing is forwarded into it or out of it.
+    /// Nothing is forwarded into it or out of it, and nothing that came in by it reaches a service of Weft on the host.
     pub closed: bool,
     /// Nothing that came in by it is forwarded back to it, but what comes through published ports.
     pub isolated: bool,
@@ -40,6 +40,7 @@ impl BridgeRules {
             (self.strict, Map::Strict),
             (self.guarded, Map::Guarded),
             (self.closed, Map::Closed),
+            (self.closed, Map::Sealed),
             (self.isolated, Map::Isolated),
             (self.guarded || self.closed || self.isolated, Map::BridgePairs),
         ];

@@ -2,6 +2,7 @@
 //! that `nft list ruleset` can read them back.
 
 mod address;
+mod service;
 
 use super::element::Map;
 use super::wire::Writer;

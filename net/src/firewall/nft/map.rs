@@ -37,6 +37,9 @@ pub enum Map {
     Guarded,
     /// bridges by which nothing is forwarded in or out
     Closed,
+    /// those of them that do not reach the host's services of Weft either. A set of its own, so that a table that was made
+    /// without it is made anew.
+    Sealed,
     /// bridges that forward nothing back to themselves, but published ports
     Isolated,
     /// each of these bridges twice: in and out
@@ -111,7 +114,7 @@ impl Map {
     ];
 
     /// Those of the frame of the table for IP.
-    pub const FRAME: [Map; 13] = [
+    pub const FRAME: [Map; 14] = [
         Map::Ports4,
         Map::Ports4At,
         Map::Ports6,
@@ -120,6 +123,7 @@ impl Map {
         Map::HairpinAll6,
         Map::Guarded,
         Map::Closed,
+        Map::Sealed,
         Map::Isolated,
         Map::BridgePairs,
         Map::Bridges,
@@ -128,8 +132,8 @@ impl Map {
     ];
 
     /// Those of them whose elements are bridges.
-    pub const OF_BRIDGES: [Map; 6] =
-        [Map::Bridges, Map::Strict, Map::Guarded, Map::Closed, Map::Isolated, Map::BridgePairs];
+    pub const OF_BRIDGES: [Map; 7] =
+        [Map::Bridges, Map::Strict, Map::Guarded, Map::Closed, Map::Sealed, Map::Isolated, Map::BridgePairs];
 
     /// The table that has it.
     pub fn table(self) -> Table {
@@ -152,6 +156,7 @@ impl Map {
             Map::HairpinSelf6 => "hairpin6_self",
             Map::Guarded => "guarded",
             Map::Closed => "bridges_closed",
+            Map::Sealed => "bridges_sealed",
             Map::Isolated => "bridges_isolated",
             Map::BridgePairs => "bridge_pairs",
             Map::Bridges => "bridges",
@@ -261,8 +266,8 @@ impl Map {
             Map::HairpinSelf4 => (IPADDR << 6 | IPADDR, 8),
             Map::HairpinSelf6 => (IP6ADDR << 6 | IP6ADDR, 32),
             Map::Bridges => (IFINDEX, 4),
-            Map::Guarded | Map::Closed | Map::Isolated | Map::Strict | Map::Localnet => (IFNAME, 16),
-            Map::Watched | Map::SourceOf => (IFNAME, 16),
+            Map::Guarded | Map::Closed | Map::Sealed | Map::Isolated | Map::Strict => (IFNAME, 16),
+            Map::Localnet | Map::Watched | Map::SourceOf => (IFNAME, 16),
             Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
             Map::BridgePairs => (IFNAME << 6 | IFNAME, 32),
             Map::Vnis => (INTEGER, 3),
@@ -295,7 +300,7 @@ impl Map {
         match self {
             Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
             Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
-            Map::Closed | Map::Isolated => 1,
+            Map::Closed | Map::Sealed | Map::Isolated => 1,
             Map::Guarded | Map::Bridges | Map::Strict | Map::Localnet | Map::Watched | Map::SourceOf => 1,
             Map::Groups | Map::Internal | Map::Routed => 1,
             _ => 0,
@@ -319,6 +324,7 @@ impl Map {
             Map::Bridges => "links of bridges with attachments",
             Map::Strict => "bridges that bring only sources behind them",
             Map::Closed => "bridges without a way in or out",
+            Map::Sealed => "bridges that reach no service of Weft on the host",
             Map::Isolated => "bridges whose containers do not see each other",
             Map::BridgePairs => "the same bridge, in and out",
             Map::Localnet => "links with route_localnet set by Weft",

@@ -21,6 +21,7 @@ mod spoof;
 pub(super) mod table;
 pub(super) mod wire;
 
+pub(super) use base::Services;
 pub use bridge::BridgeRules;
 pub use socket::Sent;
 
@@ -68,6 +69,8 @@ pub(super) fn tidy_and_has_ports() -> Result<bool> {
 /// nftables in the network namespace in which it was opened. It must be used by a thread that is in that namespace.
 pub struct Nftables {
     socket: Socket,
+    /// How a table that is made knows the host's services of Weft.
+    pub(super) services: Services,
 }
 
 /// What a caller wants to be in the table: elements, and the subnets whose sets and chains they need.
@@ -163,7 +166,7 @@ fn refuse_iptables_options(options: &PublishOptions) -> Result<()> {
 impl Nftables {
     /// Opens a netlink socket in the thread's network namespace. Nothing is asked of the kernel yet.
     pub fn open() -> Result<Self> {
-        Ok(Nftables { socket: Socket::open()? })
+        Ok(Nftables { socket: Socket::open()?, services: Services::default() })
     }
 
     /// Fails when the kernel has no nftables, or the caller may not use them.

@@ -1,6 +1,6 @@
 //! Adding to the table, after a look at what is missing and what stands in the way.
 
-use super::base;
+use super::base::{self, Services};
 use super::element::{Element, Key, Map, head, key_element};
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
@@ -113,6 +113,11 @@ impl Nftables {
             }
             // With table and chains there, or made in the same batch, only a map can be missing; or others undid them.
             let only_missing = errors.iter().all(|(errno, _)| *errno == libc::ENOENT);
+            if plan.table && only_missing && self.services == Services::Marked {
+                // The batch makes all that it names: an expression is missing.
+                self.services = Services::All;
+                continue;
+            }
             in_vain = if only_missing { in_vain + 1 } else { 0 };
             if in_vain == 1 && !plan.table && self.rebuild(table)? {
                 in_vain = 0;
@@ -128,7 +133,7 @@ impl Nftables {
     fn compose(&mut self, wanted: &Wanted, plan: &Plan) -> Batch {
         let mut batch = self.socket.batch(wanted.table(), plan.generation);
         if plan.table {
-            base::push(&mut batch);
+            base::push(&mut batch, self.services);
         }
         plan.subnets.iter().for_each(|net| base::push_subnet(&mut batch, *net));
         push_deletions(&mut batch, &plan.dead);

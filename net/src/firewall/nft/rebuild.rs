@@ -1,7 +1,7 @@
 //! A table that an earlier version of Weft made: made anew, with what is in it.
 
 use super::Nftables;
-use super::base;
+use super::base::{self, Services};
 use super::element::{Element, Key, Map, Value};
 use super::plan::{TRIES, push_lists};
 use super::socket::{Question, generation_of, refused};
@@ -15,6 +15,7 @@ impl Nftables {
     /// Makes the table anew, in one transaction, when Weft made it without all of the sets that it has now. Returns whether
     /// it did.
     pub(super) fn rebuild(&mut self, table: Table) -> Result<bool> {
+        let mut in_vain = false;
         for _ in 0..TRIES {
             let (mut generation, mut is_ours) = (0, false);
             self.socket.ask(
@@ -32,6 +33,9 @@ impl Nftables {
             if !is_ours || table.frame().iter().all(|map| maps.contains(map)) {
                 return Ok(false);
             }
+            if std::mem::take(&mut in_vain) {
+                self.services = Services::All;
+            }
             let (mut elements, mut subnets) = (Vec::<Element>::new(), BTreeSet::<IpNetwork>::new());
             for map in maps {
                 if let Map::Masq(net) | Map::Hairpin(net) = map {
@@ -39,22 +43,27 @@ impl Nftables {
                 }
                 self.socket.elements(map, |e| elements.push(e))?;
             }
-            let pair = |e: &Element| Element {
-                key: Key::bridge(Map::BridgePairs, &text(&e.key.bytes)),
-                value: Value::None,
-                tag: String::new(),
+            let derived = |e: &Element| {
+                let map = match e.key.map {
+                    Map::Guarded => Map::BridgePairs,
+                    Map::Closed => Map::Sealed,
+                    _ => return None,
+                };
+                let key = Key::bridge(map, &text(&e.key.bytes));
+                Some(Element { key, value: Value::None, tag: String::new() })
             };
-            let pairs: Vec<_> = elements.iter().filter(|e| e.key.map == Map::Guarded).map(pair).collect();
-            elements.extend(pairs);
+            let derived: Vec<_> = elements.iter().filter_map(derived).collect();
+            elements.extend(derived);
             elements.sort_by(|a, b| a.key.cmp(&b.key));
             elements.dedup_by(|a, b| a.key == b.key);
             let mut batch = self.socket.batch(table, Some(generation));
             batch.push("delete", msg::DELTABLE, 0, |_| {});
-            base::push(&mut batch);
+            base::push(&mut batch, self.services);
             subnets.iter().for_each(|net| base::push_subnet(&mut batch, *net));
             let what = ("add elements to", msg::NEWSETELEM, flag::CREATE);
             push_lists(&mut batch, what, &elements, |e| &e.key, |e, w| e.write(w));
             let Err(errors) = self.socket.commit(batch)? else { return Ok(true) };
+            in_vain = errors.iter().all(|(errno, _)| *errno == libc::ENOENT);
             let transient = |errno| matches!(errno, libc::ENOENT | libc::ERESTART | libc::EBUSY);
             if let Some((errno, what)) = errors.iter().find(|(errno, _)| !transient(*errno)) {
                 return Err(refused(what, *errno));

@@ -1,7 +1,7 @@
 //! The table's frame: its chains and rules, and how one that is there is recognised.
 
 use crate::Result;
-use crate::firewall::nft::base::{Chain, chain, hook, push_frame};
+use crate::firewall::nft::base::{Chain, Services, chain, hook, push_frame};
 use crate::firewall::nft::element::Map;
 use crate::firewall::nft::expr::{Ct, Rule, Side, Verdict, Way};
 use crate::firewall::nft::socket::{Question, Socket};
@@ -39,14 +39,15 @@ pub struct Shape {
 }
 
 impl Frame {
-    /// The frame for these rules: it depends on the port, the underlay's link and its address alone.
-    pub fn of(rules: &Rules) -> Frame {
+    /// The frame for these rules: of them it depends on the port, the underlay's link and its address alone.
+    pub fn of(rules: &Rules, services: Services) -> Frame {
         let hooked = |at| hook("filter", at, PRIORITY);
         Frame {
             chains: vec![
                 chain("prerouting", hook("filter", PREROUTING, RAW), prerouting(rules.port, rules.underlay)),
                 chain("input", hooked(INPUT), input(rules.port)),
                 chain("forward", hooked(FORWARD), forward(rules.underlay)),
+                chain("services", None, services.drop()),
                 chain("foreign", None, foreign()),
                 chain("arrive", None, arrive(rules.underlay, rules.vtep)),
                 chain("vxlan", None, vxlan(rules.underlay)),
@@ -151,10 +152,14 @@ fn link_local() -> IpNetwork {
     Ipv6Network::new(ADDR, 10).map_or_else(|_| IpAddr::from(ADDR).into(), IpNetwork::V6)
 }
 
-/// VXLAN packets of our networks; others' are left alone.
+/// VXLAN packets of our networks; others' are left alone. And what internal networks send to the host itself.
 fn input(port: u16) -> Vec<Rule> {
     vec![
         Rule::new().udp_port(port).vni_in(Map::Vnis).then(Verdict::Jump("arrive")).commented("VXLAN of ours"),
+        Rule::new()
+            .group_in(Way::In, Map::Internal)
+            .then(Verdict::Jump("services"))
+            .commented("from a network without a way out"),
     ]
 }
 

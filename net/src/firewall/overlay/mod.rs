@@ -13,12 +13,13 @@
 
 mod frame;
 
+use super::nft::base::Services;
 use super::nft::element::{Key, Map, key_element, subnet};
 use super::nft::plan::{push_deletions, push_lists};
 use super::nft::socket::{Socket, refused};
 use super::nft::table::Table;
 use super::nft::wire::{Batch, flag, msg};
-use crate::Result;
+use crate::{Error, Refusal, Result};
 use frame::Frame;
 use ipnetwork::IpNetwork;
 use std::collections::BTreeSet;
@@ -66,6 +67,8 @@ pub struct Rules {
 /// The table, of the network namespace in which it was opened.
 pub struct OverlayTable {
     socket: Socket,
+    /// How the table knows the host's services of Weft.
+    services: Services,
     /// What the table has, as far as it was changed from here.
     written: Option<Rules>,
 }
@@ -85,7 +88,7 @@ impl OverlayTable {
     /// # Errors
     /// [`crate::Error::Unsupported`] when the kernel has no nftables.
     pub fn open() -> Result<Self> {
-        Ok(OverlayTable { socket: Socket::open()?, written: None })
+        Ok(OverlayTable { socket: Socket::open()?, services: Services::default(), written: None })
     }
 
     /// Makes the table let pass just this; true when something had to be changed. The first time, and after
@@ -167,7 +170,7 @@ impl OverlayTable {
 
     /// Compares with what the kernel has, and changes that; with `keep` no element is deleted.
     fn mend(&mut self, rules: &Rules, keep: bool) -> Result<bool> {
-        let wanted = Frame::of(rules);
+        let wanted = Frame::of(rules, self.services);
         let plan = match frame::read(&mut self.socket)? {
             Some(found) if found == wanted.shape() => {
                 let mut has = BTreeSet::new();
@@ -185,7 +188,17 @@ impl OverlayTable {
             }
             found => Plan::Replace(found.is_some()),
         };
-        self.commit(rules, plan)
+        let replaces = matches!(plan, Plan::Replace(_));
+        match self.commit(rules, plan) {
+            // The batch makes all that it names: an expression is missing.
+            Err(Error::Kernel { refusal: Refusal { errno: libc::ENOENT, .. }, .. })
+                if replaces && self.services == Services::Marked =>
+            {
+                self.services = Services::All;
+                self.mend(rules, keep)
+            }
+            committed => committed,
+        }
     }
 
     /// Those of the elements that were not seen which are not there: not all need have been shown. Of many, all are taken for
@@ -208,7 +221,7 @@ impl OverlayTable {
                 if there {
                     push_removal(&mut batch);
                 }
-                Frame::of(rules).push(&mut batch);
+                Frame::of(rules, self.services).push(&mut batch);
                 (Vec::new(), keys(rules).collect())
             }
         };

@@ -1,7 +1,7 @@
 //! A host with a bridge and two containers, and another host beside it; servers that tell whom they see.
 
 use super::{addrs, run};
-use crate::firewall::Protocol;
+use crate::firewall::{Protocol, mark_service};
 use crate::{Netns, testns};
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -72,6 +72,15 @@ impl Lab {
     pub fn serve_on_host(&self, at: &str) {
         let at: SocketAddr = at.parse().unwrap();
         answer(TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap());
+    }
+
+    /// The same with a service of Weft.
+    pub fn serve_weft_on_host(&self, at: &str) {
+        let at: SocketAddr = at.parse().unwrap();
+        let (tcp, udp) = (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap());
+        mark_service(&tcp);
+        mark_service(&udp);
+        answer(tcp, udp);
     }
 
     /// Asks what listens there, from a namespace (None: the host itself): the address that the server saw.

@@ -10,6 +10,7 @@ mod overlay;
 mod overlay_table;
 mod packets;
 mod ruleset;
+mod services;
 mod spoof;
 mod table;
 

@@ -115,6 +115,7 @@ const FULL: &str = r#"table inet weft-overlay {
 	chain input {
 		type filter hook input priority filter - 10; policy accept;
 		udp dport 4789 @th,96,24 @vnis jump arrive comment "VXLAN of ours"
+		iifgroup @internal jump services comment "from a network without a way out"
 	}
 
 	chain forward {
@@ -133,6 +134,10 @@ const FULL: &str = r#"table inet weft-overlay {
 		oifgroup @internal drop comment "no way in"
 		oifgroup @groups jump inward comment "from outside"
 		iif != "lo" oif "lo" jump outward comment "to outside"
+	}
+
+	chain services {
+		socket mark 0x10000000 drop comment "to a service of Weft"
 	}
 
 	chain foreign {

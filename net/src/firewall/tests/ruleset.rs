@@ -44,6 +44,11 @@ const FULL: &str = r#"table inet weft {
 		comment "bridges without a way in or out"
 	}
 
+	set bridges_sealed {
+		type ifname
+		comment "bridges that reach no service of Weft on the host"
+	}
+
 	set bridges_isolated {
 		type ifname
 		comment "bridges whose containers do not see each other"
@@ -139,6 +144,15 @@ const FULL: &str = r#"table inet weft {
 		oifname @bridges_closed drop
 		ct state invalid jump untranslated
 		oifname @guarded jump guard
+	}
+
+	chain input {
+		type filter hook input priority filter; policy accept;
+		iifname @bridges_sealed jump services
+	}
+
+	chain services {
+		socket mark 0x10000000 drop comment "to a service of Weft"
 	}
 
 	chain untranslated {
