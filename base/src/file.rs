@@ -17,8 +17,17 @@ pub const LIMIT: u64 = 8 << 20;
 /// # Errors
 /// The file cannot be opened, or is not a regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    check_regular(File::options().read(true).custom_flags(WITHOUT_WAITING.bits()).open(path)?)
+}
+
+/// Flags with which a file that may be anything is opened: nothing waits, and no terminal becomes the controlling one.
+pub const WITHOUT_WAITING: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
+
+/// Checks that an open file is as [`open_regular`] opens it.
+///
+/// # Errors
+/// It is any other.
+pub fn check_regular(file: File) -> io::Result<File> {
     let meta = file.metadata()?;
     // Character device 1:3 (Documentation/admin-guide/devices.txt).
     let is_null = meta.file_type().is_char_device() && meta.rdev() == makedev(1, 3);

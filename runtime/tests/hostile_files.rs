@@ -79,6 +79,34 @@ fn exec_in_a_container_with_hostile_lists_fails_at_once() {
     host.assert_clean();
 }
 
+/// The client of `exec` reads the lists in the container's namespaces, with its own descriptors still open.
+#[test]
+fn lists_that_lead_to_open_files_of_exec_are_refused() {
+    let host = Host::new();
+    host.sleeper("one", &["--network", "none"]);
+    let input = host.path("passwd");
+    fs::write(&input, "stranger:x:4711:4711::/:/bin/sh\n").unwrap();
+    for to in ["/proc/self/fd/0", "/dev/stdin", "/dev/fd/0", "/proc/thread-self/fd/0"] {
+        host.ok(&["exec", "one", "sh", "-c", &format!("ln -s {to} /etc/new && mv -f /etc/new /etc/passwd")]);
+        let mut exec = host.command(&["exec", "-u", "stranger", "one", "id", "-u"]);
+        let output = exec.stdin(File::open(&input).unwrap()).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{to}: {}", String::from_utf8_lossy(&output.stdout));
+        assert!(error.contains("cannot read the container's /etc/passwd"), "{to}: {error}");
+        host.ok(&["rm", "-f", "one"]);
+        host.sleeper("one", &["--network", "none"]);
+    }
+    // Links inside of the container lead where they lead.
+    let link = "echo stranger:x:4712:4712::/:/bin/sh > /srv/list && ln -sf ../srv/list /etc/passwd";
+    host.ok(&["exec", "one", "sh", "-c", link]);
+    assert_eq!(host.ok(&["exec", "-u", "stranger", "one", "id", "-u"]).trim(), "4712");
+    host.ok(&["exec", "one", "sh", "-c", "ln -sf /proc/self/fd/0 /dev/ptmx"]);
+    let (code, error) = bounded(&host, &["exec", "-t", "one", "true"]);
+    assert!(code != 0 && code != 124 && error.contains("/dev/ptmx"), "{code} {error}");
+    host.ok(&["rm", "-f", "one"]);
+    host.assert_clean();
+}
+
 #[test]
 fn fifo_among_the_networks_is_passed_over() {
     let host = Host::new();

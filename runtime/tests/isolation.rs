@@ -228,7 +228,9 @@ fn a_container_that_gets_hold_of_the_executable_finds_it_read_only() {
         flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY)
     };
     assert!(read_only(&host.pid(&id, "supervisor_pid").to_string()));
-    let child = host.command(&["exec", "one", "sleep", "1"]).spawn().unwrap();
+    // Nothing in the environment switches it off.
+    let mut client = host.command(&["exec", "one", "sleep", "1"]);
+    let child = client.env("WEFT_READ_ONLY_EXECUTABLE", "1").spawn().unwrap();
     common::until("the client is a read-only one", || read_only(&child.id().to_string()));
     child.wait_with_output().unwrap();
     host.ok(&["rm", "-f", "one"]);

@@ -16,9 +16,6 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use super::sys;
 use crate::paths::Paths;
 
-/// Set in the environment of one that was executed again, so that it is done once.
-const MARK: &str = "WEFT_READ_ONLY_EXECUTABLE";
-
 /// This executable on a read-only mount, opened rather than named, so that it may be replaced meanwhile. As it is where no
 /// such mount can be made.
 pub fn executable() -> io::Result<OwnedFd> {
@@ -32,14 +29,13 @@ pub fn path(executable: &OwnedFd) -> PathBuf {
 
 /// Executes this command line again from a read-only mount, unless it is so already.
 pub fn protect(paths: &Paths) {
-    let is_read_only = File::open("/proc/self/exe")
-        .is_ok_and(|file| fstatvfs(&file).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY)));
-    if is_read_only || std::env::var_os(MARK).is_some() {
+    if File::open("/proc/self/exe").is_ok_and(|file| is_read_only(&file)) {
         return;
     }
-    if let Ok(executable) = read_only() {
+    // One that is not read-only all the same would be executed again for ever.
+    if let Some(executable) = read_only().ok().filter(is_read_only) {
         let mut command = Command::new(path(&executable));
-        command.arg0("runtime").args(std::env::args_os().skip(1)).env(MARK, "1");
+        command.arg0("runtime").args(std::env::args_os().skip(1));
         // It no longer finds what is beside it.
         if let Ok(beside) = std::env::join_paths(&paths.cni_bin) {
             command.env("CNI_PATH", beside);
@@ -47,6 +43,11 @@ pub fn protect(paths: &Paths) {
         // Comes back only when it fails; then this process goes on as it is.
         let _ = command.exec();
     }
+}
+
+/// Whether a file is on a read-only mount or file system.
+fn is_read_only(file: &impl AsFd) -> bool {
+    fstatvfs(file).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY))
 }
 
 fn read_only() -> io::Result<OwnedFd> {

@@ -137,6 +137,13 @@ pub fn move_mount(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()
     })
 }
 
+/// Lets the other end of the terminal whose master this is be opened (ioctl_tty(2)).
+pub fn unlock_terminal(master: BorrowedFd<'_>) -> io::Result<()> {
+    let locked: c_int = 0;
+    // SAFETY: TIOCSPTLCK reads an integer, which outlives the call.
+    check(c_long::from(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const locked) }))
+}
+
 /// Opens the other end of the terminal whose master this is. No path of the container is followed (ioctl_tty(2)).
 pub fn terminal_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;

@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
@@ -39,6 +39,14 @@ pub enum Make {
 /// Opens a directory as the root of a search.
 pub fn root(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Opens `path` in this process's root, which is the container's. A link to an open file, as /proc/self/fd/0 is one, is an error
+/// (ELOOP): it would lead out of the root, and to what this process has open.
+pub fn open_file(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
+    Ok(openat2(root(Path::new("/"))?, path, how)?)
 }
 
 /// Opens `path` inside `root` as an `O_PATH` descriptor, made when it is missing. It is neither in a proc file system, where

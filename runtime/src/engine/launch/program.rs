@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::pty::{grantpt, posix_openpt, unlockpt};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{
@@ -120,9 +119,9 @@ impl Stdio {
 
 /// A new terminal of the container's own devpts, made the controlling one, its master handed over.
 fn terminal(user: &user::User, report: &Reporter) -> Result<OwnedFd> {
-    let master =
-        posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).context("cannot open a terminal")?;
-    grantpt(&master).and_then(|()| unlockpt(&master)).context("cannot unlock the terminal")?;
+    let master = place::open_file(Path::new("/dev/ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY)
+        .context("cannot open /dev/ptmx")?;
+    sys::unlock_terminal(master.as_fd()).context("cannot unlock the terminal")?;
     let slave = sys::terminal_peer(master.as_fd()).context("cannot open the terminal's other end")?;
     // Group 5 is tty, as devpts is mounted.
     fchown(&slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(5)))
@@ -134,7 +133,7 @@ fn terminal(user: &user::User, report: &Reporter) -> Result<OwnedFd> {
         let tree = sys::clone_tree(slave.as_fd(), false).context("cannot bind /dev/console")?;
         sys::move_mount(tree.as_fd(), console.as_fd()).context("cannot bind /dev/console")?;
     }
-    report.terminal(&master.as_fd().try_clone_to_owned()?);
+    report.terminal(&master);
     sys::set_controlling_terminal(slave.as_fd()).context("cannot take the terminal")?;
     Ok(slave)
 }

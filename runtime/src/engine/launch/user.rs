@@ -3,7 +3,9 @@
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
+use super::place;
 use base::file;
+use nix::fcntl::OFlag;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 /// A user as the kernel and the environment know it.
@@ -22,7 +24,7 @@ pub struct User {
 /// Reads the container's own list of users or groups; one that is missing is empty.
 ///
 /// # Errors
-/// It is no regular file, or longer than [`file::LIMIT`].
+/// It is no regular file of the container, or longer than [`file::LIMIT`].
 pub fn read(path: &Path) -> Result<String, String> {
     match read_bytes(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
@@ -32,7 +34,8 @@ pub fn read(path: &Path) -> Result<String, String> {
 }
 
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
-    let file = file::open_regular(path)?;
+    let file = place::open_file(path, OFlag::O_RDONLY | file::WITHOUT_WAITING)?;
+    let file = file::check_regular(file.into())?;
     // A read of /proc/kmsg would take messages from the host's log. This process still has the host's rights.
     if fstatfs(&file)?.filesystem_type() == PROC_SUPER_MAGIC {
         return Err(io::Error::new(ErrorKind::InvalidInput, "expected a file outside of /proc"));
