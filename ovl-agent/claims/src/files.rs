@@ -54,6 +54,8 @@ pub(crate) struct ViewFile {
     pub(crate) revision: i64,
     #[serde(default)]
     pub(crate) subnets: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) history: Option<crate::restored::History>,
     pub(crate) hosts: Vec<Host>,
     pub(crate) networks: Vec<(Network, i64)>,
     pub(crate) owners: Vec<(String, IpNetwork, String)>,

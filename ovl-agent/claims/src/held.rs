@@ -18,6 +18,8 @@ pub(crate) struct Held {
     pub(crate) why: String,
     /// There is no record any more.
     pub(crate) deleted: bool,
+    /// The store was set back ([`crate::restored`]).
+    pub(crate) restored: bool,
     /// What it says, when that may become valid.
     waiting: Option<Waiting>,
 }
@@ -57,7 +59,9 @@ impl State {
     }
 
     fn apply_checked(&mut self, read: Read<'_>, changed: Revision) {
-        let why = match self.check(&read) {
+        let outlasted = self.outlasts(&read, changed);
+        let restored = outlasted.is_some();
+        let why = match outlasted.map_or_else(|| self.check(&read), Err) {
             Ok(()) => {
                 self.release(&read);
                 return self.apply_valid(read, changed);
@@ -65,7 +69,10 @@ impl State {
             Err(why) => why,
         };
         self.note_lost(&read);
-        let deleted = matches!(read, Read::Network(_, None) | Read::Host(_, None) | Read::Block(_, _, None));
+        let deleted = matches!(
+            read,
+            Read::Network(_, None) | Read::Host(_, None) | Read::Block(_, _, None) | Read::Single(_, _, None)
+        );
         let (key, waiting) = match read {
             Read::Network(name, network) => (keys::network(name), network.map(Value::Network)),
             Read::Host(name, host) => (keys::host(name), host.map(Value::Host)),
@@ -80,13 +87,13 @@ impl State {
                 }
                 (key.text(), None)
             }
-            Read::Live(..) | Read::Subnets | Read::Other => return,
+            Read::Live(..) | Read::Subnets | Read::History(_) | Read::Back(..) | Read::Other => return,
         };
         if self.held.get(&key).is_none_or(|held| held.why != why) {
             tracing::warn!(key, "store record held back, the last valid value stays in force: {why}");
         }
         let waiting = waiting.map(|value| Waiting { value, changed });
-        self.held.insert(key, Held { why, deleted, waiting });
+        self.held.insert(key, Held { why, deleted, restored, waiting });
     }
 
     /// Has what was deleted or spoiled of this host's part written again.
@@ -99,7 +106,7 @@ impl State {
             }
             // The keeper puts it back.
             Read::Network(_, None) => self.marked = true,
-            Read::Block(network, block, None) => {
+            Read::Block(network, block, None) if self.own_block(network, *block).is_some() => {
                 self.own_changed |= self.lost.insert(((*network).to_owned(), *block));
             }
             _ => {}
@@ -158,7 +165,8 @@ impl State {
             Read::Host(name, _) => keys::host(name),
             Read::Block(network, block, _) => keys::block(network, *block),
             Read::Single(network, address, _) => keys::single(network, *address),
-            Read::Live(..) | Read::Subnets | Read::Invalid(..) | Read::Other => return,
+            Read::Live(..) | Read::Subnets | Read::History(_) | Read::Back(..) => return,
+            Read::Invalid(..) | Read::Other => return,
         };
         if self.held.remove(&key).is_some() {
             tracing::info!(key, "store record no longer held back");
@@ -307,7 +315,7 @@ impl State {
     /// The records that are held back, for people.
     pub(crate) fn held_records(&self) -> Vec<HeldRecord> {
         let record = |(key, held): (&String, &Held)| HeldRecord { key: key.clone(), why: held.why.clone() };
-        self.held.iter().map(record).collect()
+        self.held.iter().map(record).chain(self.taken_blocks()).collect()
     }
 
     /// Takes the addresses of this host, which are no other node's VTEP.

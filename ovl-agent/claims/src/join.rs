@@ -1,12 +1,12 @@
 //! Registering this host, and putting back what a store lost that was set back or made anew.
 
 use crate::inner::{Inner, lock};
-use crate::keys::{self, Claim, SingleClaim};
+use crate::keys::{self, Claim, SingleClaim, SingleState};
 use crate::open::internal;
 use crate::record::{self, Read};
-use crate::state::Me;
+use crate::state::{Me, State};
 use crate::token::Token;
-use ovl_api::model::{Host, Network};
+use ovl_api::model::{Host, Network, is_single};
 use ovl_api::wire::Problem;
 use ovl_store::{Compare, KeyValue, Op, Snapshot, Txn};
 use std::collections::{BTreeSet, HashSet};
@@ -66,6 +66,7 @@ impl Inner {
                     }
                 },
             };
+            let (found, epoch) = self.look(|state| state.since_set_back(found, &id));
             match (found, other) {
                 (Some((host, _)), _) if host.id != id => {
                     if alive.is_some() || !self.may_replace(&host) {
@@ -88,7 +89,7 @@ impl Inner {
                     self.clear_host(&host, changed).await?;
                 }
                 (Some((host, changed)), None) => {
-                    let mine = self.record(host.epoch);
+                    let mine = self.record(host.epoch.max(epoch));
                     if host == mine && self.renewed.load(Ordering::Relaxed) {
                         self.keep_epoch(host.epoch)?;
                         self.bind_identity()?;
@@ -207,13 +208,19 @@ impl Inner {
         };
         let mut renewed = false;
         for entry in &snapshot.entries {
-            let value = match Read::of(&entry.key, Some(&entry.value)) {
-                Read::Block(.., Some(claim)) if is_old(&claim) => keys::json(&crate::claim::claim(&me)),
-                Read::Single(.., Some(SingleClaim { claim, state })) if is_old(&claim) => {
-                    keys::json(&SingleClaim { claim: crate::claim::claim(&me), state })
+            let (network, range, value) = match Read::of(&entry.key, Some(&entry.value)) {
+                Read::Block(network, block, Some(claim)) if is_old(&claim) => {
+                    (network, block, keys::json(&crate::claim::claim(&me)))
+                }
+                Read::Single(network, address, Some(SingleClaim { claim, state })) if is_old(&claim) => {
+                    let renewed = SingleClaim { claim: crate::claim::claim(&me), state };
+                    (network, crate::pool::alone(address), keys::json(&renewed))
                 }
                 _ => continue,
             };
+            if self.look(|state| state.is_overtaken(network, range, entry.changed)) {
+                continue;
+            }
             let txn = Txn {
                 when: vec![Compare::Unchanged(entry.key.clone(), entry.changed)],
                 then: vec![Op::Put(entry.key.clone(), value, None)],
@@ -232,7 +239,7 @@ impl Inner {
     pub(crate) async fn put_back(&self, snapshot: &Snapshot) -> Result<(), Problem> {
         let me = self.me()?;
         let there: HashSet<&str> = snapshot.entries.iter().map(|entry| entry.key.as_str()).collect();
-        let (networks, blocks) = self.look(|state| {
+        let (networks, blocks, singles) = self.look(|state| {
             let ids: BTreeSet<&String> = state.own.keys().chain(state.used.keys()).collect();
             let networks = ids.into_iter().filter_map(|id| state.view.networks.get(id));
             let networks = networks.filter(|network| !there.contains(keys::network(&network.name).as_str()));
@@ -241,22 +248,38 @@ impl Inner {
             let blocks = blocks.filter(|block| !state.returning.contains(block));
             let blocks = blocks.map(|(id, block)| keys::block(&id, block));
             let blocks = blocks.filter(|key| !there.contains(key.as_str()));
-            (networks.cloned().collect::<Vec<Network>>(), blocks.collect::<Vec<String>>())
+            (
+                networks.cloned().collect::<Vec<Network>>(),
+                blocks.collect::<Vec<String>>(),
+                singles(state, &there),
+            )
         });
         for network in networks {
             if self.put_network(&network, &me).await? {
                 tracing::warn!("the store had lost the network {}: it was put back", network.name);
             }
         }
-        let value = keys::json(&crate::claim::claim(&me));
-        for key in blocks {
+        let claim = crate::claim::claim(&me);
+        let value = keys::json(&claim);
+        let granted = keys::json(&SingleClaim { claim, state: SingleState::Granted });
+        let blocks = blocks.into_iter().map(|key| (key, value.clone()));
+        for (key, value) in blocks.chain(singles.into_iter().map(|key| (key, granted.clone()))) {
             let txn = Txn {
                 when: vec![Compare::Absent(key.clone())],
-                then: vec![Op::Put(key, value.clone(), None)],
+                then: vec![Op::Put(key, value, None)],
                 otherwise: Vec::new(),
             };
             self.commit_fenced(&me, txn).await?;
         }
-        Ok(())
+        self.overwrite_old_claims(snapshot, &me).await
     }
+}
+
+/// The keys of this host's single addresses that are not there.
+fn singles(state: &State, there: &HashSet<&str>) -> Vec<String> {
+    let own = state.view.owners.iter().filter(|(entry, owner)| {
+        **owner == state.view.me && is_single(entry.1) && !state.returning.contains(*entry)
+    });
+    let keys = own.map(|((id, range), _)| keys::single(id, range.ip()));
+    keys.filter(|key| !there.contains(key.as_str())).collect()
 }

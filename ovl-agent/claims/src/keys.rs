@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub(crate) const FOLLOWED: &str = "c/";
 /// Every creation of a network rewrites this key and fails when another did: two that overlap cannot both succeed.
 pub(crate) const SUBNETS: &str = "c/subnets";
+/// Which history the store's data is of.
+pub(crate) const HISTORY: &str = "c/history";
 pub(crate) const NETWORKS: &str = "c/networks/";
 pub(crate) const BLOCKS: &str = "c/blocks/";
 pub(crate) const SINGLES: &str = "c/singles/";
@@ -43,6 +45,8 @@ pub(crate) enum Key<'a> {
     Network(&'a str),
     Host(&'a str),
     Live(&'a str),
+    /// That the node has put its part back.
+    Back(&'a str),
     Block(&'a str, IpNetwork),
     Single(&'a str, IpAddr),
     Other,
@@ -62,6 +66,10 @@ pub(crate) fn host(name: &str) -> String {
 
 pub(crate) fn live(name: &str) -> String {
     format!("c/live/{name}")
+}
+
+pub(crate) fn back(name: &str) -> String {
+    format!("c/back/{name}")
 }
 
 pub(crate) fn blocks(network: &str) -> String {
@@ -138,6 +146,7 @@ impl Key<'_> {
             Key::Network(name) => network(name),
             Key::Host(name) => host(name),
             Key::Live(name) => live(name),
+            Key::Back(name) => back(name),
             Key::Block(of, range) => block(of, range),
             Key::Single(of, address) => single(of, address),
             Key::Other => String::new(),
@@ -154,6 +163,7 @@ impl Key<'_> {
             "networks" => Some(Key::Network(rest)),
             "hosts" => Some(Key::Host(rest)),
             "live" => Some(Key::Live(rest)),
+            "back" => Some(Key::Back(rest)),
             "blocks" => in_network().and_then(|(network, text)| {
                 let (address, prefix) = text.rsplit_once('-')?;
                 let length: u8 = prefix.parse().ok()?;

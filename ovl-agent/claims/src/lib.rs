@@ -35,6 +35,7 @@ mod random;
 mod record;
 mod remove;
 mod rename;
+mod restored;
 mod session;
 mod settle;
 mod single;

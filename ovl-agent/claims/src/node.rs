@@ -255,7 +255,7 @@ impl Node {
 
     /// Applies what is held back after all.
     pub fn accept(&self) {
-        if self.inner.look(|state| state.held_back.is_some()) {
+        if self.inner.look(|state| state.held_back.is_some() || state.past.restored.is_some()) {
             self.inner.accepted.store(true, std::sync::atomic::Ordering::Relaxed);
             self.inner.wake.session.notify_one();
         }

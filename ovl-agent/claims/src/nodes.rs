@@ -122,7 +122,7 @@ impl Inner {
         }
         let txn = Txn {
             when: vec![fence],
-            then: vec![Op::Delete(key.clone()), Op::Delete(keys::live(&host.name))],
+            then: [key, keys::live(&host.name), keys::back(&host.name)].map(Op::Delete).into(),
             otherwise: Vec::new(),
         };
         self.commit(txn).await?;

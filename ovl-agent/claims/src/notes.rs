@@ -87,7 +87,9 @@ impl Inner {
                 let changed = |id: &String| state.network_changed.get(id).copied().unwrap_or(0);
                 ViewFile {
                     cluster: state.cluster,
-                    revision: state.revision,
+                    // A start from the file has to see again that the store was set back.
+                    revision: state.past.restored.as_ref().map_or(state.revision, |is| is.known),
+                    history: state.past.history.clone(),
                     subnets: state.subnets_changed,
                     hosts: view.hosts.values().cloned().collect(),
                     networks: view.networks.values().map(|n| (n.clone(), changed(&n.id))).collect(),

@@ -56,6 +56,7 @@ fn open_leases(files: &Files, conf: &NodeConf) -> Result<ipam::Store, Problem> {
 fn load_view(state: &mut State, files: &Files) {
     let Some(file) = files.view() else { return };
     (state.cluster, state.revision, state.subnets_changed) = (file.cluster, file.revision, file.subnets);
+    state.past.history = file.history;
     for (network, changed) in file.networks {
         state.apply(&keys::network(&network.name), Some(&keys::json(&network)), changed);
     }

@@ -3,7 +3,7 @@
 use crate::files::Local;
 use crate::inner::lease_problem;
 use crate::pool;
-use crate::state::State;
+use crate::state::{Own, Single, State};
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Endpoint, Network, Subnet};
 use ovl_api::wire::{Attach, Problem, ProblemKind};
@@ -12,6 +12,21 @@ use std::net::IpAddr;
 
 /// At most this many own blocks with room are looked at for an address: the order of release holds among them.
 const BLOCKS_AT_ONCE: usize = 64;
+
+impl State {
+    pub(crate) fn single(&self, network: &str, address: IpAddr) -> Option<&Single> {
+        self.singles.get(network)?.get(&address)
+    }
+
+    pub(crate) fn own_block(&self, network: &str, block: IpNetwork) -> Option<&Own> {
+        self.own.get(network)?.get(&block)
+    }
+
+    pub(crate) fn user(&self, network: &str, address: IpAddr) -> Option<&Local> {
+        self.locals.get(self.used.get(network)?.get(&address)?)
+    }
+}
+
 /// The addresses asked for, by family.
 pub(crate) fn requested(network: &Network, ips: &[IpAddr]) -> Result<HashMap<bool, IpAddr>, Problem> {
     let mut fixed = HashMap::new();

@@ -3,6 +3,7 @@
 
 use crate::keys::{self, Claim, Key, SingleClaim};
 use crate::pool;
+use crate::restored::History;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Host, Network, is_single, overlap};
 use ovl_api::names::MAX_VNI;
@@ -17,6 +18,8 @@ pub(crate) enum Read<'a> {
     Block(&'a str, IpNetwork, Option<Claim>),
     Single(&'a str, IpAddr, Option<SingleClaim>),
     Subnets,
+    History(Option<History>),
+    Back(&'a str, Option<String>),
     /// There is a value, which cannot be understood or is not allowed, and why.
     Invalid(Key<'a>, String),
     Other,
@@ -29,9 +32,16 @@ impl Read<'_> {
             Key::Network(name) => parse(value).map(|network| Read::Network(name, network)),
             Key::Host(name) => parse(value).map(|host| Read::Host(name, host)),
             Key::Live(name) => Ok(Read::Live(name, value.is_some())),
+            Key::Back(name) => {
+                let id = value.map(|value| String::from_utf8_lossy(value).into_owned());
+                Ok(Read::Back(name, id))
+            }
             Key::Block(network, block) => parse(value).map(|claim| Read::Block(network, block, claim)),
             Key::Single(network, at) => parse(value).map(|single| Read::Single(network, at, single)),
             Key::Other if key == keys::SUBNETS && value.is_some() => Ok(Read::Subnets),
+            Key::Other if key == keys::HISTORY => {
+                Ok(Read::History(value.and_then(|value| serde_json::from_slice(value).ok())))
+            }
             Key::Other => Ok(Read::Other),
         };
         read.unwrap_or_else(|why| Read::Invalid(parsed, why))

@@ -111,21 +111,25 @@ impl Inner {
         self.rename().await?;
         let epoch = || self.look(|state| state.me.as_ref().map(|me| me.host.epoch));
         let before = epoch();
-        match self.join().await {
-            Ok(()) => {}
+        let joined = async {
+            let restored = self.check_history().await?;
+            self.join().await.map(|()| restored)
+        };
+        let restored = match joined.await {
+            Ok(restored) => restored,
             Err(Trouble::Store(error)) => return Err(store_problem(&error)),
             Err(Trouble::Other(problem)) => {
                 // Containers keep their network, and no address is given, also not of what is known to be own.
                 self.update(|state| state.refused = Some(problem.message.clone()));
                 return Err(problem);
             }
-        }
+        };
         if self.update(|state| state.refused.take()).is_some() {
             // Another may have claimed and returned blocks in this node's name.
             *told = None;
         }
         // What a host owns under a new epoch, only everything tells.
-        if before.is_none() || epoch() != before || self.accepted.load(Ordering::Relaxed) {
+        if before.is_none() || epoch() != before || restored || self.accepted.load(Ordering::Relaxed) {
             *told = None;
         }
         let ended = if told.is_some() { self.resume(told).await } else { self.begin(told).await };
@@ -144,9 +148,20 @@ impl Inner {
     async fn begin(&self, known: &mut Option<Told>) -> Result<End, Trouble> {
         let mut snapshot = self.snapshot().await?;
         let accepted = self.accepted.swap(false, Ordering::Relaxed);
+        let set_back = self.update(|state| {
+            if accepted {
+                state.accept_restored();
+                return false;
+            }
+            state.past.suspect = state.past.restored.is_none() && state.is_other(&snapshot);
+            state.past.suspect
+        });
+        if set_back {
+            return Ok(End::Relist);
+        }
         let guard = self.look(|state| state.guard(&snapshot)).filter(|_| !accepted);
         // What the others lost may be back already, when they were quicker, and this host's part is not.
-        let lost = self.look(|state| state.held_back.is_some() || state.is_other(&snapshot)) && !accepted;
+        let lost = self.look(|state| state.held_back.is_some() || state.past.restored.is_some()) && !accepted;
         if let Some(why) = &guard {
             self.hold(why);
         }
@@ -154,6 +169,7 @@ impl Inner {
             self.put_back(&snapshot).await?;
         }
         let renewed = self.renew_claims(&snapshot).await?;
+        self.report_back(&snapshot).await?;
         if guard.is_some() {
             return Ok(End::Held);
         }
@@ -168,7 +184,7 @@ impl Inner {
                 tracing::info!("changes that were held back are applied");
             }
             state.replace(whole);
-            state.following = true;
+            state.following = !state.past.changed;
             state.set_error(None);
             if first {
                 let (hosts, networks) = (state.view.hosts.len(), state.view.networks.len());
@@ -182,6 +198,9 @@ impl Inner {
         drop(snapshot);
         if !self.look(|state| state.me.is_some()) {
             return Ok(End::Fenced);
+        }
+        if self.look(|state| state.past.changed) {
+            return Ok(End::Relist);
         }
         let watch = self.conf.kv.watch(keys::FOLLOWED, told.revision + 1).await?;
         self.follow(told, watch).await
@@ -235,11 +254,12 @@ impl Inner {
             if told.revision > state.revision {
                 state.reached(told.revision);
             }
-            (state.me.is_none(), std::mem::take(&mut state.rejoin))
+            (state.me.is_none(), std::mem::take(&mut state.rejoin), state.past.changed)
         });
         match fenced {
-            (true, _) => Some(End::Fenced),
-            (false, rejoin) => rejoin.then_some(End::Again),
+            (true, ..) => Some(End::Fenced),
+            (false, _, true) => Some(End::Relist),
+            (false, rejoin, false) => rejoin.then_some(End::Again),
         }
     }
 

@@ -101,11 +101,11 @@ impl State {
         self.cluster = Some(snapshot.cluster);
         let subnets = snapshot.entries.iter().find(|entry| entry.key == keys::SUBNETS);
         self.subnets_changed = subnets.map_or(0, |subnets| subnets.changed);
-        self.reached(snapshot.revision);
         self.synced = true;
         self.held_back = None;
         self.own_changed |= self.suspended.take().is_some();
         (self.replacing, self.record_lost) = (false, false);
+        self.reached(snapshot.revision);
     }
 
     fn remove_unseen(&mut self, seen: &Seen<'_>, revision: Revision) {
@@ -168,7 +168,7 @@ impl<'a> Whole<'a> {
         for entry in &snapshot.entries {
             let read = Read::of(&entry.key, Some(&entry.value));
             seen.add(&read);
-            let first = matches!(read, Read::Network(..) | Read::Host(..));
+            let first = matches!(read, Read::Network(..) | Read::Host(..) | Read::Back(..));
             if first { &mut entries } else { &mut rest }.push((entry, read));
         }
         entries.append(&mut rest);
@@ -199,9 +199,9 @@ impl<'a> Seen<'a> {
                 Key::Host(name) => self.hosts.insert(name),
                 Key::Block(network, block) => self.blocks.insert((network, block)),
                 Key::Single(network, address) => self.singles.insert((network, address)),
-                Key::Live(_) | Key::Other => false,
+                Key::Live(_) | Key::Back(_) | Key::Other => false,
             },
-            Read::Subnets | Read::Other => false,
+            Read::Subnets | Read::History(_) | Read::Back(..) | Read::Other => false,
         };
     }
 
@@ -212,7 +212,7 @@ impl<'a> Seen<'a> {
             Key::Live(name) => self.live.contains(name),
             Key::Block(network, block) => self.blocks.contains(&(network, block)),
             Key::Single(network, address) => self.singles.contains(&(network, address)),
-            Key::Other => true,
+            Key::Back(_) | Key::Other => true,
         }
     }
 }

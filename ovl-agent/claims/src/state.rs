@@ -11,7 +11,7 @@ use crate::keys::{Claim, SingleClaim, SingleState};
 use crate::pool;
 use crate::record::Read;
 use ipnetwork::IpNetwork;
-use ovl_api::model::{Delta, Host, Network, Subnet, View, is_single};
+use ovl_api::model::{Delta, Endpoint, Host, Network, Subnet, View, is_single};
 use ovl_api::wire::Away;
 use ovl_store::{Change, Revision};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -138,6 +138,8 @@ pub(crate) struct State {
     pub(crate) rejoin: bool,
     /// The watch reported that this host's record was deleted or spoiled without a mark of removal; until everything was read.
     pub(crate) record_lost: bool,
+    /// The store's history, and whether it was set back.
+    pub(crate) past: crate::restored::Past,
     /// A snapshot is being applied: what it lacks was deleted at an unknown time.
     pub(crate) replacing: bool,
     /// The addresses of this host, the VTEP among them.
@@ -182,18 +184,6 @@ impl State {
         subnet.subnet.contains(address).then_some(*subnet)
     }
 
-    pub(crate) fn single(&self, network: &str, address: IpAddr) -> Option<&Single> {
-        self.singles.get(network)?.get(&address)
-    }
-
-    pub(crate) fn own_block(&self, network: &str, block: IpNetwork) -> Option<&Own> {
-        self.own.get(network)?.get(&block)
-    }
-
-    pub(crate) fn user(&self, network: &str, address: IpAddr) -> Option<&Local> {
-        self.locals.get(self.used.get(network)?.get(&address)?)
-    }
-
     /// Whether an address is this host's: a single granted to it, or in a block of its own and not lent.
     pub(crate) fn owns(&self, network: &str, address: IpAddr) -> bool {
         match self.single(network, address) {
@@ -221,6 +211,7 @@ impl State {
     pub(crate) fn reached(&mut self, revision: Revision) {
         self.revision = revision;
         self.touched.retain(|_, touched| *touched > revision);
+        self.end_restored();
     }
 
     /// Takes a key's new value; None: it was removed.
@@ -242,6 +233,8 @@ impl State {
             Read::Block(network, block, claim) => self.apply_block(network, block, claim, changed),
             Read::Single(network, address, single) => self.apply_single(network, address, single, changed),
             Read::Subnets => self.subnets_changed = changed,
+            Read::History(history) => self.note_history(history.as_ref()),
+            Read::Back(name, id) => self.note_back(name, id),
             // The last value that was understood stays in force.
             Read::Invalid(..) | Read::Other => {}
         }
@@ -291,6 +284,7 @@ impl State {
             Some(host) => self.view.hosts.insert(name.to_owned(), host),
             None => self.view.hosts.remove(name),
         };
+        self.release_restored(name);
         self.recheck_held = true;
         self.dirty.delta.hosts.insert(name.to_owned());
         self.view_changed = true;
@@ -478,11 +472,11 @@ impl State {
             None if shown.is_some() => {
                 if let Some(local) = local {
                     let Local { endpoint, name, .. } = local;
+                    let Endpoint { container, ifname, addresses, .. } = endpoint;
+                    let owner = self.other_owner_text(&network, addresses);
                     tracing::warn!(
-                        "container {} ({}) is cut off from network {name}: {:?} is not this host's any more",
-                        endpoint.container,
-                        endpoint.ifname,
-                        endpoint.addresses
+                        "container {container} ({ifname}) is cut off from network {name}: {addresses:?} is not this host's any \
+                         more{owner}"
                     );
                 }
                 self.view.endpoints.remove(veth);

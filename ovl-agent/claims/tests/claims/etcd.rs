@@ -74,6 +74,28 @@ impl Etcd {
         copy(&self.dir.path().join("kept"), &self.dir.path().join("data"));
     }
 
+    /// Takes a snapshot, as for a backup.
+    pub fn save(&self) {
+        let file = self.dir.path().join("snapshot");
+        let endpoint = format!("--endpoints=http://{}", self.address());
+        etcdctl(&[endpoint.as_ref(), "snapshot".as_ref(), "save".as_ref(), file.as_os_str()]);
+    }
+
+    /// Restores the snapshot, as the manual says, and starts again.
+    pub async fn restore(&mut self) {
+        self.kill();
+        let (file, data) = (self.dir.path().join("snapshot"), self.dir.path().join("data"));
+        std::fs::remove_dir_all(&data).unwrap();
+        let peer = format!("http://127.0.0.1:{}", self.peer);
+        let (cluster, peers) =
+            (format!("--initial-cluster=one={peer}"), format!("--initial-advertise-peer-urls={peer}"));
+        let mut dir = std::ffi::OsString::from("--data-dir=");
+        dir.push(&data);
+        let words = ["snapshot", "restore", "--name=one", &cluster, &peers].map(std::ffi::OsStr::new);
+        etcdctl(&[&words[..], &[dir.as_os_str(), file.as_os_str()]].concat());
+        self.restart().await;
+    }
+
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.client))
     }
@@ -100,6 +122,11 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn etcdctl(words: &[&std::ffi::OsStr]) {
+    let done = Command::new("/usr/bin/etcdctl").env("ETCDCTL_API", "3").args(words).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -13,6 +13,7 @@ mod lost;
 mod networks;
 mod nodes;
 mod outage;
+mod restored;
 mod rounds;
 mod scale;
 mod settle;
