@@ -138,17 +138,62 @@ fn the_hosts_sockets_temporary_files_and_the_runtimes_own_do_not_leak_in() {
     host.assert_clean();
 }
 
-/// Lays a writable copy over the host's /etc, in this test alone.
-fn own_etc(host: &Host) {
+/// Lays a writable copy over a directory of the host, in this test alone.
+fn own(host: &Host, dir: &str) {
     use nix::mount::{MsFlags, mount};
-    let layers = host.path("etc");
+    let layers = host.path(&dir.replace('/', "_"));
     fs::create_dir(&layers).unwrap();
     mount(Some("tmpfs"), &layers, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
     let [upper, work] = ["upper", "work"].map(|name| layers.join(name));
     fs::create_dir(&upper).unwrap();
     fs::create_dir(&work).unwrap();
-    let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
-    mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
+    let options = format!("lowerdir={dir},upperdir={},workdir={}", upper.display(), work.display());
+    mount(Some("overlay"), dir, Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
+}
+
+/// Takes it away.
+fn disown(host: &Host, dir: &str) {
+    for place in [dir.into(), host.path(&dir.replace('/', "_"))] {
+        nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+fn private(path: &str, mode: u32) {
+    fs::create_dir_all(std::path::Path::new(path).parent().unwrap()).unwrap();
+    fs::write(path, "secret").unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Each tree is a mount of its own here, as on hosts with a disk for /var/lib.
+#[test]
+fn host_view_shows_no_secrets_of_services() {
+    const TREES: [&str; 6] = ["/boot", "/opt", "/srv", "/usr/local", "/var/lib", "/var/log"];
+    let host = Host::new();
+    TREES.iter().for_each(|dir| own(&host, dir));
+    let secrets = [
+        ("/boot/initrd.img-1", 0o600),
+        ("/boot/grub/grub.cfg", 0o600),
+        ("/opt/a/b/c/key", 0o600),
+        ("/srv/a/b/c/key", 0o640),
+        ("/usr/local/etc/x/key", 0o600),
+        ("/var/lib/x/y/key", 0o600),
+        ("/var/lib/mysql/table", 0o644),
+        ("/var/lib/postgresql/15/main/weft-test", 0o644),
+        ("/var/log/journal/id/system.journal", 0o640),
+        ("/var/log/x/y/log", 0o640),
+    ];
+    let public = ["/boot/vmlinuz-1", "/opt/a/b/c/data", "/usr/local/etc/x/conf", "/var/lib/x/y/data"];
+    secrets.iter().for_each(|(path, mode)| private(path, *mode));
+    public.iter().for_each(|path| private(path, 0o644));
+    let all: Vec<&str> = secrets.iter().map(|(path, _)| *path).chain(public).collect();
+    let seen = host.sh(&format!("ls -1 {} 2>/dev/null; true", all.join(" ")));
+    assert_eq!(seen.lines().collect::<Vec<_>>(), public);
+    // The directory at which a mount begins is itself for root alone.
+    fs::set_permissions("/srv", fs::Permissions::from_mode(0o700)).unwrap();
+    private("/srv/data", 0o644);
+    assert_eq!(host.sh("find /srv -type f"), "");
+    TREES.iter().for_each(|dir| disown(&host, dir));
+    host.assert_clean();
 }
 
 /// Prints what of the host's secrets a container can see.
@@ -161,11 +206,7 @@ const SECRETS: &str =
 fn host_view_shows_no_secrets() {
     let host = Host::new();
     assert_eq!(host.sh(&format!("{SECRETS}; true")), "1");
-    own_etc(&host);
-    let private = |path: &str, mode| {
-        fs::write(path, "secret").unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    };
+    own(&host, "/etc");
     fs::create_dir_all("/etc/weft/net.d").unwrap();
     fs::create_dir_all("/etc/private/dir").unwrap();
     fs::set_permissions("/etc/private", fs::Permissions::from_mode(0o700)).unwrap();
@@ -188,8 +229,7 @@ fn host_view_shows_no_secrets() {
     assert_eq!(host.ok(&shown), "secret");
     let seen = host.ok(&[&shown[..5], &["cat", "/etc/shadow-"]].concat());
     assert!(seen.contains("$6$hash"), "{seen}");
-    nix::mount::umount2("/etc", nix::mount::MntFlags::MNT_DETACH).unwrap();
-    nix::mount::umount2(&host.path("etc"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    disown(&host, "/etc");
     host.assert_clean();
 }
 

@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 use crate::engine::sys;
 
 /// Covered whatever their modes, where they are.
-const DIRECTORIES: [&str; 22] = [
+const DIRECTORIES: [&str; 41] = [
     "/etc/cni",
     "/etc/containerd",
     "/etc/docker",
@@ -30,13 +30,32 @@ const DIRECTORIES: [&str; 22] = [
     "/home",
     "/root",
     "/var/backups",
+    "/var/lib/NetworkManager",
+    "/var/lib/cloud",
     "/var/lib/containerd",
     "/var/lib/containers",
     "/var/lib/docker",
     "/var/lib/etcd",
+    "/var/lib/incus",
+    "/var/lib/jenkins",
+    "/var/lib/krb5kdc",
     "/var/lib/kubelet",
+    "/var/lib/libvirt",
+    "/var/lib/lxc",
+    "/var/lib/lxd",
+    "/var/lib/machines",
+    "/var/lib/mongodb",
+    "/var/lib/mysql",
+    "/var/lib/pgsql",
+    "/var/lib/postgresql",
+    "/var/lib/private",
     "/var/lib/rancher",
+    "/var/lib/redis",
+    "/var/lib/samba",
+    "/var/lib/sss",
+    "/var/lib/tor",
     "/var/lib/weft",
+    "/var/log/journal",
     "/var/mail",
     "/var/spool",
 ];
@@ -45,7 +64,19 @@ const DIRECTORIES: [&str; 22] = [
 const PASSWORDS: [&str; 2] = ["/etc/shadow", "/etc/gshadow"];
 
 /// Where all is covered that the host's other users cannot read, down to how many directories.
-const TREES: [(&str, usize); 5] = [("/", 1), ("/etc", usize::MAX), ("/opt", 2), ("/srv", 2), ("/var", 3)];
+const TREES: [(&str, usize); 7] =
+    [("/", 1), ("/boot", 3), ("/etc", usize::MAX), ("/opt", 4), ("/srv", 4), ("/usr/local", 2), ("/var", 3)];
+
+/// Directories of these trees with a depth of their own. The lists of package managers are long, and for all to read.
+const DEPTHS: [(&str, usize); 7] = [
+    ("/usr/local/etc", usize::MAX),
+    ("/var/lib", 4),
+    ("/var/lib/apt", 1),
+    ("/var/lib/dpkg", 1),
+    ("/var/log", 4),
+    ("/var/opt", 4),
+    ("/var/www", 4),
+];
 
 /// Covers secrets in `upper`, the new layer over `lower`, the root of one of the host's mounts. `mounts` are the places of all.
 pub fn cover(lower: &Path, upper: &Path, mounts: &[PathBuf]) -> Result<()> {
@@ -63,11 +94,26 @@ pub fn cover(lower: &Path, upper: &Path, mounts: &[PathBuf]) -> Result<()> {
             layer.without_passwords(path)?;
         }
         for (top, depth) in TREES {
-            layer.walk(Path::new(top), depth)?;
+            let (dir, depth) = start(Path::new(top), depth, lower);
+            layer.walk(dir, depth)?;
         }
         Ok(())
     };
     cover().with_context(|| format!("cannot cover the host's secrets in {}", upper.display()))
+}
+
+/// Where a tree begins in the mount at `lower`, and its depth from there: a mount inside of the tree is a part of it.
+fn start<'a>(top: &'a Path, depth: usize, lower: &'a Path) -> (&'a Path, usize) {
+    let Some(inside) = lower.strip_prefix(top).ok().filter(|rest| !rest.as_os_str().is_empty()) else {
+        return (top, depth);
+    };
+    let mut dir = top.to_owned();
+    let mut depth = depth;
+    for part in inside {
+        dir.push(part);
+        depth = depth_of(&dir).unwrap_or(depth.saturating_sub(1));
+    }
+    (lower, depth)
 }
 
 /// Whether a directory of the host is covered whatever its mode, or lies in one that is.
@@ -141,10 +187,12 @@ impl Layer<'_> {
 
     /// Covers what others cannot read in a directory and in those below it, `depth` levels.
     fn walk(&self, dir: &Path, depth: usize) -> Result<()> {
-        let is_dir = self.find(dir).is_some_and(|meta| meta.is_dir());
-        if !is_dir || depth == 0 || is_covered(dir) {
+        let Some(meta) = self.find(dir).filter(Metadata::is_dir) else { return Ok(()) };
+        if depth == 0 || is_covered(dir) {
             return Ok(());
         }
+        // The root of a mount cannot be covered as a whole.
+        let is_private = !is_public(&meta);
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             // What vanishes meanwhile is no secret any more.
@@ -153,20 +201,30 @@ impl Layer<'_> {
                 continue;
             }
             let Ok(meta) = entry.metadata() else { continue };
-            let needed = if kind.is_dir() { 0o005 } else { 0o004 };
-            let is_public = meta.mode() & needed == needed;
+            let is_public = !is_private && is_public(&meta);
             if is_public && kind.is_file() {
                 continue;
             }
             let path = entry.path();
             if is_public {
-                self.walk(&path, depth - 1)?;
+                self.walk(&path, depth_of(&path).unwrap_or(depth - 1))?;
             } else if !is_password_list(&path) && self.find(&path).is_some() {
                 self.cover(&path, &meta)?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether the host's other users can read a file, or list a directory and reach what is in it.
+fn is_public(meta: &Metadata) -> bool {
+    let needed = if meta.is_dir() { 0o005 } else { 0o004 };
+    meta.mode() & needed == needed
+}
+
+/// See [`DEPTHS`].
+fn depth_of(dir: &Path) -> Option<usize> {
+    DEPTHS.iter().find(|(path, _)| dir == Path::new(path)).map(|(_, depth)| *depth)
 }
 
 fn is_password_list(path: &Path) -> bool {
