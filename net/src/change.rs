@@ -89,6 +89,8 @@ pub struct Bridge<'a> {
     pub default_pvid: Option<u16>,
     /// Its alias.
     pub alias: Option<&'a str>,
+    /// Its device group.
+    pub group: Option<u32>,
     /// It is brought up.
     pub up: bool,
 }
@@ -210,6 +212,7 @@ impl Batch {
         let mut message = start(On::Name(bridge.name));
         message.attributes.extend(bridge.mtu.map(LinkAttribute::Mtu));
         message.attributes.extend(bridge.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
+        message.attributes.extend(bridge.group.map(LinkAttribute::Group));
         let mut info = vec![LinkInfo::Kind(InfoKind::Bridge)];
         if !data.is_empty() {
             info.push(LinkInfo::Data(InfoData::Bridge(data)));

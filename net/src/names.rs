@@ -5,6 +5,11 @@ use sha2::{Digest, Sha256};
 
 /// The device group of links that are taken out of service and wait for their deletion (see [`crate::dead`]).
 pub const DEAD_GROUP: u32 = 0xDEAD0;
+/// The device groups of links by which packets of containers come into the host: this one of the bridges that Weft made and of
+/// their legs in VLANs, and this plus the VNI of an overlay network's links.
+pub const CONTAINERS_GROUP: u32 = 0x5700_0000;
+/// The bits of a device group that are the same in all of these. A VNI has the others.
+pub const CONTAINERS_MASK: u32 = 0xff00_0000;
 /// What the alias (IFLA_IFALIAS) of every link made for an attachment starts with; the owner's tag follows.
 pub const ALIAS_PREFIX: &str = "weft:";
 /// The alias of a bridge that Weft made, and may therefore remove.

@@ -158,6 +158,9 @@ pub struct RunArgs {
     /// File with the user's password (or the variable WEFT_ETCD_PASSWORD)
     #[arg(long, value_name = "FILE")]
     pub etcd_password_file: Option<String>,
+    /// Let this host's containers connect to etcd's endpoints, which are closed to them else [default: false]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_store_from_containers: Option<String>,
     /// Serve /metrics and /healthz over TCP as well
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics_listen: Option<String>,

@@ -47,6 +47,8 @@ pub struct Config {
     pub forward_accept: bool,
     /// The store.
     pub store: Target,
+    /// Containers of this host may connect to etcd.
+    pub allow_store_from_containers: bool,
     /// Where /metrics and /healthz are served over TCP.
     pub metrics_listen: Option<SocketAddr>,
     /// The log.
@@ -90,6 +92,9 @@ impl Config {
             port: layers.get("port").map_or(Ok(ovl_api::names::VXLAN_PORT), port)?,
             take_over: layers.get("take-over").map_or(Ok(false), boolean)?,
             forward_accept: !layers.get("no-forward-accept").map_or(Ok(false), boolean)?,
+            allow_store_from_containers: layers
+                .get("allow-store-from-containers")
+                .map_or(Ok(false), boolean)?,
             metrics_listen: layers.get("metrics-listen").map(listen).transpose()?,
             logging: logging(layers)?,
             agent_root,

@@ -8,6 +8,7 @@ mod foreign;
 mod link;
 mod shown;
 mod start;
+mod stores;
 mod successor;
 mod worker;
 

@@ -86,12 +86,17 @@ async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
         let served = api::public::serve(api::public::listen(address)?, app, ended(stopped.clone()))?;
         servers.spawn(async move { served.await.unwrap_or_default() });
     }
+    let closed = match &config.store {
+        Target::Etcd(conf) if !config.allow_store_from_containers => conf.hosts(),
+        Target::Etcd(_) | Target::Local(_) => Vec::new(),
+    };
     let settings = Settings {
         interface: config.interface,
         advertise: config.advertise,
         port: config.port,
         take_over: config.take_over,
         forward_accept: config.forward_accept,
+        closed,
     };
     let start = tokio::spawn(engine::start(engine.clone(), settings, kv, stopped));
     let teller = tokio::spawn(tell(engine.clone()));

@@ -3,6 +3,7 @@
 mod accepts;
 mod links;
 mod restore;
+mod stores;
 
 pub use restore::Restored;
 
@@ -26,6 +27,7 @@ use crate::wanted::{Scene, Wanted};
 use crate::words;
 use accepts::Accepts;
 use links::Containers;
+use stores::Stores;
 
 /// A route of ours on a link of which nothing is known is deleted when it was there this long ago, too: the container may
 /// be so new that the view does not have it.
@@ -85,6 +87,8 @@ pub struct Reconciler {
     model: Option<Model>,
     rules: Rules,
     accepts: Accepts,
+    /// The store, which is closed to containers.
+    stores: Stores,
     /// The last full pass believed its view: what is not in it may be taken away.
     believed: bool,
     warnings: BTreeSet<String>,
@@ -115,6 +119,7 @@ impl Reconciler {
             model: None,
             rules: Rules::default(),
             accepts: Accepts::default(),
+            stores: Stores::default(),
             believed: true,
             warnings: BTreeSet::new(),
             links: BTreeMap::new(),
@@ -190,7 +195,8 @@ impl Reconciler {
             ));
         }
         let Wanted { objects: wanted, warnings } = self.scene(&model).everything();
-        let rules = self.scene(&model).rules();
+        self.look_for_stores(&links, &mut changes);
+        let rules = self.rules_of(&model);
         if let Some(table) = &mut self.table {
             table.forget();
         }
@@ -263,7 +269,7 @@ impl Reconciler {
         let new = self.scene(&model).pieces(&touched);
         let parts_changed = !touched.whole.is_empty() || have_part(&touched, &model) != had_part;
         if !delta.hosts.is_empty() || nets_changed || parts_changed {
-            let rules = self.scene(&model).rules();
+            let rules = self.rules_of(&model);
             self.filter(rules, false, &mut changes);
         }
         self.accept_other_networks(&model, &mut changes);
@@ -329,7 +335,7 @@ impl Reconciler {
     /// Has the packet filter let pass what the rules say, before there is anything to pass.
     fn filter(&mut self, rules: Rules, mending: bool, changes: &mut Changes) {
         let believed = self.believed;
-        let outcome = match (rules.vnis.is_empty() && rules.nodes.is_empty(), believed) {
+        let outcome = match (!rules.is_needed(), believed) {
             (true, true) => self.unfilter(),
             (true, false) => Ok(false),
             (false, _) => {

@@ -120,6 +120,7 @@ impl Scene<'_> {
             nets: self.model.subnets.values().flatten().copied().collect(),
             direct: direct.collect(),
             underlay: self.underlay.link,
+            ..Rules::default()
         }
     }
 

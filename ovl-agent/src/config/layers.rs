@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The file that is read when none is named, if it is there.
 pub const DEFAULT_FILE: &str = "/etc/weft/ovl-agent.toml";
 /// All keys of the file; the flag is `--KEY`, the variable `WEFT_KEY`.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 20] = [
     "root",
     "run",
     "node-name",
@@ -26,13 +26,14 @@ pub const KEYS: [&str; 19] = [
     "etcd-server-name",
     "etcd-user",
     "etcd-password-file",
+    "allow-store-from-containers",
     "metrics-listen",
     "log",
     "log-format",
 ];
 
 /// Those whose values are true and false.
-const SWITCHES: [&str; 2] = ["take-over", "no-forward-accept"];
+const SWITCHES: [&str; 3] = ["take-over", "no-forward-accept", "allow-store-from-containers"];
 
 /// A value and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,6 +161,7 @@ fn flags<'a>(global: &'a Global, run: &'a RunArgs) -> [(&'static str, &'a Option
         ("etcd-server-name", &run.etcd_server_name),
         ("etcd-user", &run.etcd_user),
         ("etcd-password-file", &run.etcd_password_file),
+        ("allow-store-from-containers", &run.allow_store_from_containers),
         ("metrics-listen", &run.metrics_listen),
         ("log", &run.log),
         ("log-format", &run.log_format),

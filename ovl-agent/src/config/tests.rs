@@ -132,6 +132,10 @@ fn a_bad_file_is_refused_by_its_name_and_key() {
     let cases = [
         ("colour = 1", "\"colour\" in FILE: there is no such key; keys are root, run, node-name"),
         ("[etcd]\nca = \"x\"", "etcd in FILE: a table; it must be a string or a list of strings"),
+        (
+            "allow-store-from-containers = 1",
+            "allow-store-from-containers in FILE \"1\": must be true or false",
+        ),
         ("port = true", "port in FILE: a boolean; it must be a string"),
         ("no-forward-accept = []", "no-forward-accept in FILE \"\": must be true or false"),
         ("port = 99999", "port in FILE \"99999\": must be a UDP port"),

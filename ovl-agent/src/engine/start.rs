@@ -1,6 +1,7 @@
 //! How the engine comes up: the underlay, the node, the thread that works on the kernel.
 
 use super::shown::Shown;
+use super::stores;
 use super::worker::{Parts, Worker};
 use super::{Engine, Started, internal};
 use anyhow::{Context, Result, anyhow};
@@ -32,6 +33,8 @@ pub struct Settings {
     pub take_over: bool,
     /// Other programs' forward chains whose policy is drop get rules that accept the overlay's packets.
     pub forward_accept: bool,
+    /// The store's endpoints, names or addresses and TCP ports, when they are to be closed to containers.
+    pub closed: Vec<(String, u16)>,
 }
 
 impl Settings {
@@ -63,6 +66,11 @@ pub async fn start(
         _ = stop.wait_for(|stop| *stop) => return Ok(None),
         found = underlay(&engine, &settings) => found,
     };
+    let follow = stores::follow(kv.clone(), settings.closed.clone(), stop.clone());
+    let stores = tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => return Ok(None),
+        stores = follow => stores,
+    };
     tracing::info!("the underlay is interface {}, address {address}, MTU {}", underlay.name, underlay.mtu);
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot's ID")?;
     let take_over = match settings.take_over {
@@ -88,6 +96,7 @@ pub async fn start(
     let parts = Parts {
         settings: settings.clone(),
         changed: node.changed(),
+        stores,
         node: node.clone(),
         poke: poke.clone(),
         stop: stop.clone(),

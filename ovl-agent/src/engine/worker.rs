@@ -15,7 +15,7 @@ use ovl_api::model::{Delta, View};
 use ovl_claims::Node;
 use ovl_kernel::drift::Piece;
 use ovl_kernel::{Changes, Found, Reconciler, Restored, find_underlay, find_underlay_in, own_addresses};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +38,8 @@ pub struct Parts {
     pub settings: Settings,
     pub node: Node,
     pub changed: watch::Receiver<u64>,
+    /// Addresses and ports of the store that are closed to containers.
+    pub stores: watch::Receiver<BTreeSet<(IpAddr, u16)>>,
     pub poke: Arc<Notify>,
     pub stop: watch::Receiver<bool>,
     pub shown: watch::Sender<Shown>,
@@ -124,6 +126,7 @@ impl Worker {
             _ = self.parts.stop.wait_for(|stop| *stop) => Wake::Stop,
             () = self.parts.poke.notified() => Wake::Full,
             underlay = self.watcher.changed(link, gone) => if underlay { Wake::Full } else { Wake::Told },
+            Ok(()) = self.parts.stores.changed() => Wake::Full,
             changed = self.parts.changed.changed() => if changed.is_ok() { Wake::Work } else { Wake::Stop },
             () = tokio::time::sleep(told) => Wake::Told,
             () = tokio::time::sleep(pause) => Wake::Work,
@@ -142,6 +145,8 @@ impl Worker {
         if full || self.times.look.is_some_and(|at| at <= Instant::now()) {
             full |= self.look_at_underlay();
         }
+        // A pass of any kind has them closed at once: that of the reconciler that was made anew too.
+        full |= self.reconciler.close_stores(self.parts.stores.borrow_and_update().clone());
         let mut shown = self.parts.shown.borrow().clone();
         let family = shown.family;
         let (passes, counts) = self.parts.node.clone().with_view(|view, delta| {

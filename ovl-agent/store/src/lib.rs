@@ -272,6 +272,18 @@ impl Kv {
         }
     }
 
+    /// Where the store's members take connections, of clients and of each other: names or addresses, and TCP ports. The
+    /// embedded store takes none.
+    ///
+    /// # Errors
+    /// The store cannot be reached, or does not say it to this user.
+    pub async fn members(&self) -> Result<Vec<(String, u16)>> {
+        match self {
+            Kv::Local(_) => Ok(Vec::new()),
+            Kv::Etcd(etcd) => etcd.members().await,
+        }
+    }
+
     /// Ends a lease, and removes its keys.
     ///
     /// # Errors

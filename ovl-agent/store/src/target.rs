@@ -155,6 +155,11 @@ impl EtcdConf {
         Ok(())
     }
 
+    /// The endpoints' hosts, names or addresses without brackets, and ports.
+    pub fn hosts(&self) -> Vec<(String, u16)> {
+        self.endpoints.iter().filter_map(|url| host_and_port(url)).collect()
+    }
+
     /// Looks whether the settings fit together.
     ///
     /// # Errors
@@ -217,6 +222,13 @@ fn setting<T>(field: &'static str, value: impl ToString, why: impl ToString) -> 
 /// Whether an endpoint that was checked is reached by TLS.
 pub(crate) fn is_https(endpoint: &str) -> bool {
     endpoint.starts_with("https://")
+}
+
+/// The host, without brackets, and the port of a URL of etcd's; None when it is no such URL.
+pub(crate) fn host_and_port(url: &str) -> Option<(String, u16)> {
+    let url = endpoint(url).ok()?;
+    let (host, port) = url.split_once("://")?.1.rsplit_once(':')?;
+    Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?))
 }
 
 /// An endpoint in the form `SCHEME://HOST:PORT`.
@@ -295,6 +307,14 @@ mod tests {
         );
         conf.check().unwrap();
         assert_eq!(conf.prefix, "/weft/");
+    }
+
+    #[test]
+    fn hosts_of_endpoints_are_names_and_addresses_without_brackets() {
+        let conf =
+            EtcdConf::new("http://10.0.0.1,http://Etcd.example.org:1,http://[2001:db8::1]:4001/").unwrap();
+        let hosts: Vec<_> = conf.hosts().into_iter().map(|(host, port)| format!("{host} {port}")).collect();
+        assert_eq!(hosts, ["10.0.0.1 2379", "etcd.example.org 1", "2001:db8::1 4001"]);
     }
 
     #[test]

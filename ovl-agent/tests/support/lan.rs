@@ -14,6 +14,9 @@ pub struct Lan {
 /// Where etcd is.
 pub const ETCD: &str = "http://192.0.2.200:2379";
 
+/// What etcd lists beside, as if it listened there too.
+pub const MEMBER: &str = "http://192.0.2.200:2378";
+
 impl Lan {
     pub fn new(count: usize) -> Lan {
         let switch = Space::new();
@@ -36,7 +39,7 @@ impl Lan {
     pub fn start_etcd(&mut self) {
         let mut command = self.switch.command("etcd");
         command.args(["--data-dir"]).arg(self.dir.path().join("etcd"));
-        command.args(["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD]);
+        command.args(["--listen-client-urls", ETCD, "--advertise-client-urls", &format!("{ETCD},{MEMBER}")]);
         command.args(["--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "error"]);
         command.args(["--unsafe-no-fsync"]);
         self.etcd =
@@ -49,6 +52,11 @@ impl Lan {
             let _ = etcd.kill();
             let _ = etcd.wait();
         }
+    }
+
+    /// The namespace of the switch, which is where etcd is.
+    pub fn switch(&self) -> &Space {
+        &self.switch
     }
 
     /// Pulls a host's plug out, or puts it in again.

@@ -7,7 +7,7 @@ use crate::errors::{Coded, EXISTS};
 use cni::Error;
 use cni::code::INVALID_CONFIG;
 use ipnetwork::IpNetwork;
-use net::names::BRIDGE_ALIAS;
+use net::names::{BRIDGE_ALIAS, CONTAINERS_GROUP};
 use net::{Batch, Bridge, Family, Link, LinkSet, Netlink, NewAddr, Owner, sysctl};
 use std::time::Duration;
 
@@ -50,6 +50,7 @@ pub fn ensure(netlink: &mut Netlink, conf: &Conf, found: Option<Link>) -> Result
         vlan_filtering: conf.needs_vlans(),
         default_pvid: None,
         alias: Some(BRIDGE_ALIAS),
+        group: Some(CONTAINERS_GROUP),
         up: true,
     };
     let (link, made) = match found {

@@ -5,7 +5,7 @@ use super::link;
 use crate::attach::{self, random_mac};
 use crate::errors::{Coded, EXISTS};
 use cni::Error;
-use net::names::BRIDGE_ALIAS;
+use net::names::{BRIDGE_ALIAS, CONTAINERS_GROUP};
 use net::{Batch, Link, LinkSet, Netlink, Netns, Owner, Veth, Vlans, sysctl};
 
 /// The VLAN that the kernel gives new ports.
@@ -55,7 +55,8 @@ pub fn gateway_link(netlink: &mut Netlink, conf: &Conf, bridge: &Link) -> Result
     }
     let link = netlink.need_link(&name).coded()?;
     attach::optional(sysctl::ignore_routers(&name));
-    netlink.set(link.index, &LinkSet { up: Some(true), ..LinkSet::default() }).coded()?;
+    let settings = LinkSet { up: Some(true), group: Some(CONTAINERS_GROUP), ..LinkSet::default() };
+    netlink.set(link.index, &settings).coded()?;
     Ok(link)
 }
 

@@ -20,5 +20,6 @@ mod refused;
 mod routed;
 mod services;
 mod single;
+mod store;
 mod tls;
 mod ways;

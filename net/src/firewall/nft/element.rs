@@ -119,6 +119,18 @@ impl Key {
         Key { map: Map::VxlanPorts, bytes: port.to_be_bytes().to_vec() }
     }
 
+    /// An address and TCP port of the store.
+    pub fn store(addr: IpAddr, port: u16) -> Self {
+        let mut bytes = octets(addr);
+        field(&mut bytes, &port.to_be_bytes());
+        Key { map: if addr.is_ipv4() { Map::Stores4 } else { Map::Stores6 }, bytes }
+    }
+
+    /// A port in `stores_here`.
+    pub fn store_here(port: u16) -> Self {
+        Key { map: Map::StoresHere, bytes: port.to_be_bytes().to_vec() }
+    }
+
     /// A device group, twice in `group_pairs`.
     pub fn group(map: Map, group: u32) -> Self {
         let one = group.to_ne_bytes();

@@ -3,6 +3,7 @@
 
 mod address;
 mod service;
+mod store;
 
 use super::element::Map;
 use super::wire::Writer;

@@ -89,6 +89,11 @@ pub enum Map {
     /// subnets of overlay networks . their family
     Nets4,
     Nets6,
+    /// addresses . TCP ports of the cluster's store
+    Stores4,
+    Stores6,
+    /// TCP ports of the store on this very node
+    StoresHere,
 }
 
 impl Map {
@@ -96,7 +101,7 @@ impl Map {
     pub const BRIDGE_FRAME: [Map; 3] = [Map::Watched, Map::Sources, Map::SourceOf];
 
     /// Those of the overlay's table.
-    pub const OVERLAY_FRAME: [Map; 14] = [
+    pub const OVERLAY_FRAME: [Map; 17] = [
         Map::Vnis,
         Map::Vteps4,
         Map::Vteps6,
@@ -111,6 +116,9 @@ impl Map {
         Map::Direct6,
         Map::Nets4,
         Map::Nets6,
+        Map::Stores4,
+        Map::Stores6,
+        Map::StoresHere,
     ];
 
     /// Those of the frame of the table for IP.
@@ -179,6 +187,9 @@ impl Map {
             Map::Direct6 => "direct6",
             Map::Nets4 => "nets4",
             Map::Nets6 => "nets6",
+            Map::Stores4 => "stores4",
+            Map::Stores6 => "stores6",
+            Map::StoresHere => "stores_here",
             Map::Masq(net) => return Cow::Owned(format!("masq-{}", net_name(net))),
             Map::Hairpin(net) => return Cow::Owned(format!("hairpin-{}", net_name(net))),
         })
@@ -273,7 +284,9 @@ impl Map {
             Map::Vnis => (INTEGER, 3),
             Map::Vteps4 | Map::Nodes4 => (IPADDR, 4),
             Map::Vteps6 | Map::Nodes6 => (IP6ADDR, 16),
-            Map::VxlanPorts => (INET_SERVICE, 2),
+            Map::VxlanPorts | Map::StoresHere => (INET_SERVICE, 2),
+            Map::Stores4 => (IPADDR << 6 | INET_SERVICE, 8),
+            Map::Stores6 => (IP6ADDR << 6 | INET_SERVICE, 20),
             Map::Groups | Map::Internal | Map::Routed => (DEVGROUP, 4),
             Map::GroupPairs => (DEVGROUP << 6 | DEVGROUP, 8),
             Map::Direct4 => (IPADDR << 6 | DEVGROUP, 8),
@@ -301,6 +314,7 @@ impl Map {
             Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
             Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
             Map::Closed | Map::Sealed | Map::Isolated => 1,
+            Map::StoresHere => 2,
             Map::Guarded | Map::Bridges | Map::Strict | Map::Localnet | Map::Watched | Map::SourceOf => 1,
             Map::Groups | Map::Internal | Map::Routed => 1,
             _ => 0,
@@ -337,6 +351,8 @@ impl Map {
             Map::Internal => "groups of networks without a way out",
             Map::Routed => "groups of networks with a way in for all that is routed here",
             Map::Direct4 | Map::Direct6 => "subnets whose packets other hosts may send as they are",
+            Map::Stores4 | Map::Stores6 => "the cluster's store, to which no container connects",
+            Map::StoresHere => "ports of the cluster's store on this node",
             Map::Nets4 | Map::Nets6 => "subnets of overlay networks, with their family",
             _ => return None,
         })

@@ -39,10 +39,11 @@ pub struct Shape {
 }
 
 impl Frame {
-    /// The frame for these rules: of them it depends on the port, the underlay's link and its address alone.
+    /// The frame for these rules: of them it depends on the port, the underlay's link and its address, and whether there is a
+    /// store to be closed.
     pub fn of(rules: &Rules, services: Services) -> Frame {
         let hooked = |at| hook("filter", at, PRIORITY);
-        Frame {
+        let mut frame = Frame {
             chains: vec![
                 chain("prerouting", hook("filter", PREROUTING, RAW), prerouting(rules.port, rules.underlay)),
                 chain("input", hooked(INPUT), input(rules.port)),
@@ -54,7 +55,39 @@ impl Frame {
                 chain("inward", None, inward(rules.underlay)),
                 chain("outward", None, outward()),
             ],
+        };
+        if rules.closes_store() {
+            frame.close_store(rules.underlay);
         }
+        frame
+    }
+
+    /// Puts the rules that keep containers away from the store before all others, in each hook: before conntrack and translation,
+    /// for what a container calls by the endpoint's own name, which may be a Service or a published port; and behind them,
+    /// for what is translated to the endpoint. Connections that were there before end too.
+    ///
+    /// The links are told by their group, which they have from the beginning, so there is no moment in which one is not
+    /// known. A bridge that is the underlay's link brings other nodes too.
+    fn close_store(&mut self, underlay: u32) {
+        let from_container = || {
+            let rule = Rule::new().by_container_link();
+            if underlay == 0 { rule } else { rule.not_by_link(Way::In, underlay) }
+        };
+        for chain in self.chains.iter_mut().filter(|chain| chain.hook.is_some()) {
+            if chain.name == "input" {
+                // The store may listen at all addresses of the node, also at a bridge's.
+                let here = from_container().tcp_port_in(Map::StoresHere).then(Verdict::Drop);
+                chain.rules.insert(0, here.commented("of a container to the store here"));
+            }
+            let closed = from_container().then(Verdict::Jump("stores"));
+            chain.rules.insert(0, closed.commented("of a container"));
+        }
+        let to_store = |v6, set| Rule::new().address_and_tcp_port_in(v6, set).then(Verdict::Drop);
+        let rules = vec![
+            to_store(false, Map::Stores4).commented("to the store"),
+            to_store(true, Map::Stores6).commented("to the store, IPv6"),
+        ];
+        self.chains.push(chain("stores", None, rules));
     }
 
     /// Adds the table with its sets, chains and rules to a batch.

@@ -7,6 +7,7 @@
 //! to networks by their device groups. A container sends from its own addresses alone: a packet whose source is not routed back
 //! by the link that it came by is dropped, and nobody else on the host sends from a network's subnet. So a network's own
 //! packets from other hosts may also come without encapsulation, by the underlay's link and from the network's subnet.
+//! No container of the host, of whichever network, connects to the cluster's store.
 //!
 //! The frame ([`frame`]) is replaced as a whole when it differs from the wanted one; what is in its sets is compared and
 //! changed by element. Each change is one transaction, so no packet ever meets half a table.
@@ -62,6 +63,28 @@ pub struct Rules {
     pub direct: BTreeSet<(IpNetwork, u32)>,
     /// The interface index of the underlay's link; 0 when there is none, then nothing is direct.
     pub underlay: u32,
+    /// Addresses and TCP ports of the cluster's store, which are closed to what comes by a link of
+    /// [`crate::names::CONTAINERS_GROUP`].
+    pub stores: BTreeSet<(IpAddr, u16)>,
+    /// TCP ports at which this very node has the store: at every address of it they are closed to the same.
+    pub stores_here: BTreeSet<u16>,
+}
+
+impl Rules {
+    /// Whether the table has something to do.
+    pub fn is_needed(&self) -> bool {
+        !(self.vnis.is_empty() && self.nodes.is_empty()) || self.closes_store()
+    }
+
+    /// Whether there is a store to be closed to containers.
+    fn closes_store(&self) -> bool {
+        !(self.stores.is_empty() && self.stores_here.is_empty())
+    }
+
+    /// What the frame depends on.
+    fn frame(&self) -> (u16, u32, Option<IpAddr>, bool) {
+        (self.port, self.underlay, self.vtep, self.closes_store())
+    }
 }
 
 /// The table, of the network namespace in which it was opened.
@@ -253,7 +276,7 @@ fn push_additions(batch: &mut Batch, keys: &[Key]) {
 
 /// What leads from one state of the table to another.
 fn from_memory(written: &Rules, rules: &Rules) -> Plan {
-    if (written.port, written.underlay, written.vtep) != (rules.port, rules.underlay, rules.vtep) {
+    if written.frame() != rules.frame() {
         return Plan::Replace(true);
     }
     let (mut old, mut new) = (Vec::new(), Vec::new());
@@ -268,6 +291,12 @@ fn from_memory(written: &Rules, rules: &Rules) -> Plan {
     });
     differences(&written.direct, &rules.direct, &mut old, &mut new, |(net, group)| {
         vec![Key::direct(*net, *group)]
+    });
+    differences(&written.stores, &rules.stores, &mut old, &mut new, |(ip, port)| {
+        vec![Key::store(*ip, *port)]
+    });
+    differences(&written.stores_here, &rules.stores_here, &mut old, &mut new, |port| {
+        vec![Key::store_here(*port)]
     });
     differences(&outermost(written), &outermost(rules), &mut old, &mut new, |net| vec![Key::net(*net)]);
     old.sort();
@@ -318,6 +347,8 @@ fn keys(rules: &Rules) -> impl Iterator<Item = Key> {
     let routed = rules.routed.iter().map(|group| Key::group(Map::Routed, *group));
     let direct = rules.direct.iter().map(|(net, group)| Key::direct(*net, *group));
     let nets = outermost(rules).into_iter().map(Key::net);
+    let stores = rules.stores.iter().map(|(ip, port)| Key::store(*ip, *port));
+    let stores = stores.chain(rules.stores_here.iter().map(|port| Key::store_here(*port)));
     let vxlan = vnis.chain(vteps).chain(nodes).chain(ports);
-    vxlan.chain(groups).chain(internal).chain(routed).chain(direct).chain(nets)
+    vxlan.chain(groups).chain(internal).chain(routed).chain(direct).chain(nets).chain(stores)
 }

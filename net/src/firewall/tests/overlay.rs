@@ -34,6 +34,8 @@ pub(super) fn rules() -> Rules {
         nets: BTreeSet::new(),
         direct: BTreeSet::new(),
         underlay: 1,
+        stores: BTreeSet::new(),
+        stores_here: BTreeSet::new(),
     }
 }
 

@@ -103,6 +103,21 @@ const FULL: &str = r#"table inet weft-overlay {
 		elements = { fd00:9::/32 . ipv6 }
 	}
 
+	set stores4 {
+		type ipv4_addr . inet_service
+		comment "the cluster's store, to which no container connects"
+	}
+
+	set stores6 {
+		type ipv6_addr . inet_service
+		comment "the cluster's store, to which no container connects"
+	}
+
+	set stores_here {
+		type inet_service
+		comment "ports of the cluster's store on this node"
+	}
+
 	chain prerouting {
 		type filter hook prerouting priority raw; policy accept;
 		iifgroup != "default" meta iifkind "veth" iifgroup @groups fib saddr . iif oif 0 jump foreign comment "from an address that is not the container's"
@@ -238,6 +253,59 @@ fn the_overlays_table_reads_well_and_can_be_loaded_again() {
         table.remove().unwrap();
         table.remove().unwrap();
         assert_eq!(ruleset(), "");
+    });
+}
+
+/// A cluster's store at two addresses, one of them this node's.
+fn stores() -> Rules {
+    let stores = [("192.0.2.9", 2379), ("2001:db8::9", 2380)].map(|(ip, port)| (ip.parse().unwrap(), port));
+    Rules { stores: set(stores), stores_here: set([2379]), ..full() }
+}
+
+#[test]
+fn store_rules_come_first_and_read_as_they_were_written() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let mut table = OverlayTable::open().unwrap();
+        table.apply(&full()).unwrap();
+        assert!(table.apply(&stores()).unwrap());
+        let text = ruleset();
+        for line in [
+            "elements = { 192.0.2.9 . 2379 }",
+            "elements = { 2001:db8::9 . 2380 }",
+            "elements = { 2379 }",
+            "ip daddr . tcp dport @stores4 drop comment \"to the store\"",
+            "ip6 daddr . tcp dport @stores6 drop comment \"to the store, IPv6\"",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        for hook in ["prerouting", "input", "forward"] {
+            let chain = text.split(&format!("chain {hook} {{")).nth(1).unwrap();
+            let first = chain.lines().nth(2).unwrap();
+            assert!(
+                first.contains("iifgroup 1459617792/8 ") && first.contains("jump stores"),
+                "{hook}: {first}"
+            );
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        run("nft flush ruleset");
+        run(&format!("nft -f {}", file.path().display()));
+        assert_eq!(canonical(&ruleset()), canonical(&text));
+        table.forget();
+        assert!(!table.apply(&stores()).unwrap(), "what nft has loaded is as good: {}", ruleset());
+        run("nft delete element inet weft-overlay stores4 { 192.0.2.9 . 2379 }");
+        table.forget();
+        assert!(table.apply(&stores()).unwrap());
+        assert_eq!(canonical(&ruleset()), canonical(&text));
+        // A store that moves is a change of elements, not of the frame.
+        let before = table.sent().messages;
+        assert!(table.apply(&Rules { stores_here: set([2380]), ..stores() }).unwrap());
+        assert_eq!(table.sent().messages - before, 2);
+        assert!(table.apply(&full()).unwrap());
+        assert_eq!(canonical(&ruleset()), canonical(FULL));
     });
 }
 

@@ -39,7 +39,7 @@ impl Reconciler {
             links: self.containers.indices(),
             groups: model.parts.values().map(|part| names::group(part.network.vni)).collect(),
             subnets: subnets.map(|subnet| subnet.subnet).collect(),
-            filter: !(self.rules.vnis.is_empty() && self.rules.nodes.is_empty()),
+            filter: self.rules.is_needed(),
             forward_chains: self.accepts.is_needed(),
             port: self.table.as_ref().map_or(0, |table| table.port()),
         }
@@ -174,8 +174,8 @@ impl Reconciler {
     }
 
     fn restore_filter(&mut self, model: &Model, restored: &mut Restored) {
-        let rules = self.scene(model).rules();
-        if rules.vnis.is_empty() && rules.nodes.is_empty() {
+        let rules = self.rules_of(model);
+        if !rules.is_needed() {
             return;
         }
         if let Some(table) = &mut self.table {

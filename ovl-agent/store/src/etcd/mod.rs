@@ -16,7 +16,7 @@ use etcd_client::{
     TxnOp, TxnOpResponse, TxnResponse,
 };
 
-use crate::target::EtcdConf;
+use crate::target::{EtcdConf, host_and_port};
 use crate::{Compare, Done, Error, KeyValue, LeaseId, Op, Part, Result, Revision, Snapshot, Txn, range_end};
 use link::Links;
 use seen::{Mark, Seen};
@@ -293,6 +293,26 @@ impl Etcd {
             .call(true, |link| async move { Ok(link.client.lease_client().revoke(lease).await.map(drop)?) });
         match sent.await {
             Ok(_) | Err(Trouble { kind: Kind::NoLease, .. }) => Ok(()),
+            Err(trouble) => Err(self.error(trouble, 0)),
+        }
+    }
+
+    /// The hosts and ports of the URLs that etcd's members have for clients and for each other.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], [`Error::Tls`], [`Error::Denied`].
+    pub async fn members(&self) -> Result<Vec<(String, u16)>> {
+        let ask = |link: Arc<link::Link>| async move {
+            link.client.cluster_client().member_list().await.map_err(Trouble::from)
+        };
+        match self.inner.links.call(true, ask).await {
+            Ok((answer, _)) => {
+                let urls = answer
+                    .members()
+                    .iter()
+                    .flat_map(|member| member.client_urls().iter().chain(member.peer_urls()));
+                Ok(urls.filter_map(|url| host_and_port(url)).collect())
+            }
             Err(trouble) => Err(self.error(trouble, 0)),
         }
     }
