@@ -4,9 +4,11 @@ use crate::bridge::BridgeLock;
 use crate::errors::{Coded, Failures};
 use cni::Error;
 use cni::request::Request;
+use ipnetwork::IpNetwork;
 use net::firewall::{Firewall, PortMapping, What, ipt, ipt::Iptables, nft::Nftables};
 use net::names::clip_container;
 use net::{Owner, dead};
+use ovl_api::model::parse_exceptions;
 use std::time::Duration;
 
 /// How long the child of a DEL, or a GC, waits for ADDs before it leaves unused bridges to the next one.
@@ -97,6 +99,15 @@ pub fn masquerade_backend(word: Option<&str>) -> Result<Backend, Error> {
         "iptables" => Ok(Backend::Iptables),
         other => Err(Error::config("ipMasqBackend", format!("{other:?}"), "\"nftables\" or \"iptables\"")),
     }
+}
+
+/// What `nonMasqueradeCIDRs` means: destinations to which packets leave with the container's own address.
+///
+/// # Errors
+/// Code 7 for what is no CIDR.
+pub fn exceptions(cidrs: &[String]) -> Result<Vec<IpNetwork>, Error> {
+    parse_exceptions(cidrs.iter().map(String::as_str))
+        .map_err(|bad| Error::config("nonMasqueradeCIDRs", bad.value, bad.expected))
 }
 
 /// Undoes an ADD's masquerading, and what was made for it alone.

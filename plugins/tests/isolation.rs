@@ -52,10 +52,10 @@ impl Stage {
         Stage { host, servers: Vec::new() }
     }
 
-    fn attach(&self, conf: &Value, id: &str) {
+    fn attach(&self, conf: &Value, id: &str) -> Value {
         self.host.netns(id);
         self.host.sh(&format!("ip -n {id} link set lo up"));
-        self.host.about("ADD", conf, id).run().ok();
+        self.host.about("ADD", conf, id).run().ok()
     }
 
     /// Starts a UDP server in a namespace.
@@ -390,6 +390,42 @@ fn hairpin_spares_connections_translated_by_others() {
             "10.5.0.3",
             "translated by another program, from the same subnet"
         );
+    }
+}
+
+#[test]
+fn bridge_exceptions_see_containers_own_address() {
+    for backend in ["nftables", "iptables"] {
+        let mut stage = Stage::new();
+        if backend == "iptables" && !stage.host.try_sh("iptables --version && ip6tables --version").0 {
+            println!("skipped: this host has no iptables");
+            return;
+        }
+        stage.serve("far", 7000);
+        let conf = network(5, json!({"ipMasq": true, "ipMasqBackend": backend}));
+        for (number, (cidrs, v4, v6)) in [
+            (2, (json!(["192.0.2.2/32", "2001:db8::4/126"]), "10.5.0.2", "2001:db8::1")),
+            (3, (json!(["192.0.2.4/30", "2001:db8::2/127"]), "192.0.2.1", "fd00:5::3")),
+        ] {
+            let except = with(&conf, json!({"nonMasqueradeCIDRs": cidrs}));
+            let result = stage.attach(&except, "c1");
+            assert_eq!(result["ips"][0]["address"], format!("10.5.0.{number}/24"));
+            for (to, seen) in [("192.0.2.2", v4), ("2001:db8::2", v6)] {
+                let answer = stage.ask("c1", any(to), (to, "7000"), "5");
+                let answer = answer.as_deref().map(|source| source.trim_start_matches("::ffff:"));
+                assert_eq!(answer, Some(seen), "{backend}: {to}");
+            }
+            stage.host.about("CHECK", &with(&except, json!({"prevResult": result})), "c1").run().ok();
+            // By what the attachment has, not by what is configured by then.
+            stage.host.about("DEL", &network(5, json!({})), "c1").run().ok();
+            stage.host.eventually("! nft list ruleset | grep c1/eth0");
+            stage.host.sh("ip netns del c1");
+        }
+        stage.host.netns("c1");
+        let bad = with(&conf, json!({"nonMasqueradeCIDRs": ["192.0.2.2"]}));
+        let refused = stage.host.about("ADD", &bad, "c1").run();
+        let details = refused.document["details"].as_str().unwrap_or_default();
+        assert!(refused.code() == 7 && details.contains("nonMasqueradeCIDRs is \"192.0.2.2\""), "{details}");
     }
 }
 

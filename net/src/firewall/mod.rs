@@ -142,13 +142,28 @@ pub enum What {
 pub trait Firewall {
     /// Masquerades what leaves these container addresses, except for their own subnets and multicast groups. The networks'
     /// prefixes are the subnets.
-    fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()>;
+    fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
+        self.masquerade_except(owner, addrs, &[])
+    }
+
+    /// As [`Firewall::masquerade`], but what goes to these destinations leaves with the container's own address.
+    fn masquerade_except(&mut self, owner: &Owner, addrs: &[IpNetwork], except: &[IpNetwork]) -> Result<()>;
 
     /// Takes that back. With `addrs` it is one look-up for each; without, everything is searched for the owner's tag.
     fn unmasquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()>;
 
-    /// Fails, saying what, when something of [`Firewall::masquerade`] is missing or differs.
-    fn check_masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()>;
+    /// Fails, saying what, when something of [`Firewall::masquerade`] is missing or differs. There may be exceptions.
+    fn check_masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
+        self.check_masquerade_except(owner, addrs, &[])
+    }
+
+    /// The same of [`Firewall::masquerade_except`]. There may be more exceptions than these.
+    fn check_masquerade_except(
+        &mut self,
+        owner: &Owner,
+        addrs: &[IpNetwork],
+        except: &[IpNetwork],
+    ) -> Result<()>;
 
     /// Publishes ports of the container: they lead to the first IPv4 and the first IPv6 address of `addrs`. Reachable from
     /// other hosts, on the host's own addresses, on 127.0.0.1 (when the caller has set route_localnet on the bridge), from

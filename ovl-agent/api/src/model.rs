@@ -126,6 +126,43 @@ pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
     a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))
 }
 
+/// The most exceptions from masquerading that a network has.
+const MAX_EXCEPTIONS: usize = 64;
+
+/// What an exception from masquerading cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{value}: expected {expected}")]
+pub struct BadException {
+    /// What was given.
+    pub value: String,
+    /// What is expected.
+    pub expected: String,
+}
+
+/// Reads destinations to which nothing is masqueraded.
+///
+/// # Errors
+/// One is no CIDR, or there are too many.
+pub fn parse_exceptions<'a>(
+    cidrs: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<IpNetwork>, BadException> {
+    let mut all = Vec::new();
+    for text in cidrs {
+        // An address alone would be read as a network of one.
+        let is_cidr = |net: &IpNetwork| text.contains('/') && net.ip() == net.network();
+        let bad = || BadException {
+            value: format!("{text:?}"),
+            expected: "a CIDR without host bits, as 10.0.0.0/8 or fd00::/8".to_owned(),
+        };
+        all.push(text.parse().ok().filter(is_cidr).ok_or_else(bad)?);
+    }
+    if all.len() > MAX_EXCEPTIONS {
+        let expected = format!("{MAX_EXCEPTIONS} at most");
+        return Err(BadException { value: format!("{} CIDRs", all.len()), expected });
+    }
+    Ok(all)
+}
+
 /// Whether a block is a single address.
 pub fn is_single(block: IpNetwork) -> bool {
     block.prefix() == if block.is_ipv4() { 32 } else { 128 }
@@ -136,6 +173,18 @@ impl Network {
     pub const INGRESS_OPTION: &str = "ingress";
     /// Published ports alone, which is the default, or everything that is routed to a node.
     pub const INGRESS: [&str; 2] = ["published", "routed"];
+
+    /// The option with the destinations to which nothing is masqueraded, CIDRs parted by commas.
+    pub const EXCEPTIONS_OPTION: &str = "non-masquerade-cidrs";
+
+    /// The destinations to which nothing is masqueraded.
+    ///
+    /// # Errors
+    /// The option has another value.
+    pub fn exceptions(&self) -> Result<Vec<IpNetwork>, BadException> {
+        let value = self.options.get(Self::EXCEPTIONS_OPTION);
+        value.map_or(Ok(Vec::new()), |value| parse_exceptions(value.split(',')))
+    }
 
     /// What is routed to a node from outside gets to the network's containers.
     pub fn is_routed_to(&self) -> bool {

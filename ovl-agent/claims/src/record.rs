@@ -96,6 +96,7 @@ impl Record for Network {
         if self.subnets.is_empty() {
             return Err("invalid subnets: expected at least one".to_owned());
         }
+        self.exceptions().map_err(|why| format!("invalid option {} {why}", Network::EXCEPTIONS_OPTION))?;
         for (index, subnet) in self.subnets.iter().enumerate() {
             if subnet.subnet.ip() != subnet.subnet.network() {
                 return Err(format!("invalid subnet \"{}\": expected no host bits", subnet.subnet));

@@ -1,7 +1,7 @@
 //! What a network may be: every rule that needs no store, with errors that name the field as the user writes it.
 
 use ipnetwork::IpNetwork;
-use ovl_api::model::{Network, Subnet, overlap};
+use ovl_api::model::{Network, Subnet, overlap, parse_exceptions};
 use ovl_api::names::MAX_VNI;
 use ovl_api::wire::{NetworkCreate, Problem};
 use std::net::IpAddr;
@@ -122,6 +122,15 @@ pub(crate) fn network(ask: &NetworkCreate) -> Result<Vec<Subnet>, Problem> {
         }
         if ask.internal && value == routed {
             let message = format!("{option}={value}: an internal network has no way in");
+            return Err(Problem::invalid(&option, message));
+        }
+    }
+    if let Some(value) = ask.options.get(Network::EXCEPTIONS_OPTION) {
+        let option = format!("--opt {}", Network::EXCEPTIONS_OPTION);
+        parse_exceptions(value.split(','))
+            .map_err(|why| Problem::invalid(&option, format!("{option}={value}: {why}")))?;
+        if ask.internal {
+            let message = format!("{option}={value}: an internal network has no way out");
             return Err(Problem::invalid(&option, message));
         }
     }
@@ -333,6 +342,22 @@ mod tests {
         network(&routed).unwrap();
         routed.internal = true;
         assert!(refusal(routed).contains("an internal network has no way in"));
+        let mut exempt = ask(&["10.1.0.0/16"]);
+        let mut except = |value: &str, internal: bool| {
+            exempt.options.insert("non-masquerade-cidrs".into(), value.into());
+            exempt.internal = internal;
+            exempt.clone()
+        };
+        network(&except("192.0.2.0/24,fd00::/8,0.0.0.0/0", false)).unwrap();
+        for wrong in ["", "10.0.0.0/8,", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.1", "10.0.0.0/8;fd00::/8"] {
+            let message = refusal(except(wrong, false));
+            assert!(message.starts_with(&format!("--opt non-masquerade-cidrs={wrong}: ")), "{message}");
+            assert!(message.contains("expected a CIDR without host bits"), "{message}");
+        }
+        assert!(
+            refusal(except(&["10.0.0.0/8"; 65].join(","), false)).contains("65 CIDRs: expected 64 at most")
+        );
+        assert!(refusal(except("10.0.0.0/8", true)).contains("an internal network has no way out"));
         let small = with(|a| a.block_size = Some(24), "10.1.0.0/24");
         assert!(small.contains("10.1.0.0/24 is too small for the block size"), "{small}");
         assert!(small.contains("allowed are 25 to 30"), "{small}");

@@ -99,7 +99,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     filter(&conf, &owner, gateway.as_ref().unwrap_or(&bridge), &addresses)?;
     drop(lock);
     if let Some(firewall) = &mut firewall {
-        firewall.masquerade(&owner, &addresses).coded()?;
+        firewall.masquerade_except(&owner, &addresses, &conf.exceptions).coded()?;
         firewall::release(firewall.as_ref());
     }
     let interface =

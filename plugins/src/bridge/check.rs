@@ -70,7 +70,9 @@ pub fn check(request: &Request) -> Result<(), Error> {
         checked => checked.coded()?,
     }
     match conf.masquerade.filter(|backend| *backend != Backend::Nftables) {
-        Some(backend) => backend.open()?.check_masquerade(&owner, &addresses).coded(),
+        Some(backend) => {
+            backend.open()?.check_masquerade_except(&owner, &addresses, &conf.exceptions).coded()
+        }
         None => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
 //! The bridge plugin's configuration, checked before anything is changed.
 
 use crate::args::container_mac;
-use crate::firewall::{Backend, masquerade_backend};
+use crate::firewall::{Backend, exceptions, masquerade_backend};
 use cni::Error;
 use cni::request::Request;
 use ipnetwork::IpNetwork;
@@ -20,6 +20,8 @@ struct Keys {
     force_address: bool,
     ip_masq: bool,
     ip_masq_backend: Option<String>,
+    #[serde(rename = "nonMasqueradeCIDRs")]
+    exceptions: Option<Vec<String>>,
     mtu: i64,
     hairpin_mode: bool,
     promisc_mode: bool,
@@ -59,6 +61,8 @@ pub struct Conf {
     pub force_address: bool,
     /// Masquerade what the container sends beyond its subnet, and by what.
     pub masquerade: Option<Backend>,
+    /// Destinations to which that is not masqueraded (`nonMasqueradeCIDRs`).
+    pub exceptions: Vec<IpNetwork>,
     /// MTU of bridge and veth in bytes; `None` is the kernel's choice.
     pub mtu: Option<u32>,
     /// Frames may go back through the port they came from.
@@ -157,6 +161,7 @@ impl Conf {
             is_default_gateway: keys.is_default_gateway,
             force_address: keys.force_address,
             masquerade: keys.ip_masq.then_some(backend),
+            exceptions: exceptions(keys.exceptions.as_deref().unwrap_or_default())?,
             mtu,
             hairpin: keys.hairpin_mode,
             promisc: keys.promisc_mode,
@@ -185,6 +190,7 @@ impl Conf {
             guarded: self.same_bridge,
             closed: self.internal,
             isolated: self.port_isolation,
+            except: self.exceptions.clone(),
         }
     }
 

@@ -70,7 +70,8 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let masquerade = conf.masquerades(Some(&result));
     if let Some(firewall) = firewall.as_mut().filter(|_| masquerade) {
         rollback.on_failure("the masquerading", || firewall::unmasquerade(conf.backend, &owner));
-        firewall.masquerade(&owner, &plan.addresses).coded()?;
+        let except = [&conf.exceptions[..], &plan.exceptions].concat();
+        firewall.masquerade_except(&owner, &plan.addresses, &except).coded()?;
     }
     if let Some(firewall) = &firewall {
         firewall::release(firewall.as_ref());

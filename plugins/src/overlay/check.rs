@@ -56,7 +56,7 @@ pub fn check(request: &Request) -> Result<(), Error> {
     if !conf.masquerades(Some(result)) {
         return Ok(());
     }
-    conf.backend.open()?.check_masquerade(&owner, &addresses).coded()
+    conf.backend.open()?.check_masquerade_except(&owner, &addresses, &conf.exceptions).coded()
 }
 
 fn next_hops(result: &AddResult, ifname: &str) -> Vec<IpAddr> {

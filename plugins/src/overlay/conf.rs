@@ -1,11 +1,12 @@
 //! The overlay plugin's configuration, checked before anything is changed.
 
 use crate::args::{container_mac, requested_ips};
-use crate::firewall::{Backend, masquerade_backend};
+use crate::firewall::{Backend, exceptions, masquerade_backend};
 use crate::place;
 use cni::Error;
 use cni::request::Request;
 use cni::types::AddResult;
+use ipnetwork::IpNetwork;
 use ovl_api::{Client, names};
 use serde::Deserialize;
 use std::net::IpAddr;
@@ -22,6 +23,8 @@ struct Keys {
     is_default_gateway: Option<bool>,
     ip_masq: Option<bool>,
     ip_masq_backend: Option<String>,
+    #[serde(rename = "nonMasqueradeCIDRs")]
+    exceptions: Option<Vec<String>>,
     socket: Option<String>,
     root: Option<String>,
 }
@@ -35,6 +38,8 @@ pub struct Conf {
     pub default_route: bool,
     /// Masquerade what the container sends beyond the network; `None`: where its default route goes through the network.
     pub masquerade: Option<bool>,
+    /// Destinations to which that is not masqueraded, beside those of the network's option.
+    pub exceptions: Vec<IpNetwork>,
     /// What masquerades.
     pub backend: Backend,
     /// The agent's socket.
@@ -90,6 +95,7 @@ impl Conf {
             network,
             default_route: keys.is_default_gateway != Some(false),
             masquerade: keys.ip_masq,
+            exceptions: exceptions(keys.exceptions.as_deref().unwrap_or_default())?,
             backend: masquerade_backend(keys.ip_masq_backend.as_deref())?,
             socket: path("socket", keys.socket, socket)?,
             root: path("root", keys.root, place::root)?,
@@ -108,6 +114,7 @@ impl Conf {
                 network: text("network").unwrap_or_else(|| request.conf.name.clone()),
                 default_route: true,
                 masquerade: None,
+                exceptions: Vec::new(),
                 backend: Backend::Auto,
                 socket: path("socket", text("socket"), socket).unwrap_or_else(|_| socket()),
                 root: path("root", text("root"), place::root).unwrap_or_else(|_| place::root()),
@@ -185,6 +192,13 @@ mod tests {
             (json!({"ipMasq": "yes"}), "", 7, "ipMasq"),
             (json!({"isDefaultGateway": 1}), "", 7, "isDefaultGateway"),
             (json!({"ipMasqBackend": "ebtables"}), "", 7, "ipMasqBackend"),
+            (json!({"nonMasqueradeCIDRs": "10.0.0.0/8"}), "", 7, "nonMasqueradeCIDRs"),
+            (
+                json!({"nonMasqueradeCIDRs": ["fd00::/8", "10.0.0.1/8"]}),
+                "",
+                7,
+                "nonMasqueradeCIDRs is \"10.0.0.1/8\"",
+            ),
             (json!({"socket": "run/x.sock"}), "", 7, "socket"),
             (json!({"root": {}}), "", 7, "root"),
             (json!({"ipam": {"type": "host-local"}}), "", 7, "ipam"),

@@ -28,6 +28,8 @@ pub struct Plan {
     pub to_next_hops: Vec<Route>,
     /// The next hops of the routes, all of them the host's end.
     pub next_hops: Vec<IpAddr>,
+    /// The destinations to which the network has nothing masqueraded.
+    pub exceptions: Vec<IpNetwork>,
 }
 
 /// An address alone.
@@ -62,6 +64,7 @@ impl Plan {
             routes: Vec::new(),
             to_next_hops: Vec::new(),
             next_hops: Vec::new(),
+            exceptions: granted.network.exceptions().map_err(|bad| nonsense(bad.to_string()))?,
         };
         for &address in &granted.addresses {
             let subnet = granted.network.subnet(address.is_ipv6());

@@ -82,6 +82,38 @@ fn what_leaves_the_network_is_masqueraded_unless_it_is_internal() {
 }
 
 #[test]
+fn exceptions_see_containers_own_address() {
+    let (host, agent) = (host(), Agent::new());
+    far(&host);
+    host.sh("ip -n far addr add 192.0.2.3/24 dev wan && ip -n far addr add 2001:db8::3/64 dev wan nodad");
+    let _servers = ["0.0.0.0", "::"].map(|address| Server::new(&host, "far", address));
+    agent.network(json!({"options": {"non-masquerade-cidrs": "192.0.2.2/32,2001:db8::2/128"}}));
+    let conf = agent.conf("web");
+    let own = with(&conf, json!({"nonMasqueradeCIDRs": ["192.0.2.3/32"]}));
+    let [first, second] = [("c5", &conf), ("c6", &own)].map(|(id, conf)| add(&host, conf, id));
+    for (id, to, seen) in [
+        ("c5", "192.0.2.2", "10.42.0.5"),
+        ("c5", "192.0.2.3", "192.0.2.1"),
+        ("c5", "2001:db8::2", "fd00:42::5"),
+        ("c5", "2001:db8::3", "2001:db8::1"),
+        ("c6", "192.0.2.2", "10.42.0.6"),
+        ("c6", "192.0.2.3", "10.42.0.6"),
+        ("c6", "2001:db8::3", "2001:db8::1"),
+    ] {
+        assert_eq!(get(&host, id, to, 80).as_deref(), Some(seen), "{id} to {to}");
+    }
+    for (id, conf, result) in [("c5", &conf, first), ("c6", &own, second)] {
+        let known = with(conf, json!({"prevResult": result}));
+        host.about("CHECK", &known, id).run().ok();
+    }
+    // By what the attachment has, not by what is configured by then.
+    for id in ["c5", "c6"] {
+        host.about("DEL", &conf, id).run().ok();
+    }
+    host.eventually("test -z \"$(nft list ruleset)\"");
+}
+
+#[test]
 fn published_ports_answer_from_everywhere() {
     let (host, agent) = (host(), Agent::new());
     far(&host);

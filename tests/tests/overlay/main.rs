@@ -6,6 +6,7 @@ mod bridged;
 mod cluster;
 mod echo;
 mod etcd_down;
+mod exceptions;
 mod fencing;
 mod flow;
 mod forge;

@@ -155,9 +155,9 @@ impl Iptables {
 }
 
 impl Firewall for Iptables {
-    fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
+    fn masquerade_except(&mut self, owner: &Owner, addrs: &[IpNetwork], except: &[IpNetwork]) -> Result<()> {
         let _lock = Lock::take()?;
-        let rules = rules::masquerade(owner, addrs, self.shut(addrs)?)?;
+        let rules = rules::masquerade(owner, addrs, except, self.shut(addrs)?)?;
         self.remove(&MASQUERADE, &|tag| owner.same(tag))?;
         self.add(owner, &MASQUERADE, &rules)
     }
@@ -167,8 +167,13 @@ impl Firewall for Iptables {
         self.remove(&MASQUERADE, &|tag| owner.same(tag)).map(drop)
     }
 
-    fn check_masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
-        self.check(&rules::masquerade(owner, addrs, self.shut(addrs)?)?)
+    fn check_masquerade_except(
+        &mut self,
+        owner: &Owner,
+        addrs: &[IpNetwork],
+        except: &[IpNetwork],
+    ) -> Result<()> {
+        self.check(&rules::masquerade(owner, addrs, except, self.shut(addrs)?)?)
     }
 
     fn publish(

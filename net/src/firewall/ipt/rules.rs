@@ -48,14 +48,26 @@ fn rule(net: &IpNetwork, chain: Chain, text: String) -> Rule {
     Rule { v6: net.is_ipv6(), chain, first: false, text, port: None }
 }
 
-/// Rules that masquerade what leaves these addresses; `shut` says for IPv4 and IPv6 whether FORWARD's policy is DROP.
-pub fn masquerade(owner: &Owner, addrs: &[IpNetwork], shut: [bool; 2]) -> Result<Vec<Rule>> {
+/// Rules that masquerade what leaves these addresses, but for these destinations; `shut` says for IPv4 and IPv6 whether FORWARD's policy is DROP.
+pub fn masquerade(
+    owner: &Owner,
+    addrs: &[IpNetwork],
+    except: &[IpNetwork],
+    shut: [bool; 2],
+) -> Result<Vec<Rule>> {
     let tag = comment(&owner.tag())?;
     let mut rules = Vec::new();
     for net in addrs {
         let (ip, subnet) = (net.ip(), subnet(net));
         let multicast = if net.is_ipv6() { "ff00::/8" } else { "224.0.0.0/4" };
         rules.push(rule(net, Chain::Masquerade, format!("-s {ip} -d {subnet} {tag} -j RETURN")));
+        for to in except.iter().filter(|to| to.is_ipv4() == net.is_ipv4()) {
+            rules.push(rule(
+                net,
+                Chain::Masquerade,
+                format!("-s {ip} -d {} {tag} -j RETURN", self::subnet(to)),
+            ));
+        }
         rules.push(rule(net, Chain::Masquerade, format!("-s {ip} ! -d {multicast} {tag} -j MASQUERADE")));
         if shut[usize::from(net.is_ipv6())] {
             let answers = "-m conntrack --ctstate RELATED,ESTABLISHED";

@@ -3,7 +3,7 @@
 //! An attachment is elements in sets and maps only; a packet's way therefore has the same length whatever the number of
 //! containers.
 
-use super::element::{Map, head, is_hosts, net_name, subnet};
+use super::element::{Map, Scope, head, is_hosts, net_name};
 use super::expr::{Ct, Rule, Side, Verdict};
 use super::table::Table;
 use super::wire::{Batch, flag, msg, user_comment};
@@ -209,29 +209,49 @@ fn inet_chains(services: Services) -> Vec<Chain> {
 /// The chain for packets that the address translation passes over.
 pub const UNTRANSLATED: &str = "untranslated";
 
-/// The name of a subnet's chain.
-pub fn chain_of(net: IpNetwork) -> String {
-    format!("subnet-{}", net_name(net))
+/// The name of a scope's chain.
+pub fn chain_of(scope: Scope) -> String {
+    match scope {
+        Scope::Subnet(net) => format!("subnet-{}", net_name(net)),
+        Scope::Excepting(net) => format!("except-{}", net_name(net)),
+    }
 }
 
-/// Matches what is to be masqueraded when it leaves this subnet, which has no host bits.
-fn leaving(net: IpNetwork) -> Rule {
+/// Matches what is to be masqueraded when it leaves the scope's subnet, which has no host bits.
+fn leaving(scope: Scope) -> Rule {
+    let (net, masq) = match scope {
+        Scope::Subnet(net) => (net, Map::Masq(net)),
+        Scope::Excepting(net) => (net, Map::MasqExcept(net)),
+    };
     let v6 = net.is_ipv6();
     let multicast = match v6 {
         false => network(Ipv4Addr::new(224, 0, 0, 0).into(), 4),
         true => network(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0).into(), 8),
     };
-    let rule = Rule::new().address_in(Side::Source, v6, Map::masq(net));
+    let rule = Rule::new().address_in(Side::Source, v6, masq);
     // A container without a subnet is alone in its own.
     let rule = if is_hosts(net) { rule } else { rule.not_address(Side::Destination, net) };
-    rule.not_address(Side::Destination, multicast)
+    let rule = rule.not_address(Side::Destination, multicast);
+    match scope {
+        Scope::Subnet(_) => rule,
+        Scope::Excepting(net) => rule.pair_not_in(v6, Map::Except(net)),
+    }
 }
 
-/// What a subnet needs besides its two sets and its rule in [`UNTRANSLATED`]: a chain that masquerades what leaves the subnet, and what comes to published
+/// What a scope needs besides its sets and its rule in [`UNTRANSLATED`]: a chain that masquerades what leaves the subnet, and what comes to published
 /// ports from the subnet itself or from the host's loopback. It hangs in the hook by itself, so that no rule has to lead
 /// to it.
-fn subnet_chain(net: IpNetwork) -> Chain {
-    let (net, v6) = (subnet(net), net.is_ipv6());
+fn scope_chain(scope: Scope) -> Chain {
+    let mut rules = vec![leaving(scope).masquerade()];
+    if let Scope::Subnet(net) = scope {
+        rules.extend(hairpins(net));
+    }
+    chain(&chain_of(scope), hook("nat", 4, 100), rules)
+}
+
+/// Masquerades what comes to published ports.
+fn hairpins(net: IpNetwork) -> Vec<Rule> {
+    let v6 = net.is_ipv6();
     let hairpin = |from| {
         Rule::new()
             .translated_by_us()
@@ -239,17 +259,16 @@ fn subnet_chain(net: IpNetwork) -> Chain {
             .address_in(Side::Destination, v6, Map::hairpin(net))
             .masquerade()
     };
-    let mut rules = vec![leaving(net).masquerade()];
-    rules.push(if is_hosts(net) {
+    let mut rules = vec![if is_hosts(net) {
         // A container without a subnet is alone in its own.
         Rule::new().translated_by_us().pair_in(v6, Map::hairpin_self(v6)).masquerade()
     } else {
         hairpin(net)
-    });
+    }];
     if !v6 {
         rules.push(hairpin(loopback4()));
     }
-    chain(&chain_of(net), hook("nat", 4, 100), rules)
+    rules
 }
 
 impl Chain {
@@ -302,42 +321,49 @@ pub fn push_frame(batch: &mut Batch, comment: &str, chains: &[Chain]) {
     chains.iter().for_each(|chain| chain.push_rules(batch));
 }
 
-/// Adds what a subnet needs to a batch; it must not be there yet (EEXIST), or its rules would be doubled.
-pub fn push_subnet(batch: &mut Batch, net: IpNetwork) {
-    for map in Map::of_subnet(net) {
+/// Adds what a scope needs to a batch; it must not be there yet (EEXIST), or its rules would be doubled.
+pub fn push_scope(batch: &mut Batch, scope: Scope) {
+    for map in Map::of_scope(scope) {
         push_set(batch, map);
     }
-    let chain = subnet_chain(net);
+    let chain = scope_chain(scope);
     chain.push(batch);
     chain.push_rules(batch);
     batch.push("add a rule to", msg::NEWRULE, flag::CREATE | flag::APPEND, |w| {
         w.str(2, UNTRANSLATED);
-        w.bytes(4 | 0x8000, leaving(subnet(net)).then(Verdict::Drop).bytes());
-        w.bytes(7, &user_comment(0, &subnet(net).to_string()));
+        w.bytes(4 | 0x8000, leaving(scope).then(Verdict::Drop).bytes());
+        w.bytes(7, &user_comment(0, &comment_of(scope)));
     });
 }
 
-/// Adds the deletion of what a subnet needed to a batch; `rules` are those of [`UNTRANSLATED`]: comment and handle.
-pub fn push_subnet_deletion(batch: &mut Batch, net: IpNetwork, rules: &[(String, Vec<u8>)]) {
-    let comment = subnet(net).to_string();
+/// The comment of a scope's rule in [`UNTRANSLATED`].
+fn comment_of(scope: Scope) -> String {
+    match scope {
+        Scope::Subnet(net) => net.to_string(),
+        Scope::Excepting(net) => format!("{net} with exceptions"),
+    }
+}
+
+/// Adds the deletion of what a scope needed to a batch; `rules` are those of [`UNTRANSLATED`]: comment and handle.
+pub fn push_scope_deletion(batch: &mut Batch, scope: Scope, rules: &[(String, Vec<u8>)]) {
+    let comment = comment_of(scope);
     for (_, handle) in rules.iter().filter(|(found, _)| *found == comment) {
         batch.push("delete a rule of", msg::DELRULE, 0, |w| {
             w.str(2, UNTRANSLATED);
             w.bytes(3, handle);
         });
     }
-    batch.push("delete a chain of", msg::DELCHAIN, 0, |w| w.str(3, &chain_of(net)));
-    for map in Map::of_subnet(net) {
+    batch.push("delete a chain of", msg::DELCHAIN, 0, |w| w.str(3, &chain_of(scope)));
+    for map in Map::of_scope(scope) {
         batch.push("delete a set of", msg::DELSET, 0, |w| head(w, map));
     }
 }
 
-/// The names of the table's and these subnets' chains, and how many rules each has.
-pub fn census(table: Table, subnets: &[IpNetwork]) -> Vec<(String, usize)> {
-    let of_subnets = subnets.iter().map(|net| subnet_chain(*net));
+/// The names of the table's and these scopes' chains, and how many rules each has.
+pub fn census(table: Table, scopes: &[Scope]) -> Vec<(String, usize)> {
+    let of_scopes = scopes.iter().map(|scope| scope_chain(*scope));
     // Without the mark there are more rules.
-    let all = chains(table, Services::Marked).into_iter().chain(of_subnets).map(|c| (c.name, c.rules.len()));
-    // Of the subnets in question, each has a rule there.
-    all.map(|(name, count)| if name == UNTRANSLATED { (name, subnets.len()) } else { (name, count) })
-        .collect()
+    let all = chains(table, Services::Marked).into_iter().chain(of_scopes).map(|c| (c.name, c.rules.len()));
+    // Of the scopes in question, each has a rule there.
+    all.map(|(name, count)| if name == UNTRANSLATED { (name, scopes.len()) } else { (name, count) }).collect()
 }

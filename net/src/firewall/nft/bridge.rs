@@ -30,6 +30,8 @@ pub struct BridgeRules {
     pub closed: bool,
     /// Nothing that came in by it is forwarded back to it, but what comes through published ports.
     pub isolated: bool,
+    /// Destinations to which nothing is masqueraded.
+    pub except: Vec<IpNetwork>,
 }
 
 impl BridgeRules {
@@ -49,7 +51,7 @@ impl BridgeRules {
 
     fn wanted(&self, owner: &Owner, masqueraded: &[IpNetwork]) -> Wanted {
         let mut wanted = Wanted::default();
-        wanted.masquerade(owner, masqueraded);
+        wanted.masquerade(owner, masqueraded, &self.except);
         self.keys().for_each(|key| wanted.element(key, Value::None, ""));
         wanted.sorted()
     }
@@ -102,7 +104,9 @@ impl Nftables {
     /// # Errors
     /// [`crate::Error::Unsupported`] when the kernel has no nftables; the kernel's refusal.
     pub fn attach_bridge(&mut self, owner: &Owner, masq: &[IpNetwork], rules: &BridgeRules) -> Result<bool> {
-        self.put(rules.wanted(owner, masq))
+        let wanted = rules.wanted(owner, masq);
+        self.forget_others(masq, &wanted)?;
+        self.put(wanted)
     }
 
     /// Fails, saying what, when something of [`Nftables::attach_bridge`] is missing or differs.

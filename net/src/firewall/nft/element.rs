@@ -1,6 +1,6 @@
 //! The elements: what an attachment is in the table. Their keys and values, and both ways of writing them.
 
-pub use super::map::{Map, head, is_hosts, net_name, subnet};
+pub use super::map::{Map, Scope, head, is_hosts, net_name, subnet, without_host_bits};
 use super::wire::{Writer, attribute, attributes, comment_of, user_comment};
 use crate::firewall::Protocol;
 use ipnetwork::IpNetwork;
@@ -146,6 +146,17 @@ impl Key {
     pub fn net(net: IpNetwork) -> Self {
         let (map, family) = if net.is_ipv4() { (Map::Nets4, 2) } else { (Map::Nets6, 10) };
         Key::range(map, net, &[family])
+    }
+
+    /// A container's address with a range of destinations.
+    pub fn exception(of: IpNetwork, to: IpNetwork) -> Self {
+        let ends = [to.network(), last(to)].map(|end| [octets(of.ip()), octets(end)].concat());
+        Key { map: Map::Except(subnet(of)), bytes: ends.concat() }
+    }
+
+    /// Whether it is an exception of this container's address.
+    pub fn is_exception_of(&self, address: IpAddr) -> bool {
+        matches!(self.map, Map::Except(_)) && self.bytes.starts_with(&octets(address))
     }
 
     fn range(map: Map, net: IpNetwork, with: &[u8]) -> Self {

@@ -52,6 +52,10 @@ pub enum Map {
     Localnet,
     /// addresses in this subnet whose outgoing traffic is masqueraded
     Masq(IpNetwork),
+    /// addresses in this subnet whose outgoing traffic is masqueraded but for some destinations
+    MasqExcept(IpNetwork),
+    /// such an address . a range of these destinations
+    Except(IpNetwork),
     /// addresses in this subnet with published ports
     Hairpin(IpNetwork),
     /// of containers without a subnet (/32) that have published ports: the address twice, as source and destination
@@ -94,6 +98,15 @@ pub enum Map {
     Stores6,
     /// TCP ports of the store on this very node
     StoresHere,
+}
+
+/// What the table gets with the first container of a subnet that needs it: sets, a chain and a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// For masquerading and published ports.
+    Subnet(IpNetwork),
+    /// For masquerading with exceptions.
+    Excepting(IpNetwork),
 }
 
 impl Map {
@@ -191,6 +204,8 @@ impl Map {
             Map::Stores6 => "stores6",
             Map::StoresHere => "stores_here",
             Map::Masq(net) => return Cow::Owned(format!("masq-{}", net_name(net))),
+            Map::MasqExcept(net) => return Cow::Owned(format!("masq_except-{}", net_name(net))),
+            Map::Except(net) => return Cow::Owned(format!("exceptions-{}", net_name(net))),
             Map::Hairpin(net) => return Cow::Owned(format!("hairpin-{}", net_name(net))),
         })
     }
@@ -208,6 +223,8 @@ impl Map {
         }
         match name.split_once('-') {
             Some(("masq", text)) => net(text).map(Map::Masq),
+            Some(("masq_except", text)) => net(text).map(Map::MasqExcept),
+            Some(("exceptions", text)) => net(text).map(Map::Except),
             Some(("hairpin", text)) => net(text).map(Map::Hairpin),
             _ => table.frame().iter().copied().find(|map| map.name() == name),
         }
@@ -229,19 +246,25 @@ impl Map {
         matches!(self, HairpinAll4 | HairpinAll6 | HairpinSelf4 | HairpinSelf6 | Hairpin(_))
     }
 
-    /// Those that are made with a subnet.
-    pub fn of_subnet(net: IpNetwork) -> Vec<Map> {
-        let mut maps = vec![Map::Masq(net), Map::Hairpin(net)];
-        maps.extend(is_hosts(net).then(|| Map::hairpin_self(net.is_ipv6())));
-        maps
+    /// Those that are made with a scope.
+    pub fn of_scope(scope: Scope) -> Vec<Map> {
+        match scope {
+            Scope::Subnet(net) => {
+                let mut maps = vec![Map::Masq(net), Map::Hairpin(net)];
+                maps.extend(is_hosts(net).then(|| Map::hairpin_self(net.is_ipv6())));
+                maps
+            }
+            Scope::Excepting(net) => vec![Map::MasqExcept(net), Map::Except(net)],
+        }
     }
 
-    /// The subnet that it is made with, if it is one of those.
-    pub fn subnet(self) -> Option<IpNetwork> {
+    /// The scope that it is made with, if it is one of those.
+    pub fn scope(self) -> Option<Scope> {
         match self {
-            Map::Masq(net) | Map::Hairpin(net) => Some(net),
-            Map::HairpinSelf4 => Some(hosts(false)),
-            Map::HairpinSelf6 => Some(hosts(true)),
+            Map::Masq(net) | Map::Hairpin(net) => Some(Scope::Subnet(net)),
+            Map::MasqExcept(net) | Map::Except(net) => Some(Scope::Excepting(net)),
+            Map::HairpinSelf4 => Some(Scope::Subnet(hosts(false))),
+            Map::HairpinSelf6 => Some(Scope::Subnet(hosts(true))),
             _ => None,
         }
     }
@@ -249,6 +272,11 @@ impl Map {
     /// The set of a subnet, which may be given with host bits.
     pub fn masq(net: IpNetwork) -> Map {
         Map::Masq(subnet(net))
+    }
+
+    /// The set of a subnet, which may be given with host bits.
+    pub fn masq_except(net: IpNetwork) -> Map {
+        Map::MasqExcept(subnet(net))
     }
 
     /// The set of a subnet, which may be given with host bits.
@@ -272,10 +300,12 @@ impl Map {
             Map::Ports4 | Map::Ports6 => (port, 8),
             Map::Ports4At => (IPADDR << 12 | port, 12),
             Map::Ports6At => (IP6ADDR << 12 | port, 24),
-            Map::HairpinAll4 | Map::Masq(IpNetwork::V4(_)) | Map::Hairpin(IpNetwork::V4(_)) => (IPADDR, 4),
-            Map::HairpinAll6 | Map::Masq(IpNetwork::V6(_)) | Map::Hairpin(IpNetwork::V6(_)) => (IP6ADDR, 16),
-            Map::HairpinSelf4 => (IPADDR << 6 | IPADDR, 8),
-            Map::HairpinSelf6 => (IP6ADDR << 6 | IP6ADDR, 32),
+            Map::Masq(net) | Map::MasqExcept(net) | Map::Hairpin(net) if net.is_ipv4() => (IPADDR, 4),
+            Map::Masq(_) | Map::MasqExcept(_) | Map::Hairpin(_) => (IP6ADDR, 16),
+            Map::HairpinAll4 => (IPADDR, 4),
+            Map::HairpinAll6 => (IP6ADDR, 16),
+            Map::HairpinSelf4 | Map::Except(IpNetwork::V4(_)) => (IPADDR << 6 | IPADDR, 8),
+            Map::HairpinSelf6 | Map::Except(IpNetwork::V6(_)) => (IP6ADDR << 6 | IP6ADDR, 32),
             Map::Bridges => (IFINDEX, 4),
             Map::Guarded | Map::Closed | Map::Sealed | Map::Isolated | Map::Strict => (IFNAME, 16),
             Map::Localnet | Map::Watched | Map::SourceOf => (IFNAME, 16),
@@ -311,7 +341,7 @@ impl Map {
     /// network's), without which it prints the elements of some types wrongly.
     fn byte_order(self) -> u32 {
         match self {
-            Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::Hairpin(_) => 2,
+            Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::MasqExcept(_) | Map::Hairpin(_) => 2,
             Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
             Map::Closed | Map::Sealed | Map::Isolated => 1,
             Map::StoresHere => 2,
@@ -324,6 +354,8 @@ impl Map {
     /// The lengths of the parts of a key that is a range of concatenations.
     pub fn range(self) -> Option<[u32; 2]> {
         match self {
+            Map::Except(IpNetwork::V4(_)) => Some([4, 4]),
+            Map::Except(IpNetwork::V6(_)) => Some([16, 16]),
             Map::Direct4 => Some([4, 4]),
             Map::Direct6 => Some([16, 4]),
             Map::Nets4 => Some([4, 1]),
@@ -341,6 +373,7 @@ impl Map {
             Map::Sealed => "bridges that reach no service of Weft on the host",
             Map::Isolated => "bridges whose containers do not see each other",
             Map::BridgePairs => "the same bridge, in and out",
+            Map::Except(_) => "containers and where to they are not masqueraded",
             Map::Localnet => "links with route_localnet set by Weft",
             Map::Vnis => "VNIs of overlay networks",
             Map::Vteps4 | Map::Vteps6 => "hosts whose VXLAN packets are taken",
@@ -415,7 +448,8 @@ pub fn subnet(net: IpNetwork) -> IpNetwork {
     if net.prefix() == hosts.prefix() { hosts } else { without_host_bits(net) }
 }
 
-fn without_host_bits(net: IpNetwork) -> IpNetwork {
+/// The network that an address with a prefix length is in.
+pub fn without_host_bits(net: IpNetwork) -> IpNetwork {
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
 }
 

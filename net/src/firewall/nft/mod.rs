@@ -30,7 +30,7 @@ use super::{
     is_stale, targets,
 };
 use crate::{Error, Result, names, names::Owner};
-use element::{Element, Key, Map, Value, is_hosts, subnet};
+use element::{Element, Key, Map, Scope, Value, is_hosts, subnet};
 use ipnetwork::IpNetwork;
 use socket::{Question, Socket};
 use std::os::fd::OwnedFd;
@@ -73,11 +73,11 @@ pub struct Nftables {
     pub(super) services: Services,
 }
 
-/// What a caller wants to be in the table: elements, and the subnets whose sets and chains they need.
+/// What a caller wants to be in the table: elements, and the scopes whose sets and chains they need.
 #[derive(Default, Clone, PartialEq, Eq, Debug)]
 struct Wanted {
     elements: Vec<Element>,
-    subnets: Vec<IpNetwork>,
+    scopes: Vec<Scope>,
 }
 
 impl Wanted {
@@ -90,10 +90,19 @@ impl Wanted {
         self.elements.push(Element { key, value, tag: tag.to_owned() });
     }
 
-    fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) {
+    fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork], except: &[IpNetwork]) {
         for net in addrs {
-            self.element(Key::address(Map::masq(*net), net.ip()), Value::None, &owner.tag());
-            self.subnets.push(subnet(*net));
+            let excepted = excepted(*net, except);
+            if excepted.is_empty() {
+                self.element(Key::address(Map::masq(*net), net.ip()), Value::None, &owner.tag());
+                self.scopes.push(Scope::Subnet(subnet(*net)));
+                continue;
+            }
+            self.element(Key::address(Map::masq_except(*net), net.ip()), Value::None, &owner.tag());
+            for to in excepted {
+                self.element(Key::exception(*net, to), Value::None, &owner.tag());
+            }
+            self.scopes.push(Scope::Excepting(subnet(*net)));
         }
     }
 
@@ -127,7 +136,7 @@ impl Wanted {
                 let pairs = Map::hairpin_self(net.is_ipv6());
                 self.element(Key::address(pairs, net.ip()), Value::None, &tag);
             }
-            self.subnets.push(subnet(net));
+            self.scopes.push(Scope::Subnet(subnet(net)));
             if options.masq_all {
                 self.element(Key::address(Map::hairpin_all(net.is_ipv6()), net.ip()), Value::None, &tag);
             }
@@ -139,10 +148,27 @@ impl Wanted {
     fn sorted(mut self) -> Self {
         self.elements.sort_by(|a, b| a.key.cmp(&b.key));
         self.elements.dedup_by(|a, b| a.key == b.key);
-        self.subnets.sort();
-        self.subnets.dedup();
+        self.scopes.sort();
+        self.scopes.dedup();
         self
     }
+}
+
+/// The exceptions of an address's family that lie in no other, as the kernel refuses ranges that overlap.
+fn excepted(net: IpNetwork, except: &[IpNetwork]) -> Vec<IpNetwork> {
+    let mut all: Vec<IpNetwork> = except
+        .iter()
+        .filter(|to| to.is_ipv4() == net.is_ipv4())
+        .map(|to| element::without_host_bits(*to))
+        .collect();
+    all.sort();
+    let mut outermost: Vec<IpNetwork> = Vec::new();
+    for to in all {
+        if !outermost.last().is_some_and(|outer| outer.contains(to.network())) {
+            outermost.push(to);
+        }
+    }
+    outermost
 }
 
 /// What is written in iptables' language has no meaning here; to ignore it would open or shut what was not meant.
@@ -223,6 +249,51 @@ impl Nftables {
         Ok(wanted.sorted())
     }
 
+    /// Removes what was left of other attachments with these addresses, where exceptions are wanted: an address that is
+    /// masqueraded without them too has none, and ranges that overlap are refused.
+    fn forget_others(&mut self, addrs: &[IpNetwork], wanted: &Wanted) -> Result<()> {
+        let mut others = Vec::new();
+        for scope in &wanted.scopes {
+            let Scope::Excepting(subnet) = *scope else { continue };
+            let of_scope = addrs.iter().filter(|net| element::subnet(**net) == subnet);
+            let of_scope: Vec<_> = of_scope.map(IpNetwork::ip).collect();
+            others.extend(of_scope.iter().map(|ip| Key::address(Map::Masq(subnet), *ip)));
+            self.socket.elements(Map::Except(subnet), |element| {
+                let is_of = of_scope.iter().any(|ip| element.key.is_exception_of(*ip));
+                if is_of && !wanted.elements.contains(&element) {
+                    others.push(element.key);
+                }
+            })?;
+        }
+        self.delete(others, &|_| true).map(drop)
+    }
+
+    /// What [`Firewall::check_masquerade_except`] asks for. An address that has exceptions, of which the caller does not know, is in
+    /// the set of those.
+    fn masquerade_to_check(
+        &mut self,
+        owner: &Owner,
+        addrs: &[IpNetwork],
+        except: &[IpNetwork],
+    ) -> Result<Wanted> {
+        let mut wanted = Wanted::default();
+        wanted.masquerade(owner, addrs, except);
+        let tag = owner.tag();
+        let excepting: Vec<Key> =
+            addrs.iter().map(|net| Key::address(Map::masq_except(*net), net.ip())).collect();
+        let found = self.find(&excepting.iter().collect::<Vec<_>>())?;
+        for (net, found) in addrs.iter().zip(found) {
+            let plain = Key::address(Map::masq(*net), net.ip());
+            let at = wanted.elements.iter().position(|element| element.key == plain);
+            if let (Some(at), Some(found)) = (at, found.filter(|found| found.tag == tag)) {
+                wanted.elements[at] = found;
+                wanted.scopes.retain(|scope| *scope != Scope::Subnet(subnet(*net)));
+                wanted.scopes.push(Scope::Excepting(subnet(*net)));
+            }
+        }
+        Ok(wanted.sorted())
+    }
+
     /// What was sent so far: what the operations cost.
     pub fn sent(&self) -> Sent {
         self.socket.sent
@@ -230,21 +301,38 @@ impl Nftables {
 }
 
 impl Firewall for Nftables {
-    fn masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
+    fn masquerade_except(&mut self, owner: &Owner, addrs: &[IpNetwork], except: &[IpNetwork]) -> Result<()> {
         let mut wanted = Wanted::default();
-        wanted.masquerade(owner, addrs);
+        wanted.masquerade(owner, addrs, except);
+        self.forget_others(addrs, &wanted)?;
         self.put(wanted.sorted()).map(drop)
     }
 
     fn unmasquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
-        let keys = addrs.iter().map(|net| Key::address(Map::masq(*net), net.ip())).collect();
-        self.take(What::Masquerade, keys, &|tag| owner.same(tag)).map(drop)
+        let whose = |tag: &str| owner.same(tag);
+        let keys = |map: fn(IpNetwork) -> Map| {
+            addrs.iter().map(|net| Key::address(map(*net), net.ip())).collect::<Vec<_>>()
+        };
+        let mut removed = self.delete(keys(Map::masq), &whose)?;
+        if removed < addrs.len() {
+            let excepting = self.with_companions(keys(Map::masq_except))?;
+            removed += self.delete(excepting, &whose)?;
+        }
+        // Without addresses, or with those of an earlier attachment, as a caller with an outdated result has them.
+        if removed == 0 {
+            self.take(What::Masquerade, Vec::new(), &whose)?;
+        }
+        Ok(())
     }
 
-    fn check_masquerade(&mut self, owner: &Owner, addrs: &[IpNetwork]) -> Result<()> {
-        let mut wanted = Wanted::default();
-        wanted.masquerade(owner, addrs);
-        self.check(&wanted.sorted())
+    fn check_masquerade_except(
+        &mut self,
+        owner: &Owner,
+        addrs: &[IpNetwork],
+        except: &[IpNetwork],
+    ) -> Result<()> {
+        let wanted = self.masquerade_to_check(owner, addrs, except)?;
+        self.check(&wanted)
     }
 
     fn publish(
@@ -295,12 +383,12 @@ impl Firewall for Nftables {
         options: &PublishOptions,
     ) -> Result<()> {
         let mut wanted = Wanted::default();
-        wanted.masquerade(owner, addrs);
+        wanted.masquerade(owner, addrs, &[]);
         wanted.publish(owner, addrs, ports, options)?;
         match self.put(wanted.sorted()) {
             Err(Error::PortTaken { holder, .. }) if is_sibling(owner, &holder) => {
                 let mut rest = self.left_by_siblings(owner, addrs, ports, options)?;
-                rest.masquerade(owner, addrs);
+                rest.masquerade(owner, addrs, &[]);
                 self.put(rest.sorted())
             }
             put => put,

@@ -1,14 +1,13 @@
 //! Adding to the table, after a look at what is missing and what stands in the way.
 
 use super::base::{self, Services};
-use super::element::{Element, Key, Map, head, key_element};
+use super::element::{Element, Key, Map, Scope, head, key_element};
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
 use super::wire::{Batch, Writer, flag, msg};
 use super::{Nftables, Wanted};
 use crate::firewall::{is_alive, taken};
 use crate::{Error, Result};
-use ipnetwork::IpNetwork;
 
 /// How often a change that others' changes got in the way of is tried; of those that compete, one succeeds each time.
 pub const TRIES: usize = 200;
@@ -31,8 +30,8 @@ enum Look {
 struct Plan {
     /// The table is missing.
     table: bool,
-    /// These subnets' sets and chains are missing.
-    subnets: Vec<IpNetwork>,
+    /// These scopes' sets and chains are missing.
+    scopes: Vec<Scope>,
     /// Elements of the dead, in the place of wanted ones.
     dead: Vec<Key>,
     /// Wanted elements that are there already, by index.
@@ -135,7 +134,7 @@ impl Nftables {
         if plan.table {
             base::push(&mut batch, self.services);
         }
-        plan.subnets.iter().for_each(|net| base::push_subnet(&mut batch, *net));
+        plan.scopes.iter().for_each(|scope| base::push_scope(&mut batch, *scope));
         push_deletions(&mut batch, &plan.dead);
         // They are in the elements' order.
         let mut done = plan.done.iter().peekable();
@@ -150,7 +149,7 @@ impl Nftables {
     /// Looks at what the wanted elements need and meet.
     fn inspect(&mut self, wanted: &Wanted, look: Look) -> Result<Plan> {
         let mut questions = vec![Question::Generation, Question::Table(wanted.table())];
-        questions.extend(wanted.subnets.iter().map(|net| Question::Subnet(*net)));
+        questions.extend(wanted.scopes.iter().map(|scope| Question::Scope(*scope)));
         let first = questions.len();
         // The elements are asked for too when that takes no further system call; of many, the transaction's failing tells.
         if look == Look::Thorough || first + wanted.elements.len() <= QUESTIONS {
@@ -160,8 +159,8 @@ impl Nftables {
         self.socket.ask(&questions, |index, answer| match questions[index] {
             Question::Generation => generation = generation_of(answer),
             Question::Table(_) => plan.table = answer.is_err(),
-            Question::Subnet(net) if answer.is_err() => plan.subnets.push(net),
-            Question::Subnet(_) | Question::Foreign { .. } => {}
+            Question::Scope(scope) if answer.is_err() => plan.scopes.push(scope),
+            Question::Scope(_) | Question::Foreign { .. } => {}
             Question::Element(key) => {
                 let found = answer.ok().and_then(|m| Element::parse_all(key.map, m.attrs()).pop());
                 met.extend(found.map(|found| (index - first, found)));

@@ -2,13 +2,12 @@
 
 use super::Nftables;
 use super::base::{self, Services};
-use super::element::{Element, Key, Map, Value};
+use super::element::{Element, Key, Map, Scope, Value};
 use super::plan::{TRIES, push_lists};
 use super::socket::{Question, generation_of, refused};
 use super::table::Table;
 use super::wire::{attribute, comment_of, flag, msg, text};
 use crate::Result;
-use ipnetwork::IpNetwork;
 use std::collections::BTreeSet;
 
 impl Nftables {
@@ -36,11 +35,9 @@ impl Nftables {
             if std::mem::take(&mut in_vain) {
                 self.services = Services::All;
             }
-            let (mut elements, mut subnets) = (Vec::<Element>::new(), BTreeSet::<IpNetwork>::new());
+            let (mut elements, mut scopes) = (Vec::<Element>::new(), BTreeSet::<Scope>::new());
             for map in maps {
-                if let Map::Masq(net) | Map::Hairpin(net) = map {
-                    subnets.insert(net);
-                }
+                scopes.extend(map.scope());
                 self.socket.elements(map, |e| elements.push(e))?;
             }
             let derived = |e: &Element| {
@@ -59,7 +56,7 @@ impl Nftables {
             let mut batch = self.socket.batch(table, Some(generation));
             batch.push("delete", msg::DELTABLE, 0, |_| {});
             base::push(&mut batch, self.services);
-            subnets.iter().for_each(|net| base::push_subnet(&mut batch, *net));
+            scopes.iter().for_each(|scope| base::push_scope(&mut batch, *scope));
             let what = ("add elements to", msg::NEWSETELEM, flag::CREATE);
             push_lists(&mut batch, what, &elements, |e| &e.key, |e, w| e.write(w));
             let Err(errors) = self.socket.commit(batch)? else { return Ok(true) };

@@ -1,7 +1,7 @@
 //! Taking from the table, checking it, and removing it when it is of no use any more.
 
 use super::base;
-use super::element::{Element, Key, Map, head, is_hosts};
+use super::element::{Element, Key, Map, Scope, head, is_hosts};
 use super::plan::{TRIES, push_deletions};
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
@@ -9,7 +9,6 @@ use super::wire::{self, attribute, comment_of, msg, text};
 use super::{Nftables, Wanted};
 use crate::firewall::{What, localnet};
 use crate::{Error, Result};
-use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -34,7 +33,7 @@ impl Nftables {
         }
         let concerned = |map: Map| match what {
             What::Ports => map.is_of_ports(),
-            What::Masquerade => matches!(map, Map::Masq(_)),
+            What::Masquerade => matches!(map, Map::Masq(_) | Map::MasqExcept(_) | Map::Except(_)),
         };
         let keys = self.search(Table::Inet, &concerned, whose)?;
         self.delete(keys, whose)
@@ -79,17 +78,25 @@ impl Nftables {
 
     /// Adds the keys of what the values of these keys' elements lead to.
     pub(super) fn with_companions(&mut self, mut keys: Vec<Key>) -> Result<Vec<Key>> {
-        if keys.iter().any(|key| key.map.is_ports() || key.map == Map::SourceOf) {
+        let leads_on = |map: Map| map.is_ports() || matches!(map, Map::SourceOf | Map::MasqExcept(_));
+        if keys.iter().any(|key| leads_on(key.map)) {
             let found: Vec<_> = self.find(&keys.iter().collect::<Vec<_>>())?.into_iter().flatten().collect();
             keys.extend(self.companions(&found)?);
         }
         Ok(keys)
     }
 
-    /// Where the hairpins may be of the containers that ports lead to, and the pairs of watched ports and their addresses.
+    /// Where the hairpins may be of the containers that ports lead to, the pairs of watched ports and their addresses, and the
+    /// exceptions of masqueraded addresses.
     pub(super) fn companions(&mut self, found: &[Element]) -> Result<Vec<Key>> {
         let mut all: Vec<_> = found.iter().filter_map(Element::source).collect();
         all.extend(self.hairpins_of(found)?);
+        for masqueraded in found {
+            if let Map::MasqExcept(subnet) = masqueraded.key.map {
+                let is_of = |other: &Element| other.tag == masqueraded.tag;
+                self.socket.elements(Map::Except(subnet), |e| all.extend(is_of(&e).then_some(e.key)))?;
+            }
+        }
         Ok(all)
     }
 
@@ -149,7 +156,7 @@ impl Nftables {
                 true
             },
         )?;
-        for (chain, count) in base::census(table, &wanted.subnets) {
+        for (chain, count) in base::census(table, &wanted.scopes) {
             let has = rules.get(&chain).copied().unwrap_or(0);
             if has < count {
                 return Err(Error::Mismatch(format!(
@@ -184,11 +191,11 @@ impl Nftables {
             // Whatever is added after this makes the kernel refuse the deletion (ERESTART).
             let Some(generation) = self.generation_with(table)? else { return Ok(()) };
             let maps = self.socket.maps(table)?;
-            let mut unused: BTreeMap<IpNetwork, bool> = BTreeMap::new();
+            let mut unused: BTreeMap<Scope, bool> = BTreeMap::new();
             for map in &maps {
-                if let Some(net) = map.subnet() {
-                    let still_unused = unused.get(&net) != Some(&false) && self.is_empty(*map)?;
-                    unused.insert(net, still_unused);
+                if let Some(scope) = map.scope() {
+                    let still_unused = unused.get(&scope) != Some(&false) && self.is_empty(*map)?;
+                    unused.insert(scope, still_unused);
                 }
             }
             let frame: BTreeSet<Map> = maps.into_iter().filter(|map| table.frame().contains(map)).collect();
@@ -218,7 +225,7 @@ impl Nftables {
                 push_deletions(&mut batch, &recorded);
                 let unused: Vec<_> = unused.into_iter().filter(|(_, unused)| *unused).collect();
                 let rules = if unused.is_empty() { Vec::new() } else { self.untranslated_rules()? };
-                unused.iter().for_each(|(net, _)| base::push_subnet_deletion(&mut batch, *net, &rules));
+                unused.iter().for_each(|(scope, _)| base::push_scope_deletion(&mut batch, *scope, &rules));
             }
             let Err(errors) = self.socket.commit(batch)? else { return Ok(()) };
             // An attachment that came in between may publish on the host's loopback.

@@ -1,11 +1,10 @@
 //! The NETLINK_NETFILTER socket: batches, questions and dumps.
 
 use super::base::chain_of;
-use super::element::{Element, Key, Map, head, list_of_key};
+use super::element::{Element, Key, Map, Scope, head, list_of_key};
 use super::table::Table;
 use super::wire::{Batch, INET, Message, Sealed, Writer, attribute, flag, messages, msg, number, text};
 use crate::{Error, Refusal, Result};
-use ipnetwork::IpNetwork;
 use netlink_sys::{Socket as Raw, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
@@ -60,8 +59,8 @@ pub enum Question<'a> {
     Generation,
     /// Is this table there?
     Table(Table),
-    /// Is the chain of this subnet there?
-    Subnet(IpNetwork),
+    /// Is the chain of this scope there?
+    Scope(Scope),
     /// The element of this key.
     Element(&'a Key),
     /// Is this chain of another's table there?
@@ -73,7 +72,7 @@ impl Question<'_> {
         match self {
             Question::Generation => msg::GETGEN,
             Question::Table(_) => msg::GETTABLE,
-            Question::Subnet(_) | Question::Foreign { .. } => msg::GETCHAIN,
+            Question::Scope(_) | Question::Foreign { .. } => msg::GETCHAIN,
             Question::Element(_) => msg::GETSETELEM,
         }
     }
@@ -83,7 +82,7 @@ impl Question<'_> {
             Question::Foreign { family, .. } => *family,
             Question::Table(table) => table.family(),
             Question::Element(key) => key.map.table().family(),
-            Question::Generation | Question::Subnet(_) => INET,
+            Question::Generation | Question::Scope(_) => INET,
         }
     }
 
@@ -95,9 +94,9 @@ impl Question<'_> {
             }
             Question::Generation => {}
             Question::Table(table) => w.str(1, table.name()),
-            Question::Subnet(net) => {
+            Question::Scope(scope) => {
                 w.str(NFTA_CHAIN_TABLE, Table::Inet.name());
-                w.str(NFTA_CHAIN_NAME, &chain_of(*net));
+                w.str(NFTA_CHAIN_NAME, &chain_of(*scope));
             }
             Question::Element(key) => {
                 w.str(1, key.map.table().name());

@@ -3,6 +3,7 @@
 mod concurrency;
 mod conflicts;
 mod cost;
+mod exceptions;
 mod forward;
 mod iptables;
 mod lab;

@@ -212,6 +212,7 @@ fn the_table_reads_well_and_can_be_loaded_again() {
             guarded: true,
             isolated: true,
             closed: false,
+            except: Vec::new(),
         };
         assert!(fw.attach_bridge(&owner("abc"), &addrs(3), &rules).unwrap());
         assert!(!fw.attach_bridge(&owner("abc"), &addrs(3), &rules).unwrap(), "all is there");

@@ -2,7 +2,7 @@
 
 use crate::network::options;
 use anyhow::{Result, anyhow, bail};
-use ovl_api::model::{Encap, Network};
+use ovl_api::model::{Encap, Network, parse_exceptions};
 use ovl_api::names::MAX_VNI;
 use std::collections::BTreeMap;
 
@@ -11,7 +11,8 @@ const VNI: &str = "vni";
 const BLOCK_SIZE: &str = "block-size";
 const ENCAP: &str = "encap";
 const INGRESS: &str = Network::INGRESS_OPTION;
-const KNOWN: [&str; 7] = [MTU, VNI, BLOCK_SIZE, ENCAP, INGRESS, options::MTU, options::PREFIX];
+const EXCEPTIONS: &str = Network::EXCEPTIONS_OPTION;
+const KNOWN: [&str; 8] = [MTU, VNI, BLOCK_SIZE, ENCAP, INGRESS, EXCEPTIONS, options::MTU, options::PREFIX];
 
 /// The smallest MTU in bytes: what every host takes by IPv4 (RFC 791), and by IPv6 (RFC 8200 section 5), below which the
 /// kernel turns it off.
@@ -81,6 +82,11 @@ impl Options {
                 // The agent reads it from the network's options.
                 INGRESS if Network::INGRESS.contains(&value.as_str()) => {}
                 INGRESS => return Err(bad(Network::INGRESS.join(" or "))),
+                // The plugin reads it from the network's options.
+                EXCEPTIONS => {
+                    parse_exceptions(value.split(','))
+                        .map_err(|why| anyhow!("--opt {key}={value}: {why}"))?;
+                }
                 // Its value is read as that of a bridge network's.
                 options::PREFIX => {
                     options::Options::parse(&[(key.clone(), value.clone())].into())?;

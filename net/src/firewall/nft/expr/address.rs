@@ -56,11 +56,23 @@ impl Rule {
 
     /// `ip saddr . ip daddr @set`
     pub fn pair_in(self, v6: bool, map: Map) -> Self {
+        let mut rule = self.pair(v6);
+        rule.lookup(map, None);
+        rule
+    }
+
+    /// `ip saddr . ip daddr != @set`
+    pub fn pair_not_in(self, v6: bool, map: Map) -> Self {
+        let mut rule = self.pair(v6);
+        rule.lookup_not(map);
+        rule
+    }
+
+    fn pair(self, v6: bool) -> Self {
         let mut rule = self.family(v6);
         let words = if v6 { 4 } else { 1 };
         rule.payload(1, Self::offset(Side::Source, v6), words * 4, REG1);
         rule.payload(1, Self::offset(Side::Destination, v6), words * 4, REG32 + words);
-        rule.lookup(map, None);
         rule
     }
 }
