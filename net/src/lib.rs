@@ -1,6 +1,7 @@
 //! The Linux kernel's networking, as Weft needs it: namespaces, links, addresses, routes, neighbours, bridge ports and
 //! VLANs, packet filtering, settings (sysctl) and connection tracking. One blocking netlink socket and the fewest messages
-//! and system calls; no other program is run. This library knows no JSON and keeps no state.
+//! and system calls; no other program is run. This library knows no JSON, and keeps no state but
+//! the packet filter's records ([`firewall::nft::Records`]).
 
 #![deny(unsafe_code)]
 

@@ -11,9 +11,13 @@ mod tests;
 
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use netlink_packet_core::NLM_F_REPLACE;
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::error::{Error, Result};
@@ -195,6 +199,19 @@ impl Monitor {
         self.receive(&mut told, 0)?;
         self.rest(&mut told)?;
         Ok(told)
+    }
+
+    /// As [`Monitor::wait`], for at most this long.
+    ///
+    /// # Errors
+    /// As [`Monitor::wait`].
+    pub fn wait_for(&mut self, time: Option<Duration>) -> Result<Vec<Told>> {
+        let Some(time) = time else { return self.wait() };
+        let timeout = PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => self.read(),
+            Err(error) => Err(Error::io("listen to the kernel by netlink", error)),
+        }
     }
 
     fn rest(&mut self, told: &mut Vec<Told>) -> Result<()> {

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::thread;
 
@@ -17,8 +18,27 @@ use crate::error::{Error, Result};
 
 /// This thread's network namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
+/// SO_NETNS_COOKIE of asm-generic/socket.h.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 /// NS_GET_NSTYPE of linux/nsfs.h: `_IO(0xb7, 3)`.
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+
+/// Returns the number of the calling thread's network namespace, which no other has until the next boot; `None` before Linux 5.14.
+pub fn cookie() -> Option<u64> {
+    let socket = UnixDatagram::unbound().ok()?;
+    let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the descriptor is open for as long as `socket` lives; the kernel writes at most `len` bytes, which `cookie` has.
+    let asked = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    (asked == 0 && len as usize == size_of::<u64>()).then_some(cookie)
+}
 
 /// An open network namespace. While it is open the namespace lives.
 #[derive(Debug)]

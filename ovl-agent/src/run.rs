@@ -5,8 +5,10 @@ use crate::engine::{self, Engine, Settings};
 use crate::lock::{self, Lock};
 use crate::{api, logging, notify};
 use anyhow::{Context, Result};
+use net::firewall::nft::{self, Records, Restored};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ovl_store::{Kv, Target};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,6 +56,29 @@ fn raise_descriptors() {
     }
 }
 
+/// Restores at once what another program removes of the rules of containers on bridges and with published ports, which the plugins
+/// record in the run directory.
+fn keep_rules(run: &Path) {
+    let records = match Records::below(&run.join("rules")) {
+        Ok(records) => records,
+        Err(error) => return tracing::debug!("rules of the packet filter are not restored at once: {error}"),
+    };
+    let report = |restored: net::Result<Restored>| match restored {
+        Ok(restored) => tracing::warn!(
+            elements = restored.elements,
+            "another program removed rules of the packet filter; restored"
+        ),
+        Err(error) => tracing::warn!("cannot restore the packet filter: {error}"),
+    };
+    let keep = move || {
+        if let Err(error) = nft::keep_forever(&records, &report) {
+            tracing::debug!("rules of the packet filter are not restored at once: {error}");
+        }
+    };
+    let thread = std::thread::Builder::new().name("rules".to_owned());
+    drop(thread.spawn(keep));
+}
+
 async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
@@ -73,6 +98,7 @@ async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
     let store = kv.describe();
     tracing::info!("ovl-agent {} for host {}, {store}", env!("CARGO_PKG_VERSION"), config.node_name);
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    keep_rules(&config.run);
     let engine = Arc::new(Engine::new(config.node_name, config.agent_root, store));
     let (stop, stopped) = watch::channel(false);
     let ended = |mut stopped: watch::Receiver<bool>| async move {

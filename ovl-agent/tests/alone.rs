@@ -4,6 +4,8 @@
 
 mod support;
 
+use net::firewall::nft::{Content, Kind, NetnsMark, Nftables, Record, Records};
+use net::firewall::{Firewall, PortMapping, Protocol, PublishOptions};
 use ovl_api::wire::{Attach, NetworkCreate, ProblemKind};
 use support::container::Container;
 use support::{Host, eventually};
@@ -234,4 +236,44 @@ fn an_attachment_that_the_kernel_does_not_take_is_refused_and_undone() {
     let attached = support::within(|| host.client().attach(&ask).is_ok());
     assert!(attached, "{}", agent.said());
     drop(other);
+}
+
+#[test]
+fn flushed_rules_of_plugins_are_back_at_once() {
+    let host = Host::alone("h1");
+    let _agent = host.ready(&[]);
+    let path = host.space.path();
+    let netns = net::Netns::open(&path).unwrap();
+    let owner = |id: &str| net::Owner::new("web", id, "eth0");
+    // What portmap does in an ADD.
+    let publish = |id: &str, host_port: u16| {
+        let records = Records::below(&host.run_dir().join("rules")).unwrap();
+        let addresses = vec!["10.5.0.2/24".parse().unwrap()];
+        let ports =
+            vec![PortMapping { host_ip: None, host_port, container_port: 80, protocol: Protocol::Tcp }];
+        let content = Content::Ports {
+            addresses: addresses.clone(),
+            ports: ports.clone(),
+            snat: true,
+            masq_all: false,
+        };
+        let mark = NetnsMark { path: path.clone(), id: netns.id() };
+        records.put(&Record { owner: owner(id), netns: Some(mark), content }).unwrap();
+        let mut nft = Nftables::open().unwrap().with_records(records.clone());
+        nft.publish(&owner(id), &addresses, &ports, &PublishOptions::default()).unwrap();
+        records
+    };
+    let records = netns.run(|| publish("c1", 8080)).unwrap();
+    let before = host.space.ok("nft list table inet weft");
+    for removal in ["nft flush ruleset", "nft flush table inet weft", "nft delete table inet weft"] {
+        host.space.ok(removal);
+        eventually(removal, || host.space.run("nft list table inet weft").stdout == before.as_bytes());
+    }
+    // What has ended stays away.
+    netns.run(|| publish("c2", 8081)).unwrap();
+    records.remove(&owner("c1"), Kind::Ports);
+    host.space.ok("nft flush ruleset");
+    let ports = || String::from_utf8(host.space.run("nft list map inet weft ports4").stdout).unwrap();
+    eventually("the other's port", || ports().contains("8081"));
+    assert!(!ports().contains("8080"), "{}", ports());
 }

@@ -2,10 +2,12 @@
 
 use crate::bridge::BridgeLock;
 use crate::errors::{Coded, Failures};
+use crate::rules;
 use cni::Error;
 use cni::request::Request;
 use ipnetwork::IpNetwork;
-use net::firewall::{Firewall, PortMapping, What, ipt, ipt::Iptables, nft::Nftables};
+use net::firewall::nft::{Kind, Nftables, Records};
+use net::firewall::{Firewall, PortMapping, What, ipt, ipt::Iptables};
 use net::names::clip_container;
 use net::{Owner, dead};
 use ovl_api::model::parse_exceptions;
@@ -31,7 +33,7 @@ impl Backend {
     /// # Errors
     /// When this host does not have it.
     pub fn open(self) -> Result<Box<dyn Firewall>, Error> {
-        let nftables = || Nftables::open().map(|nft| Box::new(nft) as Box<dyn Firewall>);
+        let nftables = || rules::nftables().map(|nft| Box::new(nft) as Box<dyn Firewall>);
         let iptables = || Iptables::new().map(|ipt| Box::new(ipt) as Box<dyn Firewall>);
         match self {
             Backend::Nftables => nftables(),
@@ -185,6 +187,10 @@ pub fn valid(request: &Request) -> impl Fn(&str, &str) -> bool {
 
 /// Removes what stale attachments of the network left in any firewall, and the base chains that nothing uses.
 pub fn gc(request: &Request, configured: Option<Backend>, what: What) -> Result<(), Error> {
+    let kinds: &[Kind] = if what == What::Ports { &[Kind::Ports] } else { &[Kind::Link, Kind::Watch] };
+    for kind in kinds {
+        rules::records().into_iter().for_each(|all| all.gc(&request.conf.name, *kind, &valid(request)));
+    }
     for mut firewall in all(configured, Search::Gc)? {
         let removed = supported(firewall.gc(&request.conf.name, what, &valid(request)))?;
         if removed > 0 {
@@ -195,8 +201,12 @@ pub fn gc(request: &Request, configured: Option<Backend>, what: What) -> Result<
     forget_bridges()
 }
 
-/// Drops the empty frame. For the child that outlives a DEL: nobody is left to hear of an error.
+/// Restores what another program removed, and drops the empty frame. For the child that outlives a DEL: nobody is left to hear
+/// of an error.
 pub fn tidy_quietly() {
+    if let Some(records) = rules::records() {
+        let _ = net::firewall::nft::restore_if_lost(records);
+    }
     if let Ok(mut nft) = Nftables::open() {
         let _ = tidy(&mut nft);
     }
@@ -210,6 +220,7 @@ pub fn tidy(nft: &mut Nftables) -> Result<(), Error> {
     {
         nft.forget_unused_bridges().coded()?;
     }
+    rules::records().into_iter().for_each(Records::tidy);
     supported(nft.tidy())
 }
 

@@ -23,6 +23,7 @@ mod overlay;
 mod place;
 mod portmap;
 mod rollback;
+mod rules;
 mod static_ipam;
 
 use cni::plugin::Plugin;
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&called).file_name().and_then(OsStr::to_str).unwrap_or_default();
     match PLUGINS.iter().find(|plugin| plugin.name() == name) {
-        Some(plugin) => cni::plugin::main(*plugin),
+        Some(plugin) => cni::plugin::main(&rules::Restoring(*plugin)),
         None => install::main(),
     }
 }

@@ -338,7 +338,7 @@ fn check_notices_what_is_missing_and_nothing_else() {
     for (change, missing, mend) in [
         ("ip -n c1 route del default", "0.0.0.0/0", "ip -n c1 route add default via 10.5.0.1"),
         ("ip addr del 10.5.0.1/24 dev br0", "10.5.0.1", "ip addr add 10.5.0.1/24 dev br0"),
-        ("nft delete table inet weft", "nftables", "true"),
+        ("nft flush set inet weft masq-10.5.0.0/24", "nftables", "true"),
         ("ip -n c1 addr del 10.5.0.2/24 dev eth0", "10.5.0.2/24", "true"),
     ] {
         host.sh(change);
@@ -401,7 +401,7 @@ fn frames_with_a_false_source_address_are_dropped() {
     assert!(!host.try_sh(ping).0);
     set(mac);
     host.sh(ping);
-    host.sh("nft delete table bridge weft");
+    host.sh("nft flush set bridge weft watched");
     assert_eq!(host.about("CHECK", &check, "c1").run().code(), 105);
     host.about("DEL", &conf, "c1").run().ok();
     host.about("ADD", &conf, "c1").run().ok();

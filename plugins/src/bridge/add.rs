@@ -10,13 +10,14 @@ use crate::firewall::{self, Backend, owner};
 use crate::ipam_client::{self, Ipam};
 use crate::netns;
 use crate::rollback::Rollback;
+use crate::rules;
 use cni::Error;
 use cni::request::Request;
 use cni::types::{AddResult, Interface};
 use ipnetwork::IpNetwork;
 use net::firewall::Firewall;
 use net::firewall::forward::{self, Traffic};
-use net::firewall::nft::Nftables;
+use net::firewall::nft::{Content, Kind, Nftables};
 use net::{Batch, Link, Netlink, Netns, Owner, PortSet, sysctl};
 use std::time::Duration;
 
@@ -56,7 +57,11 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let mac = conf.mac.unwrap_or_else(random_mac);
     if conf.mac_spoof_check {
         // By name, so that no frame passes unwatched.
-        rollback.on_failure("the watch on its port", || unwatch(&owner));
+        rollback.on_failure("the watch on its port", || {
+            rules::forget(request, &[Kind::Watch]);
+            unwatch(&owner)
+        });
+        rules::record(request, Content::Watch { mac }, None);
         watch(&owner, mac)?;
     }
     rollback.on_failure("the bridge's rules", firewall::forget_bridges);
@@ -94,9 +99,10 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         container.wait_for_dad(pair.container, DAD_PATIENCE).coded()?;
     }
     rollback.on_failure("the masquerading", || {
+        rules::forget(request, &[Kind::Link]);
         conf.masquerade.map_or(Ok(()), |backend| firewall::unmasquerade(backend, &owner))
     });
-    filter(&conf, &owner, gateway.as_ref().unwrap_or(&bridge), &addresses)?;
+    filter(request, &conf, &owner, gateway.as_ref().unwrap_or(&bridge), &addresses)?;
     drop(lock);
     if let Some(firewall) = &mut firewall {
         firewall.masquerade_except(&owner, &addresses, &conf.exceptions).coded()?;
@@ -215,11 +221,28 @@ fn forwarding(gateways: &[IpNetwork]) -> Result<(), Error> {
 
 /// Puts the bridge under its rules, and masquerades with nftables what that is to. A kernel without nftables has no such
 /// rules; only what the configuration asks for by name is an error there.
-fn filter(conf: &Conf, owner: &Owner, link: &Link, addresses: &[IpNetwork]) -> Result<(), Error> {
-    let (masqueraded, rules) = (conf.masqueraded(addresses), conf.rules(link));
-    let is_asked = !masqueraded.is_empty() || rules.guarded || rules.closed;
-    let attached = Nftables::open().and_then(|mut nft| {
-        let attached = nft.attach_bridge(owner, masqueraded, &rules);
+fn filter(
+    request: &Request,
+    conf: &Conf,
+    owner: &Owner,
+    link: &Link,
+    addresses: &[IpNetwork],
+) -> Result<(), Error> {
+    let (masqueraded, bridge) = (conf.masqueraded(addresses), conf.rules(link));
+    let is_asked = !masqueraded.is_empty() || bridge.guarded || bridge.closed;
+    let accepts = conf.is_gateway && conf.forward_accept;
+    let content = Content::Link {
+        masqueraded: masqueraded.to_vec(),
+        except: bridge.except.clone(),
+        bridge: Some(bridge.clone()),
+        forward: accepts,
+    };
+    if masqueraded.is_empty() && !bridge.has_any() {
+        rules::restore();
+    }
+    rules::record(request, content, None);
+    let attached = rules::nftables().and_then(|mut nft| {
+        let attached = nft.attach_bridge(owner, masqueraded, &bridge);
         firewall::release(&nft);
         attached
     });
@@ -228,7 +251,7 @@ fn filter(conf: &Conf, owner: &Owner, link: &Link, addresses: &[IpNetwork]) -> R
         attached => attached.coded()?,
     };
     // The chain that appears or changes most is iptables'; others are asked for with a bridge's first attachment.
-    if conf.is_gateway && conf.forward_accept && (is_new || forward::iptables_drops().coded()?) {
+    if accepts && (is_new || forward::iptables_drops().coded()?) {
         forward::accept(&link.name, &[Traffic::Link(link.name.clone())]).coded()?;
     }
     Ok(())
@@ -237,7 +260,7 @@ fn filter(conf: &Conf, owner: &Owner, link: &Link, addresses: &[IpNetwork]) -> R
 /// Has the kernel drop what does not come from this address.
 fn watch(owner: &Owner, mac: [u8; 6]) -> Result<(), Error> {
     let watched =
-        Nftables::open().and_then(|mut nft| nft.watch(owner, mac).map(|()| firewall::release(&nft)));
+        rules::nftables().and_then(|mut nft| nft.watch(owner, mac).map(|()| firewall::release(&nft)));
     match watched {
         Err(lacking @ net::Error::Unsupported(_)) => {
             Err(Error::unsupported_field("macspoofchk", true).details(lacking.to_string()))

@@ -13,13 +13,15 @@ use crate::errors::{Coded, Failures};
 use crate::firewall::{self, owner};
 use crate::ipam_client::{self, Ipam};
 use crate::netns;
+use crate::rules;
 use cni::Error;
 use cni::plugin::Plugin;
 use cni::request::Request;
 use cni::types::AddResult;
 use conf::Conf;
 pub use lock::BridgeLock;
-use net::firewall::{Firewall, What, nft::Nftables};
+use net::firewall::nft::{Kind, Nftables};
+use net::firewall::{Firewall, What};
 use net::names::ALIAS_PREFIX;
 use net::{Netlink, Netns, Owner, dead};
 
@@ -41,6 +43,7 @@ impl Plugin for Bridge {
 
     /// Every step is taken, whatever becomes of the others, and none needs what ADD returned.
     fn del(&self, request: &Request) -> Result<(), Error> {
+        rules::forget(request, &[Kind::Link, Kind::Watch]);
         let owner = owner(request);
         let netns = netns::open_for_del(request);
         let mut failures = Failures::default();

@@ -8,9 +8,11 @@ use crate::errors::{Coded, from_ovl};
 use crate::firewall::{self, owner};
 use crate::netns;
 use crate::rollback::Rollback;
+use crate::rules;
 use cni::Error;
 use cni::request::Request;
 use cni::types::AddResult;
+use net::firewall::nft::{Content, Kind};
 use net::{Batch, Family, Netlink, NewAddr, PortSet, Route, mac_text, sysctl};
 use nix::libc;
 use ovl_api::ClientError;
@@ -69,9 +71,23 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
 
     let masquerade = conf.masquerades(Some(&result));
     if let Some(firewall) = firewall.as_mut().filter(|_| masquerade) {
-        rollback.on_failure("the masquerading", || firewall::unmasquerade(conf.backend, &owner));
+        rollback.on_failure("the masquerading", || {
+            rules::forget(request, &[Kind::Link]);
+            firewall::unmasquerade(conf.backend, &owner)
+        });
         let except = [&conf.exceptions[..], &plan.exceptions].concat();
+        // Only nftables has a handle.
+        if firewall.handle().is_some() {
+            let masqueraded = plan.addresses.clone();
+            rules::record(
+                request,
+                Content::Link { masqueraded, except: except.clone(), bridge: None, forward: false },
+                None,
+            );
+        }
         firewall.masquerade_except(&owner, &plan.addresses, &except).coded()?;
+    } else {
+        rules::restore();
     }
     if let Some(firewall) = &firewall {
         firewall::release(firewall.as_ref());

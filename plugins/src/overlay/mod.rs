@@ -15,11 +15,13 @@ mod plan;
 use crate::errors::{Coded, Failures};
 use crate::firewall::{self, owner};
 use crate::netns;
+use crate::rules;
 use cni::plugin::Plugin;
 use cni::request::Request;
 use cni::types::AddResult;
 use cni::{Error, code};
 use conf::Conf;
+use net::firewall::nft::Kind;
 use net::{DEAD_GROUP, Netlink, Netns, Owner, dead};
 use ovl_api::wire::Detach;
 
@@ -43,6 +45,7 @@ impl Plugin for Overlay {
     /// last, and only when the link is gone: nothing leads to the container any more when somebody else gets it. What is
     /// kept for that reason, the next DEL or a GC gives back.
     fn del(&self, request: &Request) -> Result<(), Error> {
+        rules::forget(request, &[Kind::Link]);
         let conf = Conf::lenient(request);
         let owner = owner(request);
         let netns = netns::open_for_del(request);

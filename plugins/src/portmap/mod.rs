@@ -8,6 +8,7 @@ mod local;
 use crate::errors::{Coded, Failures};
 use crate::firewall::{self, Search, owner};
 use crate::rollback::Rollback;
+use crate::rules;
 use cni::plugin::Plugin;
 use cni::request::Request;
 use cni::types::AddResult;
@@ -15,7 +16,8 @@ use cni::{Error, code};
 use conf::{Conf, container_addresses, usable};
 use local::Localnet;
 use net::conntrack::{self, UdpFlow};
-use net::firewall::{PortMapping, Protocol, What};
+use net::firewall::nft::{Content, Kind};
+use net::firewall::{PortMapping, Protocol, PublishOptions, What};
 
 /// The plugin.
 pub struct Portmap;
@@ -55,6 +57,7 @@ impl Plugin for Portmap {
         let conf = Conf::of(request)?;
         let result = request.conf.require_prev_result()?.clone();
         if conf.ports.is_empty() {
+            rules::restore();
             return Ok(result);
         }
         let addresses = container_addresses(&result);
@@ -69,13 +72,30 @@ impl Plugin for Portmap {
         let mut options = conf.options.clone();
         options.localnet = link.as_ref().and_then(Localnet::to_record);
         let mut rollback = Rollback::new();
-        rollback.on_failure("the published ports", || firewall::unpublish(conf.backend, &owner, &ports));
+        rollback.on_failure("the published ports", || {
+            rules::forget(request, &[Kind::Ports]);
+            firewall::unpublish(conf.backend, &owner, &ports)
+        });
+        let record = |options: &PublishOptions| {
+            let PublishOptions { snat, masq_all, ref localnet, .. } = *options;
+            let content =
+                Content::Ports { addresses: addresses.clone(), ports: ports.clone(), snat, masq_all };
+            rules::record(request, content, localnet.as_deref());
+        };
+        // Only nftables has one.
+        let is_recorded = firewall.handle().is_some();
+        if is_recorded {
+            record(&options);
+        }
         firewall.publish(&owner, &addresses, &ports, &options).coded()?;
         if let Some(link) = link {
             // A DEL of the last port may have cleared it since the first look.
             if options.localnet.is_none() {
                 options.localnet = link.to_record();
                 if options.localnet.is_some() {
+                    if is_recorded {
+                        record(&options);
+                    }
                     firewall.publish(&owner, &addresses, &ports, &options).coded()?;
                 }
             }
@@ -89,6 +109,7 @@ impl Plugin for Portmap {
 
     /// It must work without `prevResult` and without the ports: both only make it quicker.
     fn del(&self, request: &Request) -> Result<(), Error> {
+        rules::forget(request, &[Kind::Ports]);
         let conf = Conf::of(request);
         if let Err(error) = &conf {
             eprintln!("portmap: DEL goes on by what the firewall has: {error}");

@@ -93,6 +93,9 @@ fn dispatch(paths: &Paths, command: Command) -> Result<ExitCode> {
     if !matches!(command, Command::Completion { .. }) && !nix::unistd::geteuid().is_root() {
         bail!("it needs root: run it as root, or by sudo");
     }
+    if !matches!(command, Command::Completion { .. } | Command::Supervise { .. } | Command::Lab(_)) {
+        crate::network::rules::restore(paths);
+    }
     if !matches!(command, Command::Completion { .. } | Command::Supervise { .. })
         && let Err(error) = crate::network::sweep(paths)
     {

@@ -16,6 +16,7 @@ pub mod overlay;
 mod plan;
 pub mod pools;
 mod remove;
+pub mod rules;
 mod usage;
 
 pub use attach::{attach, detach, unpublish};

@@ -3,6 +3,7 @@
 //! Every test has a machine of its own, which has to look as before when the test ends (see [`tests::Host`]).
 
 mod cleanup;
+mod flush;
 mod internal;
 mod io;
 mod life;

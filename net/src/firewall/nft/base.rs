@@ -6,7 +6,7 @@
 use super::element::{Map, Scope, head, is_hosts, net_name};
 use super::expr::{Ct, Rule, Side, Verdict};
 use super::table::Table;
-use super::wire::{Batch, flag, msg, user_comment};
+use super::wire::{Batch, Message, attribute, flag, msg, number, user_comment};
 use crate::firewall::{Protocol, SERVICE_MARK};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -206,6 +206,15 @@ fn inet_chains(services: Services) -> Vec<Chain> {
     ]
 }
 
+/// A chain of each table, and how many rules it has: what is asked for to see whether the tables are as they were made.
+pub const GUARDS: [(Table, &str, usize); 2] = [(Table::Inet, "raw", 3), (Table::Bridge, "prerouting", 1)];
+
+/// How many rules, and jumps to it, the chain has that was asked for; none when it is missing.
+pub fn rules_of(answer: std::result::Result<&Message<'_>, i32>) -> usize {
+    // NFTA_CHAIN_USE
+    answer.ok().and_then(|m| attribute(m.attrs(), 6)).and_then(number).unwrap_or(0) as usize
+}
+
 /// The chain for packets that the address translation passes over.
 pub const UNTRANSLATED: &str = "untranslated";
 
@@ -366,4 +375,16 @@ pub fn census(table: Table, scopes: &[Scope]) -> Vec<(String, usize)> {
     let all = chains(table, Services::Marked).into_iter().chain(of_scopes).map(|c| (c.name, c.rules.len()));
     // Of the scopes in question, each has a rule there.
     all.map(|(name, count)| if name == UNTRANSLATED { (name, scopes.len()) } else { (name, count) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_have_the_rules_of_their_chains() {
+        for (table, name, count) in GUARDS {
+            assert!(census(table, &[]).contains(&(name.to_owned(), count)), "{table} {name}");
+        }
+    }
 }

@@ -49,7 +49,12 @@ impl BridgeRules {
         maps.into_iter().filter(|(is_in, _)| *is_in).map(|(_, map)| key(map, &self.link, self.index))
     }
 
-    fn wanted(&self, owner: &Owner, masqueraded: &[IpNetwork]) -> Wanted {
+    /// Whether there is any rule.
+    pub fn has_any(&self) -> bool {
+        self.keys().next().is_some()
+    }
+
+    pub(super) fn wanted(&self, owner: &Owner, masqueraded: &[IpNetwork]) -> Wanted {
         let mut wanted = Wanted::default();
         wanted.masquerade(owner, masqueraded, &self.except);
         self.keys().for_each(|key| wanted.element(key, Value::None, ""));

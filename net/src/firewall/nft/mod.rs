@@ -12,10 +12,14 @@ pub(super) mod base;
 mod bridge;
 pub(super) mod element;
 pub(super) mod expr;
+mod keeper;
 mod map;
 pub(super) mod plan;
 mod rebuild;
+mod record;
+mod records;
 mod remove;
+mod restore;
 pub(super) mod socket;
 mod spoof;
 pub(super) mod table;
@@ -23,6 +27,10 @@ pub(super) mod wire;
 
 pub(super) use base::Services;
 pub use bridge::BridgeRules;
+pub use keeper::{keep, keep_forever};
+pub use record::{Content, Kind, NetnsMark, Record};
+pub use records::Records;
+pub use restore::{Restored, restore_if_lost};
 pub use socket::Sent;
 
 use super::{
@@ -71,6 +79,8 @@ pub struct Nftables {
     socket: Socket,
     /// How a table that is made knows the host's services of Weft.
     pub(super) services: Services,
+    /// By which tables that are missing are restored before something is added.
+    records: Option<Records>,
 }
 
 /// What a caller wants to be in the table: elements, and the scopes whose sets and chains they need.
@@ -192,7 +202,7 @@ fn refuse_iptables_options(options: &PublishOptions) -> Result<()> {
 impl Nftables {
     /// Opens a netlink socket in the thread's network namespace. Nothing is asked of the kernel yet.
     pub fn open() -> Result<Self> {
-        Ok(Nftables { socket: Socket::open()?, services: Services::default() })
+        Ok(Nftables { socket: Socket::open()?, services: Services::default(), records: None })
     }
 
     /// Fails when the kernel has no nftables, or the caller may not use them.
@@ -315,8 +325,11 @@ impl Firewall for Nftables {
         };
         let mut removed = self.delete(keys(Map::masq), &whose)?;
         if removed < addrs.len() {
-            let excepting = self.with_companions(keys(Map::masq_except))?;
-            removed += self.delete(excepting, &whose)?;
+            let (excepting, seen) = self.with_companions(keys(Map::masq_except))?;
+            let excepted = self.delete(excepting, &whose)?;
+            // Restored between the two looks, an address is found without its exceptions.
+            let is_late = excepted > 0 && seen.is_some_and(|seen| seen.is_empty());
+            removed = if is_late { 0 } else { removed + excepted };
         }
         // Without addresses, or with those of an earlier attachment, as a caller with an outdated result has them.
         if removed == 0 {

@@ -2,11 +2,13 @@
 
 use super::base::{self, Services};
 use super::element::{Element, Key, Map, Scope, head, key_element};
+use super::record::Kind;
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
 use super::wire::{Batch, Writer, flag, msg};
 use super::{Nftables, Wanted};
 use crate::firewall::{is_alive, taken};
+use crate::names::Owner;
 use crate::{Error, Result};
 
 /// How often a change that others' changes got in the way of is tried; of those that compete, one succeeds each time.
@@ -36,6 +38,8 @@ struct Plan {
     dead: Vec<Key>,
     /// Wanted elements that are there already, by index.
     done: Vec<usize>,
+    /// Tables of which something is missing that no other table's absence explains.
+    lost: Vec<Table>,
     /// The generation that this was seen in, when something will be deleted because of what was seen.
     generation: Option<u32>,
 }
@@ -93,6 +97,9 @@ impl Nftables {
         let (mut look, mut in_vain) = (Look::Cheap, 0);
         for _ in 0..TRIES {
             let plan = self.inspect(&wanted, look)?;
+            if self.restored(&wanted, &plan)? {
+                continue;
+            }
             if plan.done.len() == wanted.elements.len() {
                 return Ok(false);
             }
@@ -129,6 +136,23 @@ impl Nftables {
         Err(refused(&format!("add to {table}, which others change all the time"), libc::EBUSY))
     }
 
+    /// Restores from the records what another program removed, so that no table is made with this attachment alone. Returns
+    /// whether something was restored.
+    fn restored(&mut self, wanted: &Wanted, plan: &Plan) -> Result<bool> {
+        let Some(records) = self.records.clone().filter(|_| !plan.lost.is_empty()) else { return Ok(false) };
+        let tag = wanted.elements.iter().map(|element| element.tag.as_str()).find(|tag| !tag.is_empty());
+        let owner = tag.and_then(Owner::parse_tag);
+        // What is about to be added is no reason.
+        let kind = match wanted.table() {
+            Table::Bridge => Kind::Watch,
+            _ if wanted.elements.iter().any(|element| element.key.map.is_ports()) => Kind::Ports,
+            _ => Kind::Link,
+        };
+        let own = owner.as_ref().map(|owner| (owner, kind));
+        let lost: Vec<_> = plan.lost.iter().copied().filter(|table| records.has_any(*table, own)).collect();
+        Ok(self.restore_tables(&lost, &records)?.is_any())
+    }
+
     fn compose(&mut self, wanted: &Wanted, plan: &Plan) -> Batch {
         let mut batch = self.socket.batch(wanted.table(), plan.generation);
         if plan.table {
@@ -150,6 +174,14 @@ impl Nftables {
     fn inspect(&mut self, wanted: &Wanted, look: Look) -> Result<Plan> {
         let mut questions = vec![Question::Generation, Question::Table(wanted.table())];
         questions.extend(wanted.scopes.iter().map(|scope| Question::Scope(*scope)));
+        let guards = questions.len();
+        if self.records.is_some() {
+            questions.extend(base::GUARDS.map(|(table, chain, _)| Question::Foreign {
+                family: table.family(),
+                table: table.name(),
+                chain,
+            }));
+        }
         let first = questions.len();
         // The elements are asked for too when that takes no further system call; of many, the transaction's failing tells.
         if look == Look::Thorough || first + wanted.elements.len() <= QUESTIONS {
@@ -160,7 +192,13 @@ impl Nftables {
             Question::Generation => generation = generation_of(answer),
             Question::Table(_) => plan.table = answer.is_err(),
             Question::Scope(scope) if answer.is_err() => plan.scopes.push(scope),
-            Question::Scope(_) | Question::Foreign { .. } => {}
+            Question::Scope(_) => {}
+            Question::Foreign { .. } => {
+                let (table, _, count) = base::GUARDS[index - guards];
+                if base::rules_of(answer) < count {
+                    plan.lost.push(table);
+                }
+            }
             Question::Element(key) => {
                 let found = answer.ok().and_then(|m| Element::parse_all(key.map, m.attrs()).pop());
                 met.extend(found.map(|found| (index - first, found)));

@@ -10,6 +10,17 @@ use super::wire::{attribute, comment_of, flag, msg, text};
 use crate::Result;
 use std::collections::BTreeSet;
 
+/// What a table of an earlier version lacks beside an element that it has.
+pub(super) fn derived(e: &Element) -> Option<Element> {
+    let map = match e.key.map {
+        Map::Guarded => Map::BridgePairs,
+        Map::Closed => Map::Sealed,
+        _ => return None,
+    };
+    let key = Key::bridge(map, &text(&e.key.bytes));
+    Some(Element { key, value: Value::None, tag: String::new() })
+}
+
 impl Nftables {
     /// Makes the table anew, in one transaction, when Weft made it without all of the sets that it has now. Returns whether
     /// it did.
@@ -40,15 +51,6 @@ impl Nftables {
                 scopes.extend(map.scope());
                 self.socket.elements(map, |e| elements.push(e))?;
             }
-            let derived = |e: &Element| {
-                let map = match e.key.map {
-                    Map::Guarded => Map::BridgePairs,
-                    Map::Closed => Map::Sealed,
-                    _ => return None,
-                };
-                let key = Key::bridge(map, &text(&e.key.bytes));
-                Some(Element { key, value: Value::None, tag: String::new() })
-            };
             let derived: Vec<_> = elements.iter().filter_map(derived).collect();
             elements.extend(derived);
             elements.sort_by(|a, b| a.key.cmp(&b.key));

@@ -25,9 +25,11 @@ impl Nftables {
     /// has them: then too everything is looked through. Returns how many.
     pub(super) fn take(&mut self, what: What, keys: Vec<Key>, whose: &dyn Fn(&str) -> bool) -> Result<usize> {
         if !keys.is_empty() && keys.len() <= KEYS {
-            let keys = self.with_companions(keys)?;
+            // Restored between two looks, a port is found without what belongs to it.
+            let (keys, seen) = self.with_companions(keys)?;
+            let was_there = seen.is_none_or(|seen| seen.iter().any(|e| whose(&e.tag)));
             let removed = self.delete(keys, whose)?;
-            if removed > 0 {
+            if removed > 0 && was_there {
                 return Ok(removed);
             }
         }
@@ -76,14 +78,15 @@ impl Nftables {
         Ok(removed)
     }
 
-    /// Adds the keys of what the values of these keys' elements lead to.
-    pub(super) fn with_companions(&mut self, mut keys: Vec<Key>) -> Result<Vec<Key>> {
+    /// Adds the keys of what the values of these keys' elements lead to; with the elements, where some can lead to others.
+    pub(super) fn with_companions(&mut self, mut keys: Vec<Key>) -> Result<(Vec<Key>, Option<Vec<Element>>)> {
         let leads_on = |map: Map| map.is_ports() || matches!(map, Map::SourceOf | Map::MasqExcept(_));
-        if keys.iter().any(|key| leads_on(key.map)) {
-            let found: Vec<_> = self.find(&keys.iter().collect::<Vec<_>>())?.into_iter().flatten().collect();
-            keys.extend(self.companions(&found)?);
+        if !keys.iter().any(|key| leads_on(key.map)) {
+            return Ok((keys, None));
         }
-        Ok(keys)
+        let found: Vec<_> = self.find(&keys.iter().collect::<Vec<_>>())?.into_iter().flatten().collect();
+        keys.extend(self.companions(&found)?);
+        Ok((keys, Some(found)))
     }
 
     /// Where the hairpins may be of the containers that ports lead to, the pairs of watched ports and their addresses, and the

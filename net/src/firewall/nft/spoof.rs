@@ -11,7 +11,7 @@ use crate::firewall::is_stale;
 use crate::{Result, names, names::Owner};
 
 /// What stands in the table for a container.
-fn wanted(owner: &Owner, mac: [u8; 6]) -> Wanted {
+pub(super) fn wanted(owner: &Owner, mac: [u8; 6]) -> Wanted {
     let (port, tag) = (owner.host_veth(), owner.tag());
     let mut wanted = Wanted::default();
     wanted.element(Key::link(Map::Watched, &port), Value::None, &tag);
@@ -34,8 +34,14 @@ impl Nftables {
     pub fn unwatch(&mut self, owner: &Owner) -> Result<()> {
         let port = owner.host_veth();
         let known = [Map::Watched, Map::SourceOf].map(|map| Key::link(map, &port));
-        let keys = self.with_companions(known.into())?;
-        self.delete(keys, &|tag| owner.same(tag)).map(drop)
+        let (keys, seen) = self.with_companions(known.into())?;
+        let removed = self.delete(keys, &|tag| owner.same(tag))?;
+        if removed > 0 && seen.is_some_and(|seen| seen.is_empty()) {
+            // Restored between the two looks: the pair is there as well.
+            let keys = self.search(Table::Bridge, &|_| true, &|tag| owner.same(tag))?;
+            self.delete(keys, &|tag| owner.same(tag))?;
+        }
+        Ok(())
     }
 
     /// Fails, saying what, when something of [`Nftables::watch`] is missing or differs.

@@ -26,6 +26,7 @@ use crate::engine::launch::Launched;
 use crate::engine::release::{self, Lock};
 use crate::engine::sys;
 use crate::engine::wire::Frame;
+use crate::network;
 use crate::ports::Proxy;
 use crate::state::{Container, Status, now};
 
@@ -94,6 +95,7 @@ impl Service {
 
     async fn run(mut self, signals: Vec<Signal>, first: Option<UnixStream>) -> Result<()> {
         let (mut container, lock) = self.kept.take().ok_or_else(|| anyhow!("nothing to serve"))?;
+        network::rules::keep(&container.paths);
         let log = Rc::new(RefCell::new(self.log));
         let input = match (&self.terminal, self.pipes.input.take()) {
             (Some(terminal), _) => Some(terminal.try_clone()?),
