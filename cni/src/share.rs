@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub struct Share {
     /// The directory; it is made when the first container joins.
     pub dir: PathBuf,
+    /// Where it is noted, in memory, who left while `dir` could not be written: `<left>/<target>/<joiner>--<ifname>`.
+    left: Option<PathBuf>,
 }
 
 /// The file's name. In the interface's name, '-' is written as "%2d", so that the last "--" is always the separator:
@@ -32,6 +34,12 @@ fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 /// What making a directory and a file in it says when somebody else removes that directory at the same time.
 fn passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists)
+}
+
+/// What a file system says that is full or read-only.
+fn is_unwritable(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull)
 }
 
 /// The names in a directory; none where there is no such directory.
@@ -59,7 +67,37 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
 impl Share {
     /// The counts in this directory.
     pub fn new(dir: impl Into<PathBuf>) -> Share {
-        Share { dir: dir.into() }
+        Share { dir: dir.into(), left: None }
+    }
+
+    /// Has a directory on another file system, one in memory, note who leaves while the counts cannot be written.
+    #[must_use]
+    pub fn with_notes(self, left: impl Into<PathBuf>) -> Share {
+        Share { left: Some(left.into()), ..self }
+    }
+
+    fn note(&self, target: &str, name: &str) -> Option<PathBuf> {
+        self.left.as_ref().map(|left| left.join(target).join(name))
+    }
+
+    fn has_left(&self, target: &str, name: &str) -> bool {
+        self.note(target, name).is_some_and(|note| note.exists())
+    }
+
+    /// Removes the counts of those who left while that was impossible. Where none did it costs one system call.
+    fn apply_notes(&self) {
+        let Some(left) = &self.left else { return };
+        for target in names(left).unwrap_or_default() {
+            for name in names(&left.join(&target)).unwrap_or_default() {
+                let removed = fs::remove_file(self.dir.join(&target).join(&name));
+                if removed.is_ok() || removed.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                    let _ = fs::remove_file(left.join(&target).join(&name));
+                }
+            }
+            let _ = fs::remove_dir(self.dir.join(&target));
+            let _ = fs::remove_dir(left.join(&target));
+        }
+        let _ = fs::remove_dir(left);
     }
 
     /// Counts `joiner` with its interface as one that shares `target`'s namespace. Repeating it changes nothing.
@@ -70,6 +108,7 @@ impl Share {
         validate::container_id(target)?;
         validate::container_id(joiner)?;
         validate::ifname(ifname)?;
+        self.apply_notes();
         let dir = self.dir.join(target);
         let file = dir.join(file_name(joiner, ifname));
         let mut tries = 0;
@@ -86,14 +125,23 @@ impl Share {
     /// Gives the count back, whoever the target was. Repeating it changes nothing.
     ///
     /// # Errors
-    /// Code 5 when the count cannot be read or removed.
+    /// Code 5 when the count cannot be read, or neither removed nor noted.
     pub fn leave(&self, joiner: &str, ifname: &str) -> Result<(), Error> {
+        self.apply_notes();
         while let Some(target) = self.target(joiner, ifname)? {
-            let dir = self.dir.join(target);
-            let file = dir.join(file_name(joiner, ifname));
+            let dir = self.dir.join(&target);
+            let name = file_name(joiner, ifname);
+            let file = dir.join(&name);
             match fs::remove_file(&file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("remove", &file)(error));
+                    let note = self.note(&target, &name).filter(|_| is_unwritable(&error));
+                    let noted = note.is_some_and(|note| {
+                        note.parent().map_or(Ok(()), fs::create_dir_all).is_ok()
+                            && fs::write(note, "").is_ok()
+                    });
+                    if !noted {
+                        return Err(failed("remove", &file)(error));
+                    }
                 }
                 // Fails as long as others are counted there, which is meant.
                 _ => drop(fs::remove_dir(&dir)),
@@ -108,7 +156,9 @@ impl Share {
     /// Code 5 when the counts cannot be read.
     pub fn target(&self, joiner: &str, ifname: &str) -> Result<Option<String>, Error> {
         let name = file_name(joiner, ifname);
-        Ok(names(&self.dir)?.into_iter().find(|target| self.dir.join(target).join(&name).exists()))
+        let is_counted =
+            |target: &String| self.dir.join(target).join(&name).exists() && !self.has_left(target, &name);
+        Ok(names(&self.dir)?.into_iter().find(is_counted))
     }
 
     /// Every container that is shared.
@@ -125,7 +175,9 @@ impl Share {
     /// Code 4 for an impossible ID, code 5 when the count cannot be read.
     pub fn joiners(&self, target: &str) -> Result<Vec<(String, String)>, Error> {
         validate::container_id(target)?;
-        Ok(names(&self.dir.join(target))?.iter().filter_map(|name| parse_name(name)).collect())
+        let mut names = names(&self.dir.join(target))?;
+        names.retain(|name| !self.has_left(target, name));
+        Ok(names.iter().filter_map(|name| parse_name(name)).collect())
     }
 }
 

@@ -19,6 +19,8 @@ use tokio::time::{sleep, timeout};
 const FINISH: Duration = Duration::from_secs(5);
 /// How long the store may take to hear that the agent ends.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// How often release notes are looked for that could not be written where the node reads them.
+const SAVE_NOTES: Duration = Duration::from_secs(10);
 /// How often systemd is told how the agent is, if that has changed.
 const TELL: Duration = Duration::from_millis(250);
 
@@ -79,6 +81,13 @@ fn keep_rules(run: &Path) {
     drop(thread.spawn(keep));
 }
 
+/// Moves release notes that were left in memory to where the node reads them.
+fn save_notes(run: &Path, agent_root: &Path) {
+    if let Err(error) = ovl_api::notes::save(run, agent_root) {
+        tracing::warn!("release notes in {} wait: {error}", run.display());
+    }
+}
+
 async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
@@ -99,6 +108,14 @@ async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
     tracing::info!("ovl-agent {} for host {}, {store}", env!("CARGO_PKG_VERSION"), config.node_name);
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     keep_rules(&config.run);
+    save_notes(&config.run, &config.agent_root);
+    let keep_saving = (config.run.clone(), config.agent_root.clone());
+    let saver = tokio::spawn(async move {
+        loop {
+            sleep(SAVE_NOTES).await;
+            save_notes(&keep_saving.0, &keep_saving.1);
+        }
+    });
     let engine = Arc::new(Engine::new(config.node_name, config.agent_root, store));
     let (stop, stopped) = watch::channel(false);
     let ended = |mut stopped: watch::Receiver<bool>| async move {
@@ -142,6 +159,7 @@ async fn serve(config: Config, lock: &mut Option<Lock>) -> Result<()> {
         }
     };
     teller.abort();
+    saver.abort();
     notify::stopping();
     let _ = stop.send(true);
     if timeout(FINISH, async { while servers.join_next().await.is_some() {} }).await.is_err() {

@@ -18,7 +18,7 @@ use net::Netns;
 pub struct Container;
 
 fn share() -> Share {
-    Share::new(place::root().join("shared"))
+    Share::new(place::root().join("shared")).with_notes(place::run().join("left"))
 }
 
 /// Whom to join: the runtime's word goes before the configuration's.

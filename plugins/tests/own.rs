@@ -109,6 +109,40 @@ fn container_shares_a_namespace_and_counts_who_does() {
     assert_eq!(host.picture(), before);
 }
 
+/// A joiner's DEL on a file system that cannot be written, and then can.
+fn leave_on_an_unwritable_root(make_so: &str, make_good: &str) {
+    let host = Host::new();
+    host.sh("mount -t tmpfs -o size=256k tmpfs /var/lib/weft");
+    host.netns("www");
+    keep(&host, "www", &json!({"cniVersion": "1.1.0"}));
+    let join = with(&conf("container"), json!({"container": "www"}));
+    let joined = side(&host, "ADD", &join).run().ok();
+    let check = with(&join, json!({"prevResult": joined}));
+    host.sh(make_so);
+    for _ in 0..2 {
+        side(&host, "DEL", &join).run().ok();
+        assert_eq!(side(&host, "CHECK", &check).run().code(), 105);
+    }
+    host.sh(make_good);
+    side(&host, "ADD", &join).run().ok();
+    side(&host, "CHECK", &check).run().ok();
+    side(&host, "DEL", &join).run().ok();
+    host.sh("test -z \"$(find /var/lib/weft/shared -type f)\" && ! ls -d /run/weft/left");
+}
+
+#[test]
+fn joiner_leaves_on_a_full_disk() {
+    leave_on_an_unwritable_root(
+        "dd if=/dev/zero of=/var/lib/weft/fill bs=1k 2>/dev/null; ! echo x > /var/lib/weft/more",
+        "rm /var/lib/weft/fill",
+    );
+}
+
+#[test]
+fn joiner_leaves_on_a_read_only_file_system() {
+    leave_on_an_unwritable_root("mount -o remount,ro /var/lib/weft", "mount -o remount,rw /var/lib/weft");
+}
+
 #[test]
 fn gc_gives_back_the_counts_of_containers_that_are_no_more() {
     let host = Host::new();

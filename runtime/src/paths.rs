@@ -53,6 +53,11 @@ impl Paths {
         self.root.join("shared")
     }
 
+    /// Who left a shared namespace while that count could not be written.
+    pub fn left(&self) -> PathBuf {
+        self.run.join("left")
+    }
+
     /// Named volumes.
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")

@@ -76,6 +76,12 @@ pub fn agent_root(root: &Path) -> PathBuf {
     root.join("ovl-agent")
 }
 
+/// Where release notes are, under a run directory, which the agent's directory could not take: a full disk, a read-only file
+/// system. The agent moves them there.
+pub fn unsaved_notes(run: &Path) -> PathBuf {
+    run.join("released")
+}
+
 /// Where DELs that found no agent leave a release note, one file each: a [`crate::wire::Detach`] as JSON.
 pub fn release_notes(agent_root: &Path) -> PathBuf {
     agent_root.join("released")

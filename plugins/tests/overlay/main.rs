@@ -240,6 +240,42 @@ fn a_del_without_an_agent_leaves_a_note_and_the_next_add_removes_it() {
     assert_eq!(host.sh("ls /run/other/ovl-agent/released | wc -l"), "1");
 }
 
+/// A DEL without an agent, whose directory is on a file system that cannot be written, and then can.
+fn note_of_an_unwritable_root(make_so: &str, make_good: &str) {
+    let (host, agent) = (host(), Agent::new());
+    host.sh("mount -t tmpfs -o size=256k tmpfs /var/lib/weft");
+    let conf = agent.conf("web");
+    add(&host, &conf, "c1");
+    agent.stop();
+    host.sh(make_so);
+    for _ in 0..2 {
+        host.about("DEL", &conf, "c1").run().ok();
+    }
+    gone(&host);
+    assert_eq!(host.sh("ls -A /run/weft/released | wc -l"), "1");
+    assert_eq!(host.sh("find /var/lib/weft/ovl-agent -type f 2>/dev/null | wc -l"), "0");
+    host.sh(make_good);
+    agent.start();
+    agent.asked();
+    host.call("GC", &with(&conf, json!({"cni.dev/valid-attachments": []}))).run().ok();
+    let detached = |(path, asked): &(String, Value)| path == "/v1/detach" && asked["container"] == "c1";
+    assert!(agent.asked().iter().any(detached));
+    host.sh("! ls -d /run/weft/released");
+}
+
+#[test]
+fn del_on_a_full_disk_leaves_its_note_in_memory() {
+    note_of_an_unwritable_root(
+        "dd if=/dev/zero of=/var/lib/weft/fill bs=1k 2>/dev/null; ! echo x > /var/lib/weft/more",
+        "rm /var/lib/weft/fill",
+    );
+}
+
+#[test]
+fn del_on_a_read_only_file_system_leaves_its_note_in_memory() {
+    note_of_an_unwritable_root("mount -o remount,ro /var/lib/weft", "mount -o remount,rw /var/lib/weft");
+}
+
 /// As root that may not change the network: the kernel refuses to remove links.
 const POWERLESS: &[&str] = &["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"];
 

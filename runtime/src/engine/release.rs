@@ -88,7 +88,10 @@ fn whole() -> libc::flock {
 /// The IDs and names of the containers that share this one's network namespace. One that is not the runtime's has its short
 /// ID as its name.
 pub(crate) fn joined(container: &Container) -> Vec<(String, String)> {
-    let joiners = Share::new(container.paths.shared()).joiners(container.id()).unwrap_or_default();
+    let joiners = Share::new(container.paths.shared())
+        .with_notes(container.paths.left())
+        .joiners(container.id())
+        .unwrap_or_default();
     let mut joined: Vec<(String, String)> = Vec::new();
     for (id, _) in joiners {
         if joined.iter().any(|(known, _)| *known == id) {
