@@ -56,6 +56,8 @@ pub enum Told {
         index: u32,
         /// It is (administratively) up.
         up: bool,
+        /// It is up and has a carrier (IFF_RUNNING).
+        running: bool,
         /// It was not, or was: it is this that changed.
         turned: bool,
         /// Its device group.
@@ -276,7 +278,7 @@ fn link(kind: u16, family: i32, body: &[u8]) -> Option<Told> {
     match kind {
         // A bridge tells of its ports under its own family, with other flags.
         libc::RTM_NEWLINK if family == libc::AF_UNSPEC => {
-            let up = libc::IFF_UP as u32;
+            let (up, running) = (libc::IFF_UP as u32, libc::IFF_RUNNING as u32);
             let (flags, change) = (wire::u32_of(body.get(8..)?)?, wire::u32_of(body.get(12..)?)?);
             // Of a new link all bits are said to have changed.
             let turned = change & up != 0 && change != u32::MAX;
@@ -284,7 +286,8 @@ fn link(kind: u16, family: i32, body: &[u8]) -> Option<Told> {
             let number = |kind| value(kind).and_then(wire::u32_of).unwrap_or(0);
             let mac = value(libc::IFLA_ADDRESS).and_then(|mac| mac.try_into().ok());
             let (group, mtu) = (number(libc::IFLA_GROUP), number(libc::IFLA_MTU));
-            Some(Told::Link { index, up: flags & up != 0, turned, group, mac, mtu })
+            let (up, running) = (flags & up != 0, flags & running != 0);
+            Some(Told::Link { index, up, running, turned, group, mac, mtu })
         }
         libc::RTM_DELLINK if family == libc::AF_UNSPEC => Some(Told::LinkGone { index }),
         libc::RTM_NEWADDR if family == libc::AF_INET => Some(Told::Address { index }),

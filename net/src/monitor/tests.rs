@@ -33,7 +33,7 @@ fn after(monitor: &mut Monitor, line: &str) -> Vec<Told> {
 }
 
 fn is_link(told: &Told, of: u32, is_up: bool, has_turned: bool) -> bool {
-    matches!(*told, Told::Link { index, up, turned, group: 0, mac: Some(_), mtu: 1.. }
+    matches!(*told, Told::Link { index, up, turned, group: 0, mac: Some(_), mtu: 1.., .. }
         if (index, up, turned) == (of, is_up, has_turned))
 }
 

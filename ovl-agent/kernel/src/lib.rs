@@ -27,6 +27,6 @@ pub use overlap::{foreign, overlapping};
 pub use permission::permitted;
 pub use reconciler::{Changes, Reconciler, Restored};
 pub use underlay::{
-    Found, Underlay, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, find_underlay, find_underlay_in, network_mtu,
-    own_addresses,
+    Found, Underlay, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, carries, find_underlay, find_underlay_in,
+    network_mtu, own_addresses,
 };

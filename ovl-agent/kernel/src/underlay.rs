@@ -91,6 +91,12 @@ pub fn own_addresses() -> Result<BTreeSet<IpAddr>> {
     Ok(addrs.iter().map(|addr| addr.net.ip()).filter(|ip| !is_local(ip)).collect())
 }
 
+/// Whether a link carries packets: it is up, and has a carrier.
+pub fn carries(link: u32) -> bool {
+    let found = Netlink::open().and_then(|mut netlink| netlink.link_at(link));
+    found.is_ok_and(|link| link.is_some_and(|link| link.running || link.loopback))
+}
+
 fn named(netlink: &mut Netlink, name: &str) -> Result<Link> {
     netlink.link(name)?.ok_or_else(|| Error::Setting {
         field: "--interface",

@@ -222,7 +222,7 @@ mod tests {
     }
 
     fn link(index: u32, up: bool, group: u32) -> Told {
-        Told::Link { index, up, turned: true, group, mac: None, mtu: 1450 }
+        Told::Link { index, up, running: up, turned: true, group, mac: None, mtu: 1450 }
     }
 
     #[test]

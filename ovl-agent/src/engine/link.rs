@@ -15,7 +15,7 @@ const KEPT: usize = 65_536;
 /// Waits for something to happen in the kernel. Without it (no socket, or one that fails) the regular passes are all there is.
 pub struct Watcher {
     shared: Arc<Shared>,
-    /// The underlay's index, and whether it was up when that was told last.
+    /// The underlay's index, and whether it carried packets when that was told last.
     last: (u32, Option<bool>),
 }
 
@@ -90,9 +90,9 @@ impl Watcher {
     /// True when it is about the underlay.
     fn concerns(&mut self, told: &Told, link: u32, gone: bool) -> bool {
         match *told {
-            Told::Link { index, up, .. } if index == link => {
+            Told::Link { index, running, .. } if index == link => {
                 // Most of what is told of a link changes nothing for the routes by it.
-                std::mem::replace(&mut self.last, (index, Some(up))) != (index, Some(up))
+                std::mem::replace(&mut self.last, (index, Some(running))) != (index, Some(running))
             }
             Told::LinkGone { index } | Told::Address { index } => index == link || gone,
             Told::Link { .. } => gone,
@@ -167,7 +167,7 @@ mod tests {
     }
 
     fn link(index: u32, up: bool) -> Told {
-        Told::Link { index, up, turned: true, group: 0, mac: None, mtu: 1500 }
+        Told::Link { index, up, running: up, turned: true, group: 0, mac: None, mtu: 1500 }
     }
 
     #[test]

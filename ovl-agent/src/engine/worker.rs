@@ -14,7 +14,9 @@ use net::route::Family;
 use ovl_api::model::{Delta, View};
 use ovl_claims::Node;
 use ovl_kernel::drift::Piece;
-use ovl_kernel::{Changes, Found, Reconciler, Restored, find_underlay, find_underlay_in, own_addresses};
+use ovl_kernel::{
+    Changes, Found, Reconciler, Restored, carries, find_underlay, find_underlay_in, own_addresses,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -69,6 +71,8 @@ struct Times {
     told: BTreeMap<String, String>,
     /// What is wrong with the underlay, as it was logged.
     underlay: Option<String>,
+    /// Its interface is down.
+    underlay_down: bool,
     /// When it is looked at again, because something is amiss.
     look: Option<Instant>,
     /// The address that may take the place of one that is gone.
@@ -381,22 +385,27 @@ impl Worker {
             (shown.address, shown.family)
         };
         let astray = others.is_some_and(|family| family != Family::of(address));
-        let amiss = self.times.underlay.is_some() || self.times.successor.waits() || astray;
+        let amiss = self.times.underlay.is_some()
+            || self.times.underlay_down
+            || self.times.successor.waits()
+            || astray;
         self.times.look = amiss.then(|| Instant::now() + LOOK);
         changed
     }
 
     /// The underlay, or why there is none.
     ///
-    /// As long as the address is there nothing else is looked for: a default route may come and go. Another address takes
-    /// its place when it has been there for a while, and never one of a family that the other nodes do not use.
+    /// As long as the address is there, on an interface that is up, nothing else is looked for: a default route may come and
+    /// go. Another address takes its place when it has been there for a while, and never one of a family that the other nodes
+    /// do not use.
     fn find_underlay(&mut self, address: IpAddr) -> Result<Found, String> {
         let settings = &self.parts.settings;
         let find = |family| find_underlay_in(settings.interface.as_deref(), settings.advertise, family);
         let others = self.parts.shown.borrow().family;
         let present = find_underlay(None, Some(address)).ok();
         let is_right = others.is_none_or(|family| family == Family::of(address));
-        if let Some(found) = present.clone().filter(|_| is_right) {
+        self.times.underlay_down = present.as_ref().is_some_and(|(underlay, ..)| !carries(underlay.link));
+        if let Some(found) = present.clone().filter(|_| is_right && !self.times.underlay_down) {
             self.times.successor = Successor::default();
             return Ok(found);
         }

@@ -59,6 +59,14 @@ impl Lan {
         &self.switch
     }
 
+    /// Gives a host a second interface on the segment, which is down.
+    pub fn add_interface(&self, number: usize, name: &str) {
+        let pid = self.hosts[number - 1].space.pid();
+        self.switch.ok(&format!(
+            "ip link add {name}-{number} master br0 type veth peer name {name} netns {pid} && ip link set {name}-{number} up"
+        ));
+    }
+
     /// Pulls a host's plug out, or puts it in again.
     pub fn plug(&self, number: usize, state: &str) {
         self.switch.ok(&format!("ip link set p{number} {state}"));
