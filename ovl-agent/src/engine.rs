@@ -3,6 +3,7 @@
 //! An attachment is answered when the kernel of this host shows it and, if a block had to be claimed for it, the other
 //! hosts do. One thread alone changes the kernel ([`worker`]); attachments that come together share its passes.
 
+mod containers;
 mod drift;
 mod foreign;
 mod link;

@@ -92,7 +92,8 @@ fn underlay_address_that_moves_to_another_interface_stays_the_vtep() {
     let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
     assert!(one.reaches(&two));
     lan.add_interface(2, "eth1");
-    h2.space.ok("ip addr del 192.0.2.2/24 dev eth0 && ip addr add 192.0.2.2/24 dev eth1 && ip link set eth1 up");
+    h2.space
+        .ok("ip addr del 192.0.2.2/24 dev eth0 && ip addr add 192.0.2.2/24 dev eth1 && ip link set eth1 up");
     h2.space.ok("ip route replace default via 192.0.2.254 dev eth1");
     // As whoever moves an address says it to the segment.
     h1.space.ok("ip neigh flush all");

@@ -1,5 +1,6 @@
 //! What a node is told when it starts.
 
+use crate::FoundLink;
 use ipnetwork::IpNetwork;
 use ovl_store::Kv;
 use std::net::IpAddr;
@@ -19,6 +20,8 @@ pub struct NodeConf {
     pub machine: Option<String>,
     /// What this node may take over from a dead session.
     pub take_over: TakeOver,
+    /// The links of containers on this host; None: they could not be read.
+    pub links: Option<Vec<FoundLink>>,
     /// The underlay address at which this host takes VXLAN packets.
     pub vtep: IpAddr,
     /// The L2 segment of that address, when hosts on it can route directly.

@@ -9,10 +9,11 @@ use crate::token::Place;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Endpoint, Host, Network};
 use ovl_api::wire::{Problem, ProblemKind};
+use rustix::fs::{AtFlags, StatxFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,9 @@ pub(crate) struct Identity {
     /// The name it last registered with; older releases did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
+    /// Where it was when it last registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) place: Option<Place>,
     /// The machine it last registered on ([`crate::NodeConf::machine`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) machine: Option<String>,
@@ -39,6 +43,9 @@ pub(crate) struct OwnFile {
     /// Where it was written ([`Place::root`]); older releases did not say.
     #[serde(default)]
     pub(crate) root: Option<String>,
+    /// That of the file it was written to ([`stamp`]): a copy has another one.
+    #[serde(default)]
+    pub(crate) stamp: Option<String>,
     pub(crate) host: Host,
     pub(crate) changed: i64,
     pub(crate) blocks: Vec<(String, IpNetwork, i64)>,
@@ -128,7 +135,7 @@ impl Files {
             Ok(text) => serde_json::from_slice(&text).map_err(|e| trouble("understand", &path, &e)),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let id = random::id(16).map_err(|e| trouble("read", Path::new("/dev/urandom"), &e))?;
-                let identity = Identity { id, epoch: 0, name: None, machine: None };
+                let identity = Identity { id, epoch: 0, name: None, place: None, machine: None };
                 self.save_identity(&identity)?;
                 Ok(identity)
             }
@@ -141,17 +148,24 @@ impl Files {
         replace(&path, true, |file| Ok(serde_json::to_writer(file, identity)?))
     }
 
-    /// What was owned last; None when that is not known, from another boot, or the file is a copy.
+    /// What was owned last; None when that is not known, from another boot, or the file is a copy, as of a backup.
     pub(crate) fn own(&self, place: &Place) -> Option<OwnFile> {
-        let own: Option<OwnFile> = read(&self.root.join("own.json"));
-        own.filter(|own| own.boot == place.boot && own.root.as_ref().is_none_or(|root| *root == place.root))
+        let path = self.root.join("own.json");
+        let own: OwnFile = read(&path)?;
+        let is_here = own.root.as_ref().is_none_or(|root| *root == place.root);
+        // Older releases wrote no stamp.
+        let is_original = own.stamp.is_none() || own.stamp == stamp(&fs::File::open(&path).ok()?);
+        (own.boot == place.boot && is_here && is_original).then_some(own)
     }
 
     /// Writes what is owned; None: nothing is known to be.
     pub(crate) fn save_own(&self, own: Option<OwnFile>) -> Result<(), Problem> {
         let path = self.root.join("own.json");
         match own {
-            Some(own) => replace(&path, false, |file| Ok(serde_json::to_writer(file, &own)?)),
+            Some(mut own) => replace(&path, false, |file| {
+                own.stamp = stamp(file.get_ref());
+                Ok(serde_json::to_writer(file, &own)?)
+            }),
             None => remove(&path),
         }
     }
@@ -208,14 +222,24 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     parsed.map_err(|e| tracing::warn!("cannot understand {}: {e}", path.display())).ok()
 }
 
+/// What tells a file from a copy of it, also from one that was written over it: its inode and the time at which that was made,
+/// which nothing can set. None where the file system does not keep that.
+fn stamp(file: &fs::File) -> Option<String> {
+    // std has no birth time with musl.
+    let wanted = StatxFlags::INO | StatxFlags::BTIME;
+    let about = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, wanted).ok()?;
+    let made = StatxFlags::from_bits_retain(about.stx_mask).contains(wanted).then_some(about.stx_btime)?;
+    Some(format!("{:x}:{:x}.{:x}", about.stx_ino, made.tv_sec, made.tv_nsec))
+}
+
 fn replace(
     path: &Path,
     sync: bool,
-    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    write: impl FnOnce(&mut BufWriter<fs::File>) -> std::io::Result<()>,
 ) -> Result<(), Problem> {
     let new = path.with_extension("new");
     let written = (|| {
-        let mut file = std::io::BufWriter::new(fs::File::create(&new)?);
+        let mut file = BufWriter::new(fs::File::create(&new)?);
         write(&mut file)?;
         let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
         if sync {

@@ -38,6 +38,20 @@ impl Inner {
         Problem { kind: ProblemKind::Taken, field: Some("--node-name".to_owned()), message }
     }
 
+    /// The session of this node's lost state directory may go on.
+    pub(crate) fn session_has_not_ended(&self, host: &Host) -> Problem {
+        let message = format!(
+            "this node's state directory {} is not that of the node {} (VTEP {}), whose containers are on this host: it takes over \
+             when the session of its agent has ended, within {} s; if another agent runs as {}, stop it",
+            self.files.root().display(),
+            host.name,
+            host.vtep,
+            self.conf.liveness.as_secs(),
+            host.name
+        );
+        Problem::new(ProblemKind::NotReady, message)
+    }
+
     /// The state directory was last used on another machine, at another address.
     pub(crate) fn machine_differs(&self, host: &Host) -> Problem {
         let (name, root) = (&host.name, self.files.root().display());
@@ -76,8 +90,9 @@ impl Inner {
         let name = Some(self.name());
         let mut identity = lock(&self.identity);
         let machine = self.conf.machine.clone().or_else(|| identity.machine.clone());
-        if (&identity.machine, &identity.name) != (&machine, &name) {
-            (identity.machine, identity.name) = (machine, name);
+        let place = Some(self.place.clone());
+        if (&identity.machine, &identity.name, &identity.place) != (&machine, &name, &place) {
+            (identity.machine, identity.name, identity.place) = (machine, name, place);
             self.files.save_identity(&identity)?;
         }
         Ok(())

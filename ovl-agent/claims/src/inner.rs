@@ -184,6 +184,7 @@ impl Inner {
         let mut own = OwnFile {
             boot: self.conf.boot_id.clone(),
             root: Some(self.place.root.clone()),
+            stamp: None,
             host: me.host,
             changed: me.changed,
             blocks: Vec::new(),

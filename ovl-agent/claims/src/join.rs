@@ -68,7 +68,14 @@ impl Inner {
             };
             let (found, epoch) = self.look(|state| state.since_set_back(found, &id));
             match (found, other) {
-                (Some((host, _)), _) if host.id != id => {
+                (Some((host, _)), other) if host.id != id => {
+                    if self.is_this_node(&host).await? {
+                        if other.is_some() {
+                            return Err(self.session_has_not_ended(&host).into());
+                        }
+                        self.take_identity(&host)?;
+                        continue;
+                    }
                     if alive.is_some() || !self.may_replace(&host) {
                         return Err(self.name_is_taken(&host).into());
                     }

@@ -33,6 +33,7 @@ mod pool;
 mod publish;
 mod random;
 mod record;
+mod recover;
 mod remove;
 mod rename;
 mod restored;
@@ -49,3 +50,4 @@ mod validate;
 
 pub use conf::{NodeConf, TakeOver, Timing};
 pub use node::{Grant, Node, NodeStatus};
+pub use recover::FoundLink;

@@ -130,7 +130,7 @@ impl Inner {
     }
 
     /// The keys of a host's blocks and single addresses, and when they were last changed.
-    async fn claims_of(&self, name: &str) -> Result<Vec<(String, i64)>, Error> {
+    pub(crate) async fn claims_of(&self, name: &str) -> Result<Vec<(String, i64)>, Error> {
         let mut claims = Vec::new();
         for prefix in [keys::BLOCKS, keys::SINGLES] {
             let all = self.conf.kv.snapshot(prefix).await?.entries;

@@ -37,13 +37,22 @@ pub(crate) fn open(conf: NodeConf) -> Result<Inner, Problem> {
     {
         load_own(&mut state, own);
     }
-    if let Some(notice) = state.rename_notice(&conf.name) {
-        tracing::warn!("{notice}");
-    }
-    state.own_changed = false;
-    state.view_changed = false;
+    let links = conf.links.clone();
+    (state.links, state.found) = (links.clone().unwrap_or_default(), links.clone().unwrap_or_default());
     let inner = Inner::new(conf, files, place, leases, identity, state)?;
     inner.read_notes()?;
+    inner.update(|state| {
+        if let Some(links) = &links {
+            inner.end_copied(state, links)?;
+        }
+        inner.take_over_links(state);
+        // Until the store was read, the files are as they were.
+        (state.own_changed, state.view_changed) = (false, false);
+        Ok::<_, Problem>(())
+    })?;
+    if let Some(notice) = inner.look(|state| state.rename_notice(&inner.conf.name)) {
+        tracing::warn!("{notice}");
+    }
     Ok(inner)
 }
 
@@ -144,7 +153,7 @@ fn load_locals(
     Ok(())
 }
 
-fn leases_of(local: &Local, boot: &str) -> Vec<Lease> {
+pub(crate) fn leases_of(local: &Local, boot: &str) -> Vec<Lease> {
     let lease = |address| Lease {
         network: local.endpoint.network.clone(),
         address,

@@ -127,7 +127,9 @@ impl Inner {
                 let id = random::id(16)
                     .map_err(|e| crate::files::trouble("read", Path::new("/dev/urandom"), &e))?;
                 let name = Some(new.to_owned());
-                self.set_identity(|identity| *identity = Identity { id, epoch: 0, name, machine: None })?;
+                self.set_identity(|identity| {
+                    *identity = Identity { id, epoch: 0, name, place: None, machine: None }
+                })?;
                 tracing::warn!(
                     "this node becomes one of its own under the name {new}: its state directory is that of {old}, which may live \
                      elsewhere; if {old} is gone for good, run `ovl-agent node rm {old}`"
@@ -189,7 +191,7 @@ impl Inner {
         Ok((host, Token::of_other(first(1), &self.place)))
     }
 
-    fn set_identity(&self, change: impl FnOnce(&mut Identity)) -> Result<(), Problem> {
+    pub(crate) fn set_identity(&self, change: impl FnOnce(&mut Identity)) -> Result<(), Problem> {
         let mut identity = lock(&self.identity);
         change(&mut identity);
         self.files.save_identity(&identity)

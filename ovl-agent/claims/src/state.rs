@@ -10,6 +10,7 @@ use crate::held::Held;
 use crate::keys::{Claim, SingleClaim, SingleState};
 use crate::pool;
 use crate::record::Read;
+use crate::recover::FoundLink;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Delta, Endpoint, Host, Network, Subnet, View, is_single};
 use ovl_api::wire::Away;
@@ -86,6 +87,9 @@ pub(crate) struct State {
     pub(crate) suspended: Option<String>,
     /// Why this node may not use its name or its identity.
     pub(crate) refused: Option<String>,
+    /// The links of containers on this host at the start; and those that were not looked at yet.
+    pub(crate) links: Vec<FoundLink>,
+    pub(crate) found: Vec<FoundLink>,
     /// Why this node cannot take its new name.
     pub(crate) rename_refused: Option<String>,
     pub(crate) ids: HashMap<String, String>,

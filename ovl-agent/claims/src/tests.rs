@@ -30,6 +30,7 @@ fn open(root: &Path, name: &str, kv: &Kv) -> Inner {
         boot_id: "boot".to_owned(),
         machine: None,
         take_over: crate::TakeOver::Identity,
+        links: None,
         vtep: IpAddr::from([192, 0, 2, name.bytes().fold(0, u8::wrapping_add)]),
         segment: None,
         port: 4789,

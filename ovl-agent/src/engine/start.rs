@@ -1,5 +1,6 @@
 //! How the engine comes up: the underlay, the node, the thread that works on the kernel.
 
+use super::containers;
 use super::shown::Shown;
 use super::stores;
 use super::worker::{Parts, Worker};
@@ -73,10 +74,15 @@ pub async fn start(
     };
     tracing::info!("the underlay is interface {}, address {address}, MTU {}", underlay.name, underlay.mtu);
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot's ID")?;
-    let take_over = match settings.take_over {
-        true => TakeOver::Always,
-        false if has_containers() => TakeOver::Identity,
-        false => TakeOver::SameAddress,
+    let links = containers::links();
+    if let Err(error) = &links {
+        tracing::warn!("the containers' links cannot be read: {error}");
+    }
+    let links = links.ok();
+    let take_over = match (settings.take_over, &links) {
+        (true, _) => TakeOver::Always,
+        (false, Some(links)) if links.is_empty() => TakeOver::SameAddress,
+        (false, _) => TakeOver::Identity,
     };
     let node = Node::open(NodeConf {
         root: engine.agent_root.clone(),
@@ -84,6 +90,7 @@ pub async fn start(
         boot_id: boot_id.trim().to_owned(),
         machine: machine_id(),
         take_over,
+        links,
         vtep: address,
         segment,
         port: settings.port,
@@ -132,16 +139,6 @@ fn machine_id() -> Option<String> {
     let text = std::fs::read_to_string("/etc/machine-id").ok()?;
     let id = text.trim();
     (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
-}
-
-/// Whether this host may have links of containers in overlay networks.
-fn has_containers() -> bool {
-    let links = net::Netlink::open().and_then(|mut netlink| netlink.links());
-    // A network's own device stays when its containers are gone.
-    let of_overlay = |link: &net::Link| {
-        ovl_api::names::vni_of_group(link.group).is_some() && !link.name.starts_with("vx-")
-    };
-    links.map_or(true, |links| links.iter().any(of_overlay))
 }
 
 /// The underlay, as soon as it is there.

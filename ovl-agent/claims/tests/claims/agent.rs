@@ -89,6 +89,7 @@ pub fn conf(root: &Path, name: &str, kv: &Kv, timing: Timing) -> NodeConf {
         boot_id: "boot-1".to_owned(),
         machine: None,
         take_over: ovl_claims::TakeOver::Identity,
+        links: None,
         vtep: IpAddr::from([192, 0, 2, number]),
         segment: None,
         port: 4789,
