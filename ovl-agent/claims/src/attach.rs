@@ -85,6 +85,11 @@ impl Inner {
         if let Err(problem) = self.read_notes() {
             tracing::warn!("{problem}");
         }
+        if self.look(|state| state.renaming) {
+            // That takes a moment; then it is given in the new name.
+            let done = |state: &State| (!state.renaming).then_some(());
+            self.until(Instant::now() + LOOK_UP, done).await;
+        }
         let attaching = Attaching::begin(self, ask);
         let network = self.find_network(&ask.network).await?;
         let fixed = requested(&network, &ask.ips)?;

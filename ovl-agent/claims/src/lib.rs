@@ -28,6 +28,7 @@ mod node;
 mod nodes;
 mod notes;
 mod open;
+mod outage;
 mod own;
 mod pool;
 mod publish;

@@ -87,6 +87,7 @@ impl Inner {
             let told = (refused.is_some() && state.rename_refused != refused).then_some(&refused);
             state.rename_refused.clone_from(&refused);
             let begun = refused.is_none() && state.locals.is_empty() && state.attaching.is_empty();
+            state.renaming = begun;
             if begun {
                 // Nothing is given from here on, so no container comes in between.
                 state.suspended = Some(format!("this node changes its name from {old} to {new}; try again"));
@@ -101,14 +102,17 @@ impl Inner {
             return Ok(());
         }
         let renamed = self.take_name(&old, &new).await;
-        self.update(|state| match &renamed {
-            Ok(()) => state.set_name(&new),
-            // What is this node's stays so as long as nothing was withdrawn.
-            Err(_) if state.me.is_some() => {
-                state.suspended = None;
-                state.own_changed = true;
+        self.update(|state| {
+            state.renaming = renamed.is_ok();
+            match &renamed {
+                Ok(()) => state.set_name(&new),
+                // What is this node's stays so as long as nothing was withdrawn.
+                Err(_) if state.me.is_some() => {
+                    state.suspended = None;
+                    state.own_changed = true;
+                }
+                Err(_) => {}
             }
-            Err(_) => {}
         });
         renamed
     }

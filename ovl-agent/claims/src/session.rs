@@ -184,6 +184,7 @@ impl Inner {
                 tracing::info!("changes that were held back are applied");
             }
             state.replace(whole);
+            state.renaming = false;
             self.take_over_links(state);
             state.following = !state.past.changed;
             state.set_error(None);

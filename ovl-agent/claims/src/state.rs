@@ -13,7 +13,6 @@ use crate::record::Read;
 use crate::recover::FoundLink;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Delta, Endpoint, Host, Network, Subnet, View, is_single};
-use ovl_api::wire::Away;
 use ovl_store::{Change, Revision};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -90,6 +89,8 @@ pub(crate) struct State {
     /// The links of containers on this host at the start; and those that were not looked at yet.
     pub(crate) links: Vec<FoundLink>,
     pub(crate) found: Vec<FoundLink>,
+    /// It takes its new name, and has not read the store under that yet.
+    pub(crate) renaming: bool,
     /// Why this node cannot take its new name.
     pub(crate) rename_refused: Option<String>,
     pub(crate) ids: HashMap<String, String>,
@@ -151,20 +152,6 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Notes that the store, or what it holds, is in the way of this host, or that it is not any more.
-    pub(crate) fn set_error(&mut self, error: Option<String>) {
-        self.error_since = error.is_some().then(|| self.error_since.unwrap_or_else(Instant::now));
-        self.error = error;
-    }
-
-    /// That the store does not answer, for this reason if there is no better one.
-    pub(crate) fn away(&self, why: &str) -> Away {
-        Away {
-            seconds: self.error_since.map_or(0, |since| since.elapsed().as_secs()),
-            why: self.error.clone().unwrap_or_else(|| why.to_owned()),
-        }
-    }
-
     /// Whether a claim is this host's, of its present epoch.
     pub(crate) fn is_mine(&self, claim: &Claim) -> bool {
         self.me.as_ref().is_some_and(|me| {

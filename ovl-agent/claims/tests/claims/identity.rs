@@ -72,3 +72,34 @@ async fn name_of_dead_node_is_taken_over_at_its_address() {
     taker.attach("web", "c2").await.unwrap();
     assert_eq!(kv.snapshot("c/blocks/").await.unwrap().entries.len(), 1, "the old blocks are free");
 }
+
+fn names(agent: &Agent) -> Vec<String> {
+    agent.view(|view| view.hosts.keys().cloned().collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_renamed_by_a_reboot_withdraws_its_old_record() {
+    let dir = dir();
+    let kv = local_store(&dir).await;
+    let one = Agent::ready(on(&dir, &kv, "aa", 1)).await;
+    one.create("web", &["10.42.0.0/16"]).await;
+    one.attach("web", "c1").await.unwrap();
+    stop(one).await;
+    let renamed = |name: &str, boot: &str, vtep| NodeConf {
+        name: name.to_owned(),
+        boot_id: boot.to_owned(),
+        ..on(&dir, &kv, "aa", vtep)
+    };
+    let two = Agent::ready(renamed("two", "boot-2", 1)).await;
+    assert_eq!((names(&two), two.node.status().name.as_str()), (vec!["two".to_owned()], "two"));
+    assert_eq!(two.node.status().notice, None);
+    assert_eq!(kv.snapshot("c/blocks/").await.unwrap().entries.len(), 0, "the old blocks are free");
+    two.attach("web", "c2").await.unwrap();
+    stop(two).await;
+    // With another address, too, it may be a clone of a node that is down: that keeps its record.
+    let three = Agent::ready(renamed("three", "boot-3", 3)).await;
+    assert_eq!(names(&three), ["three", "two"]);
+    three.attach("web", "c2").await.unwrap();
+    let ids: Vec<String> = three.view(|view| view.hosts.values().map(|host| host.id.clone()).collect());
+    assert_ne!(ids[0], ids[1]);
+}
