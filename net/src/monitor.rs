@@ -101,11 +101,11 @@ pub enum Told {
         /// Its address.
         ip: IpAddr,
     },
-    /// A neighbour was entered for good.
+    /// A neighbour was entered for good, or a program changed one.
     Neigh(Neigh),
     /// An entry is gone from a device's own forwarding database that was there for good.
     FdbGone(Fdb),
-    /// An entry was made for good in a device's own forwarding database, or changed.
+    /// An entry was made in a device's own forwarding database, or changed.
     Fdb(Fdb),
     /// A table of nftables is gone.
     TableGone(FilterTable),
@@ -316,10 +316,14 @@ fn neighbour(message: &Message<'_>) -> Option<Told> {
     let body = message.body;
     let (state, flags) = (wire::u16_of(body.get(8..)?)?, *body.get(10)?);
     let gone = message.kind == libc::RTM_DELNEIGH;
-    if state & if gone { filter::GONE } else { filter::PERMANENT } == 0 {
+    let family = i32::from(*body.first()?);
+    // The kernel's own changes of neighbours, of which there are many, have no port.
+    let by_program =
+        !gone && state & libc::NUD_FAILED == 0 && (message.port != 0 || family == libc::AF_BRIDGE);
+    if state & if gone { filter::GONE } else { filter::PERMANENT } == 0 && !by_program {
         return None;
     }
-    match (i32::from(*body.first()?), gone) {
+    match (family, gone) {
         // A bridge's own database has other flags.
         (libc::AF_BRIDGE, _) if flags & libc::NTF_SELF == 0 => None,
         (libc::AF_BRIDGE, true) => Fdb::parse(body).map(Told::FdbGone),

@@ -27,13 +27,16 @@ pub const NEW_GENERATION: u16 = 10 << 8 | 15;
 /// The first attribute of a message of nftables is its table's name: these are bytes 4 to 7 of it.
 const TABLE_NAME: u32 = 16 + 4 + 4 + 4;
 
-/// Where in a message: nlmsg_type, nlmsg_flags; rtm_table, rtm_protocol, rtm_type; ndm_state.
+/// Where in a message: nlmsg_type, nlmsg_flags, nlmsg_pid; rtm_table, rtm_protocol, rtm_type; ndm_family, ndm_state, ndm_flags.
 const TYPE: u32 = 4;
 const FLAGS: u32 = 6;
+const PORT: u32 = 12;
 const TABLE: u32 = 16 + 4;
 const PROTOCOL: u32 = 16 + 5;
 const KIND: u32 = 16 + 7;
 const STATE: u32 = 16 + 8;
+const NEIGH_FAMILY: u32 = 16;
+const NEIGH_FLAGS: u32 = 16 + 10;
 
 /// One instruction.
 #[derive(Debug, Clone, Copy)]
@@ -78,8 +81,9 @@ fn host(value: u16) -> u32 {
 }
 
 /// For rtnetlink: of routes, those of the main table that replace another or are of the protocol, and those of the host's own
-/// addresses that go; of neighbours and forwarding entries those that are or may have been permanent; all else.
-pub fn routes(protocol: u8) -> [Step; 27] {
+/// addresses that go; of neighbours and forwarding entries those that are or may have been permanent, and of the others the
+/// neighbours that a program changed (the kernel's own changes have no port) and the entries of a device's own database; all else.
+pub fn routes(protocol: u8) -> [Step; 37] {
     const ACCEPT: usize = 16;
     const DROP: usize = 17;
     [
@@ -103,7 +107,7 @@ pub fn routes(protocol: u8) -> [Step; 27] {
         has(host(GONE), ACCEPT, DROP),
         // 14: a neighbour
         load16(STATE),
-        has(host(PERMANENT), ACCEPT, DROP),
+        has(host(PERMANENT), ACCEPT, 27),
         ret(true),
         ret(false),
         // 18: a route that is gone
@@ -115,6 +119,18 @@ pub fn routes(protocol: u8) -> [Step; 27] {
         is(MAIN_TABLE, 23, 26),
         load8(PROTOCOL),
         is(protocol.into(), 25, 26),
+        ret(true),
+        ret(false),
+        // 27: a neighbour that is not permanent
+        load32(PORT),
+        is(0, 31, 29),
+        // It fails before it is deleted, which is reported by itself.
+        load16(STATE),
+        has(host(libc::NUD_FAILED), 36, 35),
+        load8(NEIGH_FAMILY),
+        is(libc::AF_BRIDGE as u32, 33, 36),
+        load8(NEIGH_FLAGS),
+        has(libc::NTF_SELF.into(), 35, 36),
         ret(true),
         ret(false),
     ]

@@ -170,20 +170,21 @@ fn what_was_entered_for_good_is_told_when_it_comes_and_goes() {
 }
 
 #[test]
-fn dynamic_neighbours_are_not_told() {
-    scene(|mut monitor, _, _| {
+fn dynamic_neighbours_are_told_only_by_programs() {
+    scene(|mut monitor, _, index| {
         for state in ["stale", "delay", "probe", "reachable"] {
             for address in ["192.0.2.9", "2001:db8::9"] {
                 let set =
                     format!("ip neigh replace {address} lladdr 02:00:00:00:00:09 dev veth0 nud {state}");
-                assert_eq!(after(&mut monitor, &set), [], "{set}");
+                after(&mut monitor, &format!("ip neigh del {address} dev veth0 2>/dev/null || true"));
+                let ip = address.parse().unwrap();
+                let neigh = Neigh { index, ip, mac: Some([2, 0, 0, 0, 0, 9]), permanent: false };
+                assert_eq!(after(&mut monitor, &set), [Told::Neigh(neigh)], "{set}");
             }
         }
         // The kernel lets them go with the link.
-        let told = after(
-            &mut monitor,
-            "ip neigh replace 192.0.2.9 lladdr 02:00:00:00:00:09 dev veth0 nud stale; ip link set veth0 down",
-        );
+        after(&mut monitor, "ip neigh replace 192.0.2.9 lladdr 02:00:00:00:00:09 dev veth0 nud stale");
+        let told = after(&mut monitor, "ip link set veth0 down");
         assert!(!told.iter().any(|told| matches!(told, Told::NeighGone { .. } | Told::Neigh(_))), "{told:?}");
     });
 }

@@ -51,7 +51,7 @@ pub enum Seen {
     Gone,
     /// A route is this.
     Route(Box<Route>),
-    /// A neighbour has this hardware address.
+    /// A neighbour has this hardware address for good; None: it has another state.
     Neigh(Option<Mac>),
     /// A forwarding entry is this.
     Forward(Forward),
@@ -81,7 +81,10 @@ pub fn piece(told: Told) -> Option<(Piece, Seen)> {
         Told::RouteGone(route) => (Piece::Route(key(&route)), Seen::Gone),
         Told::Route { route, .. } => (Piece::Route(key(&route)), Seen::Route(route)),
         Told::NeighGone { index, ip } => (Piece::Neigh(index, ip), Seen::Gone),
-        Told::Neigh(neigh) => (Piece::Neigh(neigh.index, neigh.ip), Seen::Neigh(neigh.mac)),
+        Told::Neigh(neigh) => {
+            // One that is not there for good goes by itself.
+            (Piece::Neigh(neigh.index, neigh.ip), Seen::Neigh(neigh.mac.filter(|_| neigh.permanent)))
+        }
         Told::FdbGone(entry) => (Piece::Forward(entry.index, entry.mac), Seen::Gone),
         Told::Fdb(entry) => {
             let forward = Forward { ip: entry.dst, port: entry.port, permanent: entry.permanent };

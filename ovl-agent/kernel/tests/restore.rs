@@ -162,6 +162,73 @@ fn a_device_is_looked_at() {
     });
 }
 
+/// Whatever is done to the device, to what leads by it and to the packet filter is reported, and restored without waiting for the
+/// regular pass.
+#[test]
+fn device_or_entry_that_is_changed_in_any_way_is_as_it_was() {
+    scene(&network(), |mut scene| {
+        let mut ears = Ears::new(&scene);
+        scene.host.sh("ip link add br9 up type bridge");
+        // The kernel labels an IPv4 address anew with a renamed link, and not back.
+        let state = |scene: &Scene| {
+            let text = scene.all();
+            let label = |word: &str| {
+                if word.starts_with("vx-0123456789:") { DEV.to_owned() } else { word.to_owned() }
+            };
+            let line = |line: &str| {
+                line.split(' ')
+                    .map(|word| word.split('\\').map(label).collect::<Vec<_>>().join("\\"))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
+            text.lines().map(|text| line(text) + "\n").collect::<String>()
+        };
+        let mac = format!("$(bridge fdb show dev {DEV} | awk '/198.51.100.3/ {{print $1}}')");
+        for harm in [
+            format!("ip link set {DEV} down; ip link set {DEV} name other0; ip link set other0 up"),
+            format!("ip link set {DEV} group 7"),
+            format!("ip link set {DEV} alias other"),
+            format!("ip link set {DEV} address 02:00:00:00:00:77"),
+            format!("ip link set {DEV} mtu 1400"),
+            format!("ip link set {DEV} master br9"),
+            format!("ip link set {DEV} type vxlan learning"),
+            format!("ip addr del 10.42.0.1/32 dev {DEV}; ip addr add 10.42.0.1/32 dev {DEV}"),
+            format!("ip addr flush dev {DEV}"),
+            format!("sysctl -qw net.ipv4.conf.{DEV}.forwarding=0"),
+            format!("sysctl -qw net.ipv6.conf.{DEV}.disable_ipv6=1"),
+            format!("ip neigh replace 10.42.0.64 lladdr 02:00:00:00:00:09 dev {DEV} nud permanent"),
+            format!("ip neigh replace 10.42.0.64 lladdr 02:00:00:00:00:09 dev {DEV} nud reachable"),
+            format!("ip neigh change 10.42.0.64 dev {DEV} nud stale"),
+            "ip neigh change 10.42.0.5 dev vethone nud stale".to_owned(),
+            format!("bridge fdb replace {mac} dev {DEV} dst 198.51.100.3 dynamic"),
+            format!("bridge fdb replace {mac} dev {DEV} dst 192.0.2.77 dynamic"),
+            format!("ip neigh flush dev {DEV} nud permanent; bridge fdb flush dev {DEV}"),
+            "ip route change 10.42.0.64/26 via 192.0.2.9 dev eth0 metric 87 proto 87".to_owned(),
+            "ip route replace 10.42.0.64/26 via 192.0.2.9 dev eth0 metric 87 proto static".to_owned(),
+            "ip route replace blackhole 10.42.0.0/16 metric 87000000 proto 87".to_owned(),
+            "nft destroy chain inet weft-overlay other; nft add chain inet weft-overlay other".to_owned(),
+            "nft chain inet weft-overlay forward '{ policy drop; }'".to_owned(),
+        ] {
+            scene.wait_while("ip -6 addr show tentative | grep inet6");
+            let before = state(&scene);
+            ears.told();
+            scene.host.sh(&harm);
+            let mut again = ears.pieces(&scene);
+            assert!(!again.is_empty(), "{harm}: nothing is reported");
+            for _ in 0..3 {
+                if restore(&mut scene, &again).look {
+                    assert!(scene.host.full(&scene.view).is_complete(), "{harm}");
+                }
+                again = ears.pieces(&scene);
+            }
+            scene.wait_while("ip -6 addr show tentative | grep inet6");
+            pretty_same(&before, &state(&scene), &harm);
+            let full = scene.host.full(&scene.view);
+            assert!(full.is_empty(), "{harm}: {full:#?}");
+        }
+    });
+}
+
 /// Whatever is done to a container's link is seen by what the kernel reports of it, and a full pass, which that calls for,
 /// restores it.
 #[test]

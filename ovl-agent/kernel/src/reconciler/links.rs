@@ -9,6 +9,7 @@ use std::time::Duration;
 use net::names::DEAD_GROUP;
 use net::route::LOCAL;
 use net::{Link, LinkSet};
+use ovl_api::names;
 
 use super::{Changes, Reconciler, label};
 use crate::apply::forward;
@@ -142,8 +143,43 @@ impl Reconciler {
                 Err(error) => drop(changes.failed.insert(endpoint.network.clone(), error.to_string())),
             }
         }
+        self.recognise_devices(links, &names, model, changes);
         self.containers.learn(links, model);
         Ok(())
+    }
+
+    /// Gives the networks' devices their names back: by the index that the last pass saw, or by group and label.
+    fn recognise_devices(
+        &mut self,
+        links: &mut [Link],
+        names: &BTreeSet<String>,
+        model: &Model,
+        changes: &mut Changes,
+    ) {
+        for (id, part) in &model.parts {
+            let name = names::device(id);
+            if names.contains(&name) {
+                continue;
+            }
+            let known = self.links.get(&*name).copied();
+            let (group, alias) =
+                (names::group(part.network.vni), format!("{}{}", names::DEVICE_ALIAS, part.network.name));
+            let is_it = |link: &&mut Link| {
+                let labelled = link.group == group && link.alias.as_deref() == Some(&*alias);
+                link.kind.as_deref() == Some("vxlan") && (known == Some(link.index) || labelled)
+            };
+            let Some(link) = links.iter_mut().find(is_it) else { continue };
+            match self.rename(link.index, &name) {
+                Ok(()) => {
+                    changes.changed += 1;
+                    changes.mended += 1;
+                    changes.lines.push(format!("VXLAN device {name} was named {}: restored", link.name));
+                    link.name = name;
+                }
+                Err(error) if error.is_missing() => {}
+                Err(error) => drop(changes.failed.insert(id.clone(), error.to_string())),
+            }
+        }
     }
 
     fn rename(&mut self, index: u32, name: &str) -> net::Result<()> {

@@ -45,6 +45,27 @@ impl Reconciler {
         }
     }
 
+    /// A piece, for people.
+    pub fn describe(&self, piece: &Piece) -> String {
+        let device = |index: u32| self.links.iter().find(|(_, known)| **known == index).map(|(dev, _)| dev);
+        let link = |index: u32| match (self.containers.name(index), device(index)) {
+            (Some(dev), _) => format!("container's link {dev}"),
+            (None, Some(dev)) => format!("device {dev}"),
+            (None, None) => format!("link number {index}"),
+        };
+        match piece {
+            Piece::Forwarding => "forwarding (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding)".to_owned(),
+            Piece::ForwardChains => "the forward chains of other tables".to_owned(),
+            Piece::Device(index) => link(*index),
+            Piece::Filter => format!("the packet filter (nftables table inet {})", crate::rules::NAME),
+            Piece::Neigh(index, ip) => format!("neighbour {ip} on {}", link(*index)),
+            Piece::Forward(index, mac) => {
+                format!("forwarding of {} on {}", net::mac_text(*mac), link(*index))
+            }
+            Piece::Route(key) => format!("route {}", key.dst),
+        }
+    }
+
     /// Puts back the pieces that the last pass wanted and that are not as it left them. What is not wanted any more, or is as
     /// wanted after all, costs nothing; a device that is not as it should be is left to a full pass, as is what was left by a
     /// pass that was not to take anything away.

@@ -40,7 +40,8 @@ impl Scene {
         let mut scene = Scene { host: TestHost::new("a", &["192.0.2.1/24"]), view };
         assert!(scene.host.full(&scene.view).is_complete());
         scene.host.attach(network, &one);
-        assert!(scene.host.full(&scene.view).is_empty());
+        let full = scene.host.full(&scene.view);
+        assert!(full.is_empty(), "{full:#?}");
         scene.wait_for_links();
         scene
     }
