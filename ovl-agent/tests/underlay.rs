@@ -7,8 +7,8 @@ mod support;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use support::container::Container;
-use support::lan::{ETCD, Lan};
-use support::{Host, eventually};
+use support::lan::{ETCD, ETCD6, Lan};
+use support::{Host, eventually, within};
 
 const FLAGS: [&str; 2] = ["--etcd", ETCD];
 
@@ -127,4 +127,25 @@ fn underlay_that_moves_to_another_interface_is_followed_at_once() {
     eventually("they reach each other", || one.reaches(&two) && two.reaches(&one));
     println!("{:?}", since.elapsed());
     assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+}
+
+/// As when DHCP is slower than the agent.
+#[test]
+fn node_that_started_with_ipv6_alone_returns_to_ipv4_when_that_comes() {
+    let lan = lan();
+    let [h1, h2] = &lan.hosts[..] else { panic!() };
+    let _first = h1.ready(&FLAGS);
+    h1.create("ov", &["10.42.0.0/16"]);
+    let one = Container::new(h1, "ov", "one");
+    h2.space.ok("ip addr del 192.0.2.2/24 dev eth0");
+    let second = h2.ready(&["--etcd", ETCD6]);
+    assert_eq!(vtep(h2), Some("2001:db8::2".parse().unwrap()));
+    let two = Container::new(h2, "ov", "two");
+    // The address comes before the default route that tells which one it is.
+    h2.space.ok("ip addr add 192.0.2.2/24 dev eth0");
+    std::thread::sleep(Duration::from_millis(300));
+    h2.space.ok("ip route replace default via 192.0.2.254 dev eth0");
+    let returned = within(|| vtep(h2) == Some("192.0.2.2".parse().unwrap()));
+    assert!(returned, "the node is not registered by IPv4: {}", second.said());
+    eventually("they reach each other", || one.reaches(&two) && two.reaches(&one));
 }

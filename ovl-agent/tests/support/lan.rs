@@ -3,7 +3,7 @@
 use super::{Host, Space, eventually};
 use std::process::{Child, Stdio};
 
-/// A switch with hosts, which have 192.0.2.1, 192.0.2.2, … and 2001:db8::1, 2001:db8::2, …; etcd is at 192.0.2.200.
+/// A switch with hosts, which have 192.0.2.1, 192.0.2.2, … and 2001:db8::1, 2001:db8::2, …; etcd is at 192.0.2.200 and 2001:db8::200.
 pub struct Lan {
     pub hosts: Vec<Host>,
     pub etcd: Option<Child>,
@@ -13,6 +13,8 @@ pub struct Lan {
 
 /// Where etcd is.
 pub const ETCD: &str = "http://192.0.2.200:2379";
+/// The same by IPv6.
+pub const ETCD6: &str = "http://[2001:db8::200]:2379";
 
 /// What etcd lists beside, as if it listened there too.
 pub const MEMBER: &str = "http://192.0.2.200:2378";
@@ -21,6 +23,7 @@ impl Lan {
     pub fn new(count: usize) -> Lan {
         let switch = Space::new();
         switch.ok("ip link add br0 type bridge && ip addr add 192.0.2.200/24 dev br0 && ip link set br0 up");
+        switch.ok("ip addr add 2001:db8::200/64 dev br0 nodad");
         let hosts = (1..=count).map(|number| {
             let host = Host::bare(&format!("h{number}"));
             let pid = host.space.pid();
@@ -39,7 +42,8 @@ impl Lan {
     pub fn start_etcd(&mut self) {
         let mut command = self.switch.command("etcd");
         command.args(["--data-dir"]).arg(self.dir.path().join("etcd"));
-        command.args(["--listen-client-urls", ETCD, "--advertise-client-urls", &format!("{ETCD},{MEMBER}")]);
+        command.args(["--listen-client-urls", &format!("{ETCD},{ETCD6}")]);
+        command.args(["--advertise-client-urls", &format!("{ETCD},{MEMBER}")]);
         command.args(["--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "error"]);
         command.args(["--unsafe-no-fsync"]);
         self.etcd =
