@@ -5,7 +5,7 @@ use crate::table::table;
 use anyhow::Result;
 use ovl_api::Client;
 use ovl_api::model::{Encap, Network};
-use ovl_api::wire::{Node, Status};
+use ovl_api::wire::{Node, Repairs, Status};
 use serde::Serialize;
 use std::io::Write;
 use std::path::Path;
@@ -82,6 +82,8 @@ fn status(status: &Status) -> String {
     for (name, value) in [("Store error", &status.store_error), ("Held back", &status.held_back)] {
         rows.extend(value.iter().map(|value| [name.to_owned(), value.clone()]));
     }
+    rows.extend(status.problems.iter().map(|problem| ["Problem".to_owned(), problem.clone()]));
+    rows.extend(repairs(&status.repairs));
     let records =
         status.held_records.iter().take(SHOWN).map(|record| format!("{}: {}", record.key, record.why));
     rows.extend(records.map(|record| ["Held record".to_owned(), record]));
@@ -89,6 +91,25 @@ fn status(status: &Status) -> String {
     rows.extend((more > 0).then(|| ["Held record".to_owned(), format!("and {more} more")]));
     rows.extend(status.notice.iter().map(|notice| ["Notice".to_owned(), notice.clone()]));
     rows.iter().map(|[name, value]| format!("{:<14}{value}\n", format!("{name}:"))).collect()
+}
+
+/// What other programs changed in the kernel, in rows.
+fn repairs(repairs: &Repairs) -> Vec<[String; 2]> {
+    let last = repairs.last.as_ref().map(|last| {
+        let more = last.objects.saturating_sub(1);
+        let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        [
+            "Last repair".to_owned(),
+            format!("{}: {}{more}, after {} ms; {} so far", last.at, last.what, last.took_ms, repairs.count),
+        ]
+    });
+    let fight = |what: &String| {
+        [
+            "Fight".to_owned(),
+            format!("another program changes {what} again and again; it is restored later each time"),
+        ]
+    };
+    last.into_iter().chain(repairs.fights.iter().map(fight)).collect()
 }
 
 fn nodes(nodes: &[Node]) -> String {
@@ -177,6 +198,17 @@ mod tests {
             held_back: Some("3 of 8 hosts vanished".into()),
             held_records: vec![record],
             notice: Some("this node was renamed".into()),
+            problems: vec!["net.ipv4.ip_forward is 0".into()],
+            repairs: Repairs {
+                count: 7,
+                last: Some(ovl_api::wire::Repair {
+                    at: "2026-01-01T00:00:00Z".into(),
+                    what: "route 10.42.0.64/26 was missing: restored".into(),
+                    objects: 3,
+                    took_ms: 12,
+                }),
+                fights: vec!["route 10.42.0.64/26".into()],
+            },
         };
         let text = status(&given);
         assert!(text.contains("Connected:    no\n"), "{text}");
@@ -184,6 +216,14 @@ mod tests {
         assert!(text.contains("Held back:    3 of 8 hosts vanished\n"), "{text}");
         assert!(text.contains("Held record:  c/hosts/h2: invalid port 0\n"), "{text}");
         assert!(text.contains("Notice:       this node was renamed\n"), "{text}");
+        assert!(text.contains("Problem:      net.ipv4.ip_forward is 0\n"), "{text}");
+        let repair = "Last repair:  2026-01-01T00:00:00Z: route 10.42.0.64/26 was missing: restored (and 2 more), after 12 ms; \
+                      7 so far\n";
+        assert!(text.contains(repair), "{text}");
+        assert!(
+            text.contains("Fight:        another program changes route 10.42.0.64/26 again and again"),
+            "{text}"
+        );
         let text = self::status(&Status { ready: true, ..given });
         assert!(text.contains("Ready:        yes, but changes are held back\n"), "{text}");
     }

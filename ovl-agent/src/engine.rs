@@ -7,6 +7,7 @@ mod containers;
 mod drift;
 mod foreign;
 mod link;
+mod repairs;
 mod shown;
 mod start;
 mod stores;
@@ -20,7 +21,7 @@ use crate::metrics::Metrics;
 use ovl_api::model::Network;
 use ovl_api::wire::{
     Attach, Attached, Detach, Gc, NetworkCreate, NetworkDetail, Node as Peer, Problem, ProblemKind, Removed,
-    Status,
+    Repairs, Status,
 };
 use ovl_claims::{Grant, Node};
 use shown::Shown;
@@ -112,6 +113,8 @@ impl Engine {
             held_back: None,
             held_records: Vec::new(),
             notice: None,
+            problems: Vec::new(),
+            repairs: Repairs::default(),
         };
         match self.started.get() {
             Some(started) => {
@@ -121,6 +124,7 @@ impl Engine {
                 (status.host, status.notice) = (node.name, node.notice);
                 let shown = started.shown.borrow();
                 (status.vtep, status.ready, status.revision) = (shown.vtep, shown.synced, shown.revision);
+                (status.problems, status.repairs) = (shown.problems(), shown.repairs.report(Instant::now()));
             }
             None => status.store_error = self.waiting(),
         }

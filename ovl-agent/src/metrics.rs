@@ -55,6 +55,7 @@ pub struct Metrics {
     attach_seconds: Histogram,
     detach_seconds: Histogram,
     passes: Family<Kind, Histogram>,
+    repair_seconds: Histogram,
     pass_errors: Counter,
     changes: Counter,
     mended: Counter,
@@ -80,6 +81,7 @@ impl Metrics {
             detaches: Family::default(),
             attach_seconds: seconds(),
             detach_seconds: seconds(),
+            repair_seconds: seconds(),
             passes: Family::new_with_constructor(seconds as fn() -> Histogram),
             pass_errors: Counter::default(),
             changes: Counter::default(),
@@ -106,6 +108,11 @@ impl Metrics {
         for (name, help, metric) in [
             ("attach_duration", "Time of an attachment", &self.attach_seconds),
             ("detach_duration", "Time of ending an attachment", &self.detach_seconds),
+            (
+                "repair_duration",
+                "Time from another program's change in the kernel to its repair",
+                &self.repair_seconds,
+            ),
         ] {
             to.register_with_unit(name, help, Unit::Seconds, metric.clone());
         }
@@ -169,6 +176,11 @@ impl Metrics {
         }
     }
 
+    /// What another program changed was restored.
+    pub fn repaired(&self, seconds: f64) {
+        self.repair_seconds.observe(seconds);
+    }
+
     /// What the agent knows.
     pub fn counted(&self, counts: Counts, failing: usize) {
         let pairs = [
@@ -212,6 +224,7 @@ mod tests {
         metrics.attached(false, 3.0);
         metrics.passed(Pass::Full, 0.01, 3, 3, true);
         metrics.passed(Pass::Delta, 0.001, 2, 0, false);
+        metrics.repaired(0.02);
         metrics.counted(Counts { hosts: 5, networks: 1, blocks: 9, endpoints: 4 }, 1);
         let status = ovl_api::wire::Status {
             host: "h1".into(),
@@ -225,6 +238,8 @@ mod tests {
             held_back: None,
             held_records: Vec::new(),
             notice: None,
+            problems: Vec::new(),
+            repairs: ovl_api::wire::Repairs::default(),
         };
         let text = metrics.text(&status);
         for line in [
@@ -233,6 +248,7 @@ mod tests {
             "weft_overlay_attach_duration_seconds_count 2",
             "weft_overlay_kernel_pass_duration_seconds_count{kind=\"full\"} 1",
             "weft_overlay_kernel_changes_total 5",
+            "weft_overlay_repair_duration_seconds_count 1",
             "weft_overlay_kernel_drift_mended_total 3",
             "weft_overlay_kernel_pass_errors_total 1",
             "weft_overlay_kernel_failing_networks 1",

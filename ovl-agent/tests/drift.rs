@@ -5,7 +5,7 @@
 mod support;
 
 use ovl_api::names::device;
-use ovl_api::wire::Detach;
+use ovl_api::wire::{Detach, Repair, Status};
 use std::process::Child;
 use std::time::{Duration, Instant};
 use support::container::Container;
@@ -21,7 +21,14 @@ struct Scene {
     agents: Vec<Agent>,
     device: String,
     containers: Vec<Container>,
+    /// How long the agent took for each repair, in milliseconds.
+    took: std::cell::RefCell<Vec<(String, u64)>>,
 }
+
+/// How long a repair may take, in milliseconds, from the kernel's notification on.
+const BOUND: u64 = 2000;
+/// On a machine that is busy with other things: so many times as long as the simplest repair takes there.
+const TIMES: u64 = 20;
 
 impl Scene {
     fn new() -> Scene {
@@ -33,7 +40,7 @@ impl Scene {
         let pair = lan.hosts.iter().zip(["one", "two"]);
         let containers: Vec<Container> = pair.map(|(host, name)| Container::new(host, "ov", name)).collect();
         assert!(within(|| containers[0].reaches(&containers[1]) && containers[1].reaches(&containers[0])));
-        Scene { lan, agents, device: device(&network.id), containers }
+        Scene { lan, agents, device: device(&network.id), containers, took: Vec::new().into() }
     }
 
     fn host(&self) -> &Host {
@@ -82,7 +89,35 @@ impl Scene {
             let mended = || self.agents[0].said()[said..].contains("restored");
             let back = within(|| mended() && self.state() == before);
             assert!(back, "{harm}: {before}\nnow {}\n{}", self.state(), self.agents[0].said());
+            self.took.borrow_mut().push((harm.to_owned(), self.last_repair().took_ms));
+            // What is changed again at once is restored after pauses that grow.
+            std::thread::sleep(Duration::from_millis(1100));
         })
+    }
+
+    fn last_repair(&self) -> Repair {
+        self.host().client().status(None).unwrap().repairs.last.unwrap()
+    }
+
+    /// Deletes a single route, and says how long the agent took to restore it.
+    fn control(&self) -> u64 {
+        let repairs = || self.host().client().status(None).unwrap().repairs.count;
+        let before = repairs();
+        self.host().space.ok("ip route del unreachable 10.42.0.0/16");
+        assert!(within(|| repairs() > before), "{}", self.agents[0].said());
+        self.last_repair().took_ms
+    }
+
+    /// No repair took longer than it may.
+    fn was_in_time(&self) {
+        let bound = BOUND.max(TIMES * self.control());
+        let took = self.took.borrow();
+        let late: Vec<_> = took.iter().filter(|(_, took)| *took > bound).collect();
+        assert!(
+            !took.is_empty() && late.is_empty(),
+            "longer than {bound} ms: {late:?}; {}",
+            self.agents[0].said()
+        );
     }
 
     /// Does something again and again until it is dropped.
@@ -135,6 +170,7 @@ fn a_piece_that_somebody_takes_away_is_back_without_a_full_pass() {
         assert!(within(|| one.reaches(two) && two.reaches(one)), "{harm}");
     }
     assert!(!scene.agents[0].said().contains("again and again"), "{}", scene.agents[0].said());
+    scene.was_in_time();
 }
 
 #[test]
@@ -154,6 +190,7 @@ fn a_device_that_somebody_takes_away_or_changes_is_back_at_once() {
         assert!(scene.comes_back(&harm) > 0, "{harm}");
         assert!(within(|| one.reaches(two) && two.reaches(one)), "{harm}");
     }
+    scene.was_in_time();
 }
 
 #[test]
@@ -177,6 +214,7 @@ fn containers_link_that_somebody_changes_is_back_at_once() {
         assert!(scene.comes_back(&harm) > 0, "{harm}");
         assert!(within(|| one.reaches(two) && two.reaches(one)), "{harm}");
     }
+    scene.was_in_time();
 }
 
 /// What is not the agent's, as the underlay's routes are, is for others to restore.
@@ -185,6 +223,7 @@ fn all_routes_that_somebody_flushes_are_back_as_far_as_they_are_the_agents() {
     let scene = Scene::new();
     let (one, two) = (&scene.containers[0], &scene.containers[1]);
     scene.comes_back("ip route flush table all");
+    scene.was_in_time();
     scene.host().space.ok(
         "ip route replace local 192.0.2.1 dev eth0 table local proto kernel scope host src 192.0.2.1 && \
          ip route replace 192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.1",
@@ -282,4 +321,31 @@ fn a_fight_over_a_device_brings_full_passes_more_and_more_seldom() {
     assert!((5..=9 + asked).contains(&passes), "{passes} full passes: {}", scene.agents[0].said());
     drop(fight);
     assert!(within(|| scene.containers[0].reaches(&scene.containers[1])), "{}", scene.agents[0].said());
+}
+
+#[test]
+fn status_names_the_last_repair_and_what_is_changed_again_and_again() {
+    let scene = Scene::new();
+    let status = || scene.host().client().status(None).unwrap();
+    let last = || status().repairs.last.map(|last| last.what).unwrap_or_default();
+    assert_eq!(status().problems, Vec::<String>::new());
+    scene.host().space.ok("sysctl -qw net.ipv4.ip_forward=0");
+    let line = "setting net.ipv4.ip_forward was 0: restored";
+    assert!(within(|| last() == line), "{:?}", status());
+    assert!(scene.agents[0].said().contains(line), "{}", scene.agents[0].said());
+    assert_eq!(status().repairs.fights, Vec::<String>::new());
+    let fight = scene.again_and_again("sysctl -qw net.ipv4.ip_forward=0");
+    let names = |status: &Status| {
+        status.problems.iter().any(|problem| problem.contains("net.ipv4.ip_forward is 0"))
+            && status.repairs.fights.iter().any(|what| what.contains("net.ipv4.ip_forward"))
+    };
+    assert!(within(|| names(&status())), "{:?}", status());
+    let said = scene.agents[0].said();
+    assert!(said.contains("changes forwarding (net.ipv4.ip_forward"), "{said}");
+    let text = scene.host().ovl_agent(&["status"]).output().unwrap().stdout;
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("\nFight:") && text.contains("\nLast repair:"), "{text}");
+    drop(fight);
+    let calm = |status: Status| status.problems.is_empty() && status.repairs.fights.is_empty();
+    assert!(within(|| calm(status())), "{:?}", status());
 }

@@ -238,6 +238,40 @@ pub struct Status {
     /// That the node was renamed and goes on under its old name, and what helps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
+    /// What is wrong in this host's kernel now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+    /// What other programs changed in this host's kernel, and the agent restored.
+    #[serde(default)]
+    pub repairs: Repairs,
+}
+
+/// What other programs changed in a host's kernel, and the agent restored.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Repairs {
+    /// How many objects, since the agent started.
+    pub count: u64,
+    /// The last repair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Repair>,
+    /// What another program changes again and again: it is restored after growing pauses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fights: Vec<String>,
+}
+
+/// One repair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Repair {
+    /// When it was done (RFC 3339).
+    pub at: String,
+    /// What was changed, the first of several.
+    pub what: String,
+    /// How many objects were restored.
+    pub objects: usize,
+    /// From the kernel's notification of the change to its repair, in milliseconds.
+    pub took_ms: u64,
 }
 
 /// A record of the store that is not in force.

@@ -20,6 +20,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs
 /// So long after a pause has ended there is peace, and the next is the first again. With each second in which nothing happens
 /// after a repair, it is one time less.
 const PEACE: Duration = Duration::from_secs(60);
+/// A fight counts as over when so long after a pause nothing was restored again.
+const CEASED: Duration = Duration::from_secs(5);
 /// More pieces than that are a case for a full pass.
 const MANY: usize = 100_000;
 
@@ -45,13 +47,24 @@ impl What {
 #[derive(Debug, Default)]
 pub struct Drift {
     watched: Watched,
-    pending: BTreeMap<What, (Instant, Seen)>,
+    pending: BTreeMap<What, Pending>,
     /// What was put back of late.
     past: BTreeMap<What, Past>,
     /// When a fight was told of that has not ended.
     fight: Option<Instant>,
+    /// When the first of what was taken, and is not restored yet, was reported.
+    since: Option<Instant>,
     /// A full pass is due for more than what single pieces brought about.
     whole: bool,
+}
+
+/// What is to be looked at, and when.
+#[derive(Debug)]
+struct Pending {
+    due: Instant,
+    seen: Seen,
+    /// When it was reported first.
+    reported: Instant,
 }
 
 /// That something was put back.
@@ -82,7 +95,7 @@ impl Drift {
         // A route where there was none is news only of one that was gone.
         let new = matches!(told, Told::Route { replaced: false, .. });
         let Some((piece, seen)) = self.watched.piece(told) else { return false };
-        if let Some((_, known)) = self.pending.get_mut(&What::Piece(piece)) {
+        if let Some(Pending { seen: known, .. }) = self.pending.get_mut(&What::Piece(piece)) {
             // What a link was first seen with counts, and that it was down.
             if !matches!(known, Seen::New { .. } | Seen::Down) {
                 *known = seen;
@@ -112,7 +125,8 @@ impl Drift {
 
     /// A full pass is due because of pieces, which were noted as put back.
     pub fn look(&mut self, now: Instant) {
-        self.pending.entry(What::All).or_insert((now, Seen::Gone)).0 = now;
+        let reported = self.since.unwrap_or(now);
+        self.pending.entry(What::All).or_insert(Pending { due: now, seen: Seen::Gone, reported }).due = now;
     }
 
     /// Everything is to be looked at; true when that is news.
@@ -132,12 +146,12 @@ impl Drift {
             past.again()
         });
         let due = again.unwrap_or(now).max(now + pause);
-        self.pending.insert(what, (due, seen));
+        self.pending.insert(what, Pending { due, seen, reported: now });
     }
 
     /// When something is due.
     pub fn next(&self) -> Option<Instant> {
-        self.pending.values().map(|(due, _)| *due).min()
+        self.pending.values().map(|pending| pending.due).min()
     }
 
     /// Takes what a full pass sees to, which is all that was told, if there is to be one anyway or one is due. Returns whether
@@ -145,6 +159,7 @@ impl Drift {
     pub fn take_all(&mut self, now: Instant, anyway: bool) -> (bool, bool) {
         let (due, whole) = (self.is_full_due(now), self.whole);
         if due || anyway {
+            self.since = self.pending.values().map(|pending| pending.reported).chain(self.since).min();
             self.pending.clear();
             self.whole = false;
         }
@@ -153,18 +168,30 @@ impl Drift {
 
     /// True when a full pass is due.
     pub fn is_full_due(&self, now: Instant) -> bool {
-        self.pending.get(&What::All).is_some_and(|(due, _)| *due <= now)
+        self.pending.get(&What::All).is_some_and(|pending| pending.due <= now)
     }
 
     /// Takes the pieces that are due.
     pub fn take(&mut self, now: Instant) -> BTreeMap<Piece, Seen> {
-        let due = self.pending.iter().filter(|(_, (due, _))| *due <= now);
+        let due = self.pending.iter().filter(|(_, pending)| pending.due <= now);
         let due: Vec<Piece> = due.filter_map(|(what, _)| what.piece()).collect();
         let taken = due.into_iter().filter_map(|piece| {
-            let (_, seen) = self.pending.remove(&What::Piece(piece))?;
+            let Pending { seen, reported, .. } = self.pending.remove(&What::Piece(piece))?;
+            self.since = Some(self.since.map_or(reported, |since| since.min(reported)));
             Some((piece, seen))
         });
         taken.collect()
+    }
+
+    /// When the first of what was taken was reported, which is restored now.
+    pub fn restored(&mut self) -> Option<Instant> {
+        self.since.take()
+    }
+
+    /// What is changed again and again, and until when it counts as that unless it is changed once more.
+    pub fn fights(&self) -> impl Iterator<Item = (What, Instant)> {
+        let fights = self.past.iter().filter(|(_, past)| past.times >= FIGHT);
+        fights.map(|(what, past)| (*what, past.again() + CEASED))
     }
 
     /// These have been put back, or looked at. True when that was often, and has to be told.

@@ -1,5 +1,6 @@
 //! What the worker tells: how far the kernel is, and what of the view others need.
 
+use super::repairs::Restorations;
 use crate::metrics::Counts;
 use ipnetwork::IpNetwork;
 use net::route::Family;
@@ -36,8 +37,12 @@ pub struct Shown {
     pub vtep: Option<IpAddr>,
     /// The family of the other nodes' VTEPs, if there are others: that of most of them.
     pub family: Option<Family>,
+    /// With this node in the other family, that is still most nodes' family.
+    pub family_of_most: bool,
     /// The networks by name.
     pub networks: Arc<BTreeMap<String, Known>>,
+    /// What other programs changed, and was restored.
+    pub repairs: Restorations,
 }
 
 /// What is known of a network.
@@ -66,7 +71,9 @@ impl Shown {
             address,
             vtep: None,
             family: None,
+            family_of_most: false,
             networks: Arc::default(),
+            repairs: Restorations::default(),
         }
     }
 
@@ -93,6 +100,30 @@ impl Shown {
         first.map(|why| refused(why))
     }
 
+    /// What is wrong in the kernel now, for people: what it does not take, and that it does not forward.
+    pub fn problems(&self) -> Vec<String> {
+        let name = |id: &String| {
+            let known = self.networks.iter().find(|(_, known)| known.id == *id);
+            known.map_or(id.clone(), |(name, _)| name.clone())
+        };
+        let failed = self.failed.iter().map(|(id, why)| format!("network {}: {why}", name(id)));
+        let mut problems: Vec<String> =
+            self.error.iter().chain(&self.failed_elsewhere).cloned().chain(failed).collect();
+        let parts = || self.networks.values().filter(|known| known.has_part);
+        let has = |ipv6: bool| parts().any(|known| known.subnets.iter().any(|net| net.is_ipv6() == ipv6));
+        for (key, needed) in
+            [("net/ipv4/ip_forward", has(false) || has(true)), ("net/ipv6/conf/all/forwarding", has(true))]
+        {
+            if needed && net::sysctl::get(key).is_ok_and(|value| value.trim() == "0") {
+                problems.push(format!(
+                    "{} is 0: another program switched forwarding off, and no container is reached from another node",
+                    key.replace('/', ".")
+                ));
+            }
+        }
+        problems
+    }
+
     /// Why the kernel does not show a network.
     pub fn problem_of(&self, network: &Network) -> Option<Problem> {
         self.error.as_ref().or_else(|| self.failed.get(&network.id)).map(|why| {
@@ -117,7 +148,7 @@ impl Shown {
         });
         self.networks = Arc::new(networks.collect());
         self.vtep = view.my_host().map(|host| host.vtep);
-        self.family = family_of_others(view);
+        (self.family, self.family_of_most) = family_of_others(view);
         Counts {
             hosts: view.hosts.len(),
             networks: view.networks.len(),
@@ -127,14 +158,17 @@ impl Shown {
     }
 }
 
-fn family_of_others(view: &View) -> Option<Family> {
+/// The family of most of the other nodes, and whether it is most nodes' with this one in the other family.
+fn family_of_others(view: &View) -> (Option<Family>, bool) {
     let others = view.hosts.iter().filter(|(name, host)| **name != view.me && !host.removed);
     let (v4, v6): (Vec<_>, Vec<_>) = others.partition(|(_, host)| host.vtep.is_ipv4());
-    match (v4.len(), v6.len()) {
+    let (v4, v6) = (v4.len(), v6.len());
+    let family = match (v4, v6) {
         (0, 0) => None,
         (v4, v6) if v4 >= v6 => Some(Family::V4),
         _ => Some(Family::V6),
-    }
+    };
+    (family, v4.abs_diff(v6) > 1)
 }
 
 fn refused(why: &str) -> Problem {

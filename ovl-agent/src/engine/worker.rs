@@ -5,9 +5,10 @@
 
 use super::drift::What;
 use super::link::Watcher;
+use super::repairs::Log;
 use super::shown::Shown;
 use super::start::Settings;
-use super::successor::Successor;
+use super::successor::{SETTLES, Successor, TIED};
 use crate::metrics::{Metrics, Pass};
 use crate::notify;
 use net::route::Family;
@@ -54,6 +55,7 @@ pub struct Worker {
     reconciler: Reconciler,
     watcher: Watcher,
     times: Times,
+    log: Log,
 }
 
 /// When what is due, and what was told.
@@ -90,7 +92,8 @@ enum Wake {
 impl Worker {
     /// To be made and run by one thread.
     pub fn new(parts: Parts, reconciler: Reconciler) -> Worker {
-        Worker { parts, reconciler, watcher: Watcher::new(), times: Times::default() }
+        let log = Log::new(Instant::now());
+        Worker { parts, reconciler, watcher: Watcher::new(), times: Times::default(), log }
     }
 
     /// Works until it is told to stop. Leaves the kernel as it is.
@@ -157,15 +160,15 @@ impl Worker {
             let counts = shown.look(view);
             (self.pass(view, &delta, full, synced), counts)
         });
+        if full && let Some(Ok(changes)) = &passes {
+            self.note_repair(&mut shown, changes);
+        }
         if shown.family != family {
             // The address may be of a family that the others do not use.
             self.times.look = Some(Instant::now());
         }
         self.settle(&mut shown, passes, full, synced);
         self.watch();
-        if whole {
-            self.done([What::All]);
-        }
         shown.generation = generation;
         if shown.complete() {
             shown.revision = shown.revision.max(revision);
@@ -175,6 +178,9 @@ impl Worker {
         let applied =
             (shown.synced && shown.shows_all_but_networks()).then(|| shown.failed.keys().cloned().collect());
         self.parts.shown.send_replace(shown);
+        if whole {
+            self.done([What::All]);
+        }
         if let Some(failed) = applied {
             self.parts.node.applied(revision, failed);
         }
@@ -203,7 +209,7 @@ impl Worker {
         let complete = result.as_ref().is_ok_and(Changes::is_complete);
         self.parts.metrics.passed(kind, seconds, changed, mended, complete);
         if let Ok(changes) = &result {
-            changes.lines.iter().for_each(|line| tracing::info!("{line}"));
+            self.log_lines(changes);
             changes.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         }
         Some(result.map_err(|error| error.to_string()))
@@ -228,7 +234,12 @@ impl Worker {
                     let seconds = begun.elapsed().as_secs_f64();
                     self.parts.metrics.passed(Pass::Told, seconds, changes.changed, changes.mended, !look);
                 }
-                changes.lines.iter().for_each(|line| tracing::info!("{line}"));
+                self.log_lines(&changes);
+                if !look {
+                    let mut shown = self.parts.shown.borrow().clone();
+                    self.note_repair(&mut shown, &changes);
+                    self.parts.shown.send_replace(shown);
+                }
                 self.done(pieces.into_iter().chain(causes).map(What::Piece));
                 self.watch();
                 self.watcher.drift(|drift| {
@@ -255,14 +266,48 @@ impl Worker {
         });
     }
 
+    fn log_lines(&mut self, changes: &Changes) {
+        let lines = self.log.limit(&changes.lines, Instant::now());
+        lines.iter().for_each(|line| tracing::info!("{line}"));
+    }
+
+    /// Notes what was restored of what other programs changed, and how long that took.
+    fn note_repair(&self, shown: &mut Shown, changes: &Changes) {
+        let now = Instant::now();
+        let since = self.watcher.drift(|drift| drift.restored());
+        if changes.mended == 0 {
+            return;
+        }
+        let took = now.saturating_duration_since(since.unwrap_or(now));
+        shown.repairs.note(&changes.lines, changes.mended, took);
+        // What only the regular pass found has no time.
+        if since.is_some() {
+            self.parts.metrics.repaired(took.as_secs_f64());
+        }
+    }
+
     /// Notes what was put back, or looked at, because of what was told.
     fn done(&self, what: impl IntoIterator<Item = What>) {
-        if self.watcher.drift(|drift| drift.done(what, Instant::now())) {
+        let (is_new, fights) = self.watcher.drift(|drift| {
+            let is_new = drift.done(what, Instant::now());
+            (is_new, drift.fights().collect::<Vec<_>>())
+        });
+        let describe = |what: What| match what {
+            What::All => "the overlay's objects".to_owned(),
+            What::Piece(piece) => self.reconciler.describe(&piece),
+        };
+        let fights: Vec<_> = fights.into_iter().map(|(what, until)| (describe(what), until)).collect();
+        if is_new {
+            let names: Vec<&str> = fights.iter().map(|(what, _)| what.as_str()).collect();
             tracing::warn!(
-                "somebody changes again and again what the overlay has in this host's kernel; it is put back after pauses that \
-                 grow to 50 s"
+                "another program changes {} again and again in this host's kernel; it is restored after pauses that grow to 50 s",
+                names.join(", ")
             );
         }
+        self.parts.shown.send_if_modified(|shown| {
+            shown.repairs.set_fights(fights);
+            false
+        });
     }
 
     /// Notes what the passes could not do, logs what is new of it, and says when the next full pass is due.
@@ -401,7 +446,10 @@ impl Worker {
     fn find_underlay(&mut self, address: IpAddr) -> Result<Found, String> {
         let settings = &self.parts.settings;
         let find = |family| find_underlay_in(settings.interface.as_deref(), settings.advertise, family);
-        let others = self.parts.shown.borrow().family;
+        let (others, of_most) = {
+            let shown = self.parts.shown.borrow();
+            (shown.family, shown.family_of_most)
+        };
         let present = find_underlay(None, Some(address)).ok();
         let is_right = others.is_none_or(|family| family == Family::of(address));
         self.times.underlay_down = present.as_ref().is_some_and(|(underlay, ..)| !carries(underlay.link));
@@ -415,7 +463,9 @@ impl Worker {
         };
         match (other, present) {
             (Ok(found), present) if found.1 != address => {
-                if self.times.successor.settles(found.1, Instant::now()) {
+                let tied = present.is_some() && found.1.is_ipv6() && !of_most;
+                let after = if tied { TIED } else { SETTLES };
+                if self.times.successor.settles(found.1, Instant::now(), after) {
                     self.times.successor = Successor::default();
                     return Ok(found);
                 }

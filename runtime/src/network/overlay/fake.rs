@@ -215,5 +215,7 @@ fn status() -> Status {
         held_back: None,
         held_records: Vec::new(),
         notice: None,
+        problems: Vec::new(),
+        repairs: ovl_api::wire::Repairs::default(),
     }
 }
