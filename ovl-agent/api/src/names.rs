@@ -18,6 +18,23 @@ const GROUP_BASE: u32 = 0x5700_0000;
 /// What VXLAN devices of Weft have as alias, before the network's name.
 pub const DEVICE_ALIAS: &str = "weft:overlay:";
 
+/// The longest name of a network in bytes: the names of cached results hold it beside a container's ID and an interface.
+pub const LONGEST_NETWORK: usize = 128;
+/// The runtime's network of containers that name none, which is a bridge on each host.
+pub const DEFAULT_NETWORK: &str = "bridge";
+/// Names that mean something else where a network is named.
+pub const RESERVED_NETWORKS: [&str; 5] = ["none", "host", "container", "default", "loopback"];
+/// The option of the start of the interfaces' names in containers.
+pub const PREFIX_OPTION: &str = "com.docker.network.container_iface_prefix";
+
+/// Whether interfaces in containers can be called this and a number of two digits, in the kernel's 15 bytes.
+pub fn is_interface_prefix(text: &str) -> bool {
+    (1..=13).contains(&text.len())
+        && ![".", "..", "lo"].contains(&text)
+        && !text.contains(['/', ':', '\0'])
+        && !text.contains(char::is_whitespace)
+}
+
 /// The VXLAN device of a network.
 pub fn device(network_id: &str) -> String {
     format!("vx-{network_id}")

@@ -5,6 +5,7 @@
 
 use crate::inner::{Fenced, Inner, store_problem};
 use crate::keys;
+use crate::record::MAX_RECORD;
 use crate::state::Me;
 use crate::validate;
 use ipnetwork::IpNetwork;
@@ -37,6 +38,9 @@ fn unique_local(id: &str) -> Option<IpNetwork> {
 }
 
 /// What the store holds that a new network must not collide with.
+/// Room for what a network's record gets later.
+const MARGIN: usize = 1024;
+
 struct Others {
     networks: Vec<Network>,
     vnis: BTreeSet<u32>,
@@ -69,6 +73,11 @@ impl Inner {
             created,
             removing: false,
         };
+        if crate::keys::json(&draft).len() > MAX_RECORD - MARGIN {
+            let message =
+                format!("--label and --opt: too long, {} bytes are allowed in all", MAX_RECORD - MARGIN);
+            return Err(Problem::invalid("--label", message));
+        }
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let made = tokio::time::timeout_at(deadline, self.claim_network(ask, draft, taken)).await;
         made.unwrap_or_else(|_| {

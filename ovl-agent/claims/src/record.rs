@@ -9,6 +9,9 @@ use ovl_api::model::{Host, Network, is_single, overlap};
 use ovl_api::names::MAX_VNI;
 use std::net::IpAddr;
 
+/// The most bytes of a record: each is kept in memory and files by every node, and read by each command.
+pub(crate) const MAX_RECORD: usize = 64 << 10;
+
 /// What a key says, and its value; with none, the key was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Read<'a> {
@@ -58,6 +61,9 @@ fn parse<T: Record>(value: Option<&[u8]>) -> Result<Option<T>, String> {
 /// # Errors
 /// Why it cannot be used.
 pub(crate) fn read<T: Record>(value: &[u8]) -> Result<T, String> {
+    if value.len() > MAX_RECORD {
+        return Err(format!("invalid value of {} bytes: expected at most {MAX_RECORD}", value.len()));
+    }
     let record: T = serde_json::from_slice(value).map_err(|error| error.to_string())?;
     record.check()?;
     Ok(record)
@@ -80,6 +86,7 @@ impl Record for SingleClaim {}
 impl Record for Network {
     fn check(&self) -> Result<(), String> {
         crate::validate::network_name(&self.name).map_err(|e| e.message)?;
+        crate::validate::options(&self.options).map_err(|e| e.message)?;
         // It becomes a part of keys and of a device's name, `vx-ID`.
         let digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
         if self.id.len() != 12 || !self.id.chars().all(digit) {

@@ -2,12 +2,13 @@
 
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Network, Subnet, overlap, parse_exceptions};
-use ovl_api::names::MAX_VNI;
+use ovl_api::names::{self, MAX_VNI};
 use ovl_api::wire::{NetworkCreate, Problem};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// The longest name of a network or host, in bytes.
-const MAX_NAME: usize = 128;
+const MAX_NAME: usize = names::LONGEST_NETWORK;
 /// The longest prefix of a subnet: two blocks of four addresses.
 const LONGEST: (u8, u8) = (29, 125);
 
@@ -42,7 +43,27 @@ fn check_name(field: &str, what: &str, name: &str) -> Result<(), Problem> {
 
 /// Checks a network's name.
 pub(crate) fn network_name(name: &str) -> Result<(), Problem> {
-    check_name("name", "network name", name)
+    check_name("name", "network name", name)?;
+    if names::RESERVED_NETWORKS.contains(&name) || name == names::DEFAULT_NETWORK {
+        let message = format!(
+            "network name {name:?} cannot be used: it has a meaning of its own where networks are named"
+        );
+        return Err(Problem::invalid("name", message));
+    }
+    Ok(())
+}
+
+/// Checks the options that the runtime reads.
+pub(crate) fn options(options: &BTreeMap<String, String>) -> Result<(), Problem> {
+    let option = names::PREFIX_OPTION;
+    match options.get(option) {
+        Some(prefix) if !names::is_interface_prefix(prefix) => {
+            let allowed = "1 to 13 bytes without '/', ':' and white space";
+            let message = format!("--opt {option}={prefix}: allowed is {allowed}");
+            Err(Problem::invalid(&format!("--opt {option}"), message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks a host's name.
@@ -97,6 +118,7 @@ pub(crate) fn mac_text(bytes: &[u8]) -> String {
 /// Checks all of a request but what depends on other networks, and returns the subnets as given, each complete, IPv4 first.
 pub(crate) fn network(ask: &NetworkCreate) -> Result<Vec<Subnet>, Problem> {
     network_name(&ask.name)?;
+    options(&ask.options)?;
     if let Some(vni) = ask.vni
         && !(1..=MAX_VNI).contains(&vni)
     {
@@ -368,7 +390,21 @@ mod tests {
         for name in ["a", "Web_1.x-y", &"n".repeat(128)] {
             network_name(name).unwrap();
         }
-        for name in ["", "-a", ".a", "a b", "a/b", "ä", &"n".repeat(129)] {
+        for name in [
+            "bridge",
+            "default",
+            "host",
+            "none",
+            "container",
+            "loopback",
+            "",
+            "-a",
+            ".a",
+            "a b",
+            "a/b",
+            "ä",
+            &"n".repeat(129),
+        ] {
             assert!(network_name(name).is_err(), "{name:?}");
         }
         assert_eq!(mac("02:AB:00:00:00:01").unwrap(), "02:ab:00:00:00:01");

@@ -10,15 +10,11 @@ use crate::paths::Paths;
 use crate::state;
 use anyhow::{Context, Result, bail};
 use ipnetwork::IpNetwork;
+use ovl_api::names::{LONGEST_NETWORK, RESERVED_NETWORKS};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::IpAddr;
-
-/// The longest name: the names of cached results hold it beside a container's ID and an interface.
-const LONGEST_NAME: usize = 128;
-/// Names that mean something else where a network is named.
-const RESERVED: [&str; 5] = ["none", "host", "container", "default", "loopback"];
 
 /// What `network create` was asked for.
 #[derive(Debug, Clone, Default)]
@@ -141,10 +137,10 @@ pub fn ensure_default(paths: &Paths) -> Result<Network> {
 pub(super) fn check_name(name: &str) -> Result<()> {
     cni::validate::network_name(name)
         .map_err(|error| anyhow::anyhow!("invalid network name {name:?}: {error}"))?;
-    if name.len() > LONGEST_NAME {
-        bail!("invalid network name {name:?}: {} bytes; the longest has {LONGEST_NAME}", name.len());
+    if name.len() > LONGEST_NETWORK {
+        bail!("invalid network name {name:?}: {} bytes; the longest has {LONGEST_NETWORK}", name.len());
     }
-    if RESERVED.contains(&name) {
+    if RESERVED_NETWORKS.contains(&name) {
         bail!("invalid network name {name:?}: it has a meaning of its own where networks are named");
     }
     Ok(())

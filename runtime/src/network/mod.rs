@@ -38,7 +38,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 /// The network of containers that name none.
-pub const DEFAULT: &str = "bridge";
+pub const DEFAULT: &str = ovl_api::names::DEFAULT_NETWORK;
 
 /// A network.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ const ICC: &str = "com.docker.network.bridge.enable_icc";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 /// The option of the start of the interfaces' names in containers.
-pub const PREFIX: &str = "com.docker.network.container_iface_prefix";
+pub const PREFIX: &str = ovl_api::names::PREFIX_OPTION;
 
 /// The options that are known.
 pub const KNOWN: [&str; 6] = [MTU, BRIDGE, ICC, MASQUERADE, HOST_BINDING, PREFIX];
@@ -71,9 +71,7 @@ impl Options {
                     options.host_binding = Some(ip.ok_or_else(|| bad("an IPv4 address of this host"))?);
                 }
                 PREFIX => {
-                    // Room for a number of two digits in the kernel's 15 bytes.
-                    let good = cni::validate::ifname(value).is_ok() && value.len() <= 13;
-                    if !good || value == "lo" {
+                    if !ovl_api::names::is_interface_prefix(value) {
                         return Err(bad("1 to 13 bytes without '/', ':' and white space"));
                     }
                     options.prefix = Some(value.clone());

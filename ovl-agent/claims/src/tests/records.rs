@@ -80,6 +80,7 @@ async fn invalid_record_keeps_the_last_valid_value() {
     attach(&one, "c1", None).await.unwrap();
     read(&one).await;
     let vni = format!("\"vni\":{}", web.vni);
+    let long = format!("\"labels\":{{\"x\":\"{}\"}},\"vni\"", "x".repeat(64 << 10));
     for (from, to) in [
         ("vxlan", "geneve"),
         (vni.as_str(), "\"vni\":0"),
@@ -94,6 +95,8 @@ async fn invalid_record_keeps_the_last_valid_value() {
         ("\"block\":28", "\"block\":200"),
         ("\"name\":\"web\"", "\"name\":\"other\""),
         ("\"vni\"", "\"mtu\":1,\"vni\""),
+        ("\"vni\"", "\"options\":{\"com.docker.network.container_iface_prefix\":\"../x\"},\"vni\""),
+        ("\"vni\"", long.as_str()),
     ] {
         let wrong = text.replacen(from, to, 1);
         assert_ne!(wrong, text);
@@ -107,6 +110,56 @@ async fn invalid_record_keeps_the_last_valid_value() {
         assert_eq!(one.look(|state| state.view.networks.clone()), before.0, "{wrong}");
     }
     assert_eq!(one.look(|state| state.view.endpoints.len()), 1);
+}
+
+#[tokio::test]
+async fn network_with_a_reserved_name_is_held_back() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    let web = network(&one).await;
+    let text = String::from_utf8(keys::json(&web)).unwrap();
+    for name in ["bridge", "default", "host", "none", "container", "loopback"] {
+        let record = text.replace("\"web\"", &format!("\"{name}\"")).replace(&web.id, "0123456789ab");
+        let record = record.replace(&web.vni.to_string(), "77").replace("10.42.", "10.43.");
+        assert_ne!(record, text);
+        put(&kv, &keys::network(name), &record).await;
+        follow(&one, &kv).await;
+        assert_eq!(held(&one), [keys::network(name)]);
+        assert!(why(&one, &keys::network(name)).contains("a meaning of its own"));
+        delete(&kv, &keys::network(name)).await;
+        follow(&one, &kv).await;
+        assert_eq!(held(&one), Vec::<String>::new());
+    }
+    let fine = text.replace("\"web\"", "\"fine\"").replace(&web.id, "0123456789ab");
+    let fine = fine.replace(&web.vni.to_string(), "77").replace("10.42.", "10.43.");
+    put(&kv, &keys::network("fine"), &fine).await;
+    follow(&one, &kv).await;
+    assert_eq!(held(&one), Vec::<String>::new(), "the record is good but for the name");
+}
+
+#[tokio::test]
+async fn network_that_create_refuses_is_held_back_with_the_reason() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    let web = network(&one).await;
+    let (key, option) = (keys::network("web"), ovl_api::names::PREFIX_OPTION);
+    for (options, reason) in [
+        ([(option, "../x".to_owned())], "allowed is 1 to 13 bytes"),
+        ([(option, "x".repeat(100))], "allowed is 1 to 13 bytes"),
+        ([("x", "x".repeat(64 << 10))], "expected at most 65536"),
+    ] {
+        let options = options.map(|(key, value)| (key.to_owned(), value)).into();
+        let wrong = Network { options, ..web.clone() };
+        put(&kv, &key, &String::from_utf8(keys::json(&wrong)).unwrap()).await;
+        follow(&one, &kv).await;
+        assert!(why(&one, &key).contains(reason), "{}", why(&one, &key));
+        assert_eq!(one.look(|state| state.view.networks.get(&web.id).cloned()), Some(web.clone()));
+    }
+    let options = [(option.to_owned(), "net".to_owned())].into();
+    let fine = Network { options, ..web.clone() };
+    put(&kv, &key, &String::from_utf8(keys::json(&fine)).unwrap()).await;
+    follow(&one, &kv).await;
+    assert_eq!(held(&one), Vec::<String>::new());
 }
 
 #[tokio::test]
