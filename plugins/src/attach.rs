@@ -194,6 +194,8 @@ pub struct Settings<'a> {
     pub no_prefix_routes: bool,
     /// What the interface does about router advertisements.
     pub routers: Routers,
+    /// Its link-local address is the one that is made from its hardware address, whatever the namespace's default is.
+    pub link_local_by_mac: bool,
     /// The settings that the interface has: what is right is not written.
     pub conf: LinkConf,
     /// Neighbours that need not be asked for their hardware address.
@@ -229,6 +231,9 @@ pub fn configure(
         // With IPv6 an address without NODAD cannot be used for a second or two.
         let noprefixroute = settings.no_prefix_routes;
         batch.addr_add(index, &NewAddr { nodad: !settings.dad, noprefixroute, ..NewAddr::new(net) });
+    }
+    if settings.link_local_by_mac && settings.addresses.iter().any(IpNetwork::is_ipv6) {
+        batch.set(index, &LinkSet { no_link_local: Some(false), ..LinkSet::default() });
     }
     batch.set(index, &LinkSet { up: Some(true), arp_notify: Some(true), ..LinkSet::default() });
     for &(ip, mac) in settings.neighbours {

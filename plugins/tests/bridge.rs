@@ -422,12 +422,12 @@ fn only_answers_and_published_ports_come_into_a_guarded_bridge() {
              ip -n far addr add 192.0.2.2/24 dev wan && ip -n far link set wan up && ip -n far route add default via 192.0.2.1");
     let open = bridge("web", "10.5.0.0/24");
     host.about("ADD", &open, "c1").run().ok();
-    host.sh("ip netns exec far ping -qc1 -W1 10.5.0.2");
+    host.sh("ip netns exec far ping -qc1 -W5 10.5.0.2");
     host.about("DEL", &open, "c1").run().ok();
     let conf = with(&open, json!({"ingressPolicy": "same-bridge"}));
     host.about("ADD", &conf, "c1").run().ok();
     let own = host.sh("ip -n c1 -4 -o addr show eth0 | sed 's/.*inet //;s/\\/.*//'");
-    host.sh("ip netns exec c1 ping -qc1 -W1 192.0.2.2");
+    host.sh("ip netns exec c1 ping -qc1 -W5 192.0.2.2");
     assert!(!host.try_sh(&format!("ip netns exec far ping -qc1 -W1 {own}")).0);
     host.about("DEL", &conf, "c1").run().ok();
     host.sh("ip link del wan");

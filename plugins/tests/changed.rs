@@ -27,6 +27,8 @@ fn changes() -> Vec<(&'static str, Value, Value)> {
         ("nftables to iptables", web(json!({})), iptables()),
         ("iptables to nftables", iptables(), web(json!({}))),
         ("macspoofchk off", web(json!({})), web(json!({"macspoofchk": false}))),
+        ("portIsolation off", web(json!({"portIsolation": true})), web(json!({"macspoofchk": false}))),
+        ("an unreadable key, portIsolation", web(json!({"portIsolation": true})), web(json!({"mtu": "big"}))),
         ("an unreadable key", web(json!({})), web(json!({"mtu": "big"}))),
         ("an unreadable key, iptables", iptables(), web(json!({"mtu": "big"}))),
         ("another dataDir", web(json!({})), web(json!({"ipam": ipam(json!({"dataDir": "/run/b"}))}))),

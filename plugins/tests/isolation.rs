@@ -315,6 +315,34 @@ fn isolated_ports_stay_isolated_through_gateway() {
     }
 }
 
+/// What leaves in a neighbour's name is answered to the neighbour, by the port that the forger chose.
+#[test]
+fn forged_neighbour_opens_no_unpublished_port() {
+    let mut stage = Stage::new();
+    let keys = json!({"ipMasq": true, "ingressPolicy": "same-bridge"});
+    let open = network(5, keys.clone());
+    let isolated = with(&network(6, keys), json!({"portIsolation": true}));
+    for (conf, id) in [(&open, "a1"), (&open, "a2"), (&isolated, "b1"), (&isolated, "b2")] {
+        stage.attach(conf, id);
+    }
+    stage.serve("a2", 7000);
+    stage.serve("b2", 7000);
+    for (n, id, passes) in [(5, "a", true), (6, "b", false)] {
+        let (forger, link, port) = (format!("{id}1"), format!("br{n}"), format!("555{n}"));
+        for (victim, far, here) in [
+            (format!("10.{n}.0.3"), "192.0.2.2", "192.0.2.1"),
+            (format!("fd00:{n}::3"), "2001:db8::2", "2001:db8::1"),
+        ] {
+            stage.forge((&forger, "eth0", &link), (&victim, "7000"), (far, &port));
+            let wait = if passes { "5" } else { "0.5" };
+            let answer = stage.ask("far", (far, &port), (here, "7000"), wait);
+            assert_eq!(answer.is_some(), passes, "{victim}");
+            // What it says in its own name gets out.
+            stage.host.sh(&format!("ip netns exec {forger} ping -qc1 -W5 {far}"));
+        }
+    }
+}
+
 /// What connection tracking calls invalid does not leave with the container's address.
 #[test]
 fn invalid_packet_does_not_leave_unmasqueraded() {

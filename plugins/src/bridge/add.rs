@@ -3,7 +3,7 @@
 use super::conf::Conf;
 use super::lock::BridgeLock;
 use super::result::{complete, kernel_routes};
-use super::{link, vlan};
+use super::{link, sources, vlan};
 use crate::attach::{self, Routers, Settings, Wanted, random_mac};
 use crate::errors::Coded;
 use crate::firewall::{self, Backend, owner};
@@ -55,14 +55,13 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let mut gateway = lease.put_gateways(&mut host, &conf, &bridge, &mut rollback)?;
 
     let mac = conf.mac.unwrap_or_else(random_mac);
-    if conf.mac_spoof_check {
+    if conf.mac_spoof_check || conf.port_isolation {
         // By name, so that no frame passes unwatched.
         rollback.on_failure("the watch on its port", || {
             rules::forget(request, &[Kind::Watch]);
-            unwatch(&owner)
+            sources::unwatch(&owner)
         });
-        rules::record(request, Content::Watch { mac }, None);
-        watch(&owner, mac)?;
+        sources::watch(request, &conf, mac, sources::bound(&conf, &ipam, mac, &lease.addresses))?;
     }
     rollback.on_failure("the bridge's rules", firewall::forget_bridges);
     rollback.on_failure("the link", || attach::remove(&owner, &netns));
@@ -73,6 +72,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         attach::bring_up(&mut host, &mut container, &pair)?;
         lease = Lease::take(request, &ipam, &conf, &mut rollback)?;
         gateway = lease.put_gateways(&mut host, &conf, &bridge, &mut rollback)?;
+        sources::watch(request, &conf, mac, sources::bound(&conf, &ipam, mac, &lease.addresses))?;
     }
     let Lease { mut result, addresses, gateways } = lease;
     let mut batch = Batch::new();
@@ -84,6 +84,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
             routes: &routes,
             dad: conf.dad,
             routers: routers(&ipam),
+            link_local_by_mac: conf.port_isolation && !ipam.needs_link(),
             conf: pair.conf,
             ..Settings::default()
         };
@@ -255,24 +256,6 @@ fn filter(
         forward::accept(&link.name, &[Traffic::Link(link.name.clone())]).coded()?;
     }
     Ok(())
-}
-
-/// Has the kernel drop what does not come from this address.
-fn watch(owner: &Owner, mac: [u8; 6]) -> Result<(), Error> {
-    let watched =
-        rules::nftables().and_then(|mut nft| nft.watch(owner, mac).map(|()| firewall::release(&nft)));
-    match watched {
-        Err(lacking @ net::Error::Unsupported(_)) => {
-            Err(Error::unsupported_field("macspoofchk", true).details(lacking.to_string()))
-        }
-        watched => watched.coded(),
-    }
-}
-
-fn unwatch(owner: &Owner) -> Result<(), Error> {
-    let mut nft = Nftables::open().coded()?;
-    nft.unwatch(owner).coded()?;
-    firewall::tidy(&mut nft)
 }
 
 /// Removes a bridge that this ADD alone needed.

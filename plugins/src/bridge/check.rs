@@ -2,7 +2,7 @@
 
 use super::conf::Conf;
 use super::result::kernel_routes;
-use super::vlan;
+use super::{sources, vlan};
 use crate::errors::{Coded, mismatch};
 use crate::firewall::{Backend, owner};
 use crate::ipam_client::Ipam;
@@ -49,8 +49,8 @@ pub fn check(request: &Request) -> Result<(), Error> {
         return Err(mismatch(format!("{ifname} is not connected to {}", veth.name)));
     }
     check::mac(&link, result, ifname)?;
-    if let Some(mac) = link.mac.filter(|_| conf.mac_spoof_check) {
-        Nftables::open().and_then(|mut nft| nft.check_watched(&owner, mac)).coded()?;
+    if let Some(mac) = link.mac {
+        sources::check(&conf, &owner, mac, sources::bound(&conf, &ipam, mac, &addresses))?;
     }
     check::has_addresses(&mut container, &link, &addresses)?;
     if ipam.is_some() {

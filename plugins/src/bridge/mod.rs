@@ -6,6 +6,7 @@ mod conf;
 mod link;
 mod lock;
 mod result;
+mod sources;
 mod vlan;
 
 use crate::attach;

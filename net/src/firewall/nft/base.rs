@@ -4,7 +4,7 @@
 //! containers.
 
 use super::element::{Map, Scope, head, is_hosts, net_name};
-use super::expr::{Ct, Rule, Side, Verdict};
+use super::expr::{Ct, Rule, Sender, Side, Verdict};
 use super::table::Table;
 use super::wire::{Batch, Message, attribute, flag, msg, number, user_comment};
 use crate::firewall::{Protocol, SERVICE_MARK};
@@ -108,8 +108,34 @@ fn chains(table: Table, services: Services) -> Vec<Chain> {
 /// Before any rule of others sees the frame, and before the bridge learns where its source address is.
 fn bridge_chains() -> Vec<Chain> {
     let foreign = Rule::new().came_in_by(Map::Watched).not_from(Map::Sources).then(Verdict::Drop);
-    vec![chain("prerouting", hook("filter", 0, -300), vec![foreign])]
+    let bound = |ethertype| Rule::new().frame_type(ethertype).came_in_by(Map::Bound);
+    let bound6 = || Rule::new().frame_type(IPV6).came_in_by(Map::Bound6);
+    let others =
+        Rule::new().not_frame_type(IPV4).not_frame_type(ARP).not_frame_type(IPV6).came_in_by(Map::Bound);
+    vec![
+        chain("prerouting", hook("filter", 0, -300), vec![foreign]),
+        chain(
+            ADDRESSES,
+            hook("filter", 0, -299),
+            vec![
+                bound(IPV4).sender_not_in(Sender::Ip, Map::Addresses4).then(Verdict::Drop),
+                bound(ARP).sender_not_in(Sender::Arp, Map::Addresses4).then(Verdict::Drop),
+                bound6().sender_not_in(Sender::Ip6, Map::Addresses6).then(Verdict::Drop),
+                bound6().advertised_not_in(Map::Targets6).then(Verdict::Drop),
+                // Whatever may hold a packet of IP, as a VLAN tag: of one with ID 0 in another the bridge's own link takes it.
+                others.then(Verdict::Drop),
+            ],
+        ),
+    ]
 }
+
+/// The chain for ports that send from certain addresses alone.
+pub const ADDRESSES: &str = "addresses";
+
+/// Types of frames (ETH_P_IP, ETH_P_ARP and ETH_P_IPV6 of linux/if_ether.h).
+const IPV4: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const IPV6: u16 = 0x86dd;
 
 fn inet_chains(services: Services) -> Vec<Chain> {
     use Verdict::{Accept, Drop, Jump, Return};

@@ -4,7 +4,7 @@ pub use super::map::{Map, Scope, head, is_hosts, net_name, subnet, without_host_
 use super::wire::{Writer, attribute, attributes, comment_of, user_comment};
 use crate::firewall::Protocol;
 use ipnetwork::IpNetwork;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The last address of a network.
 fn last(net: IpNetwork) -> IpAddr {
@@ -84,6 +84,20 @@ impl Key {
     pub fn source(name: &str, mac: [u8; 6]) -> Self {
         let mut key = Key::link(Map::Sources, name);
         field(&mut key.bytes, &mac);
+        key
+    }
+
+    /// A port of a bridge and the number of an address of its.
+    pub fn address_of(name: &str, number: u32) -> Self {
+        let mut key = Key::link(Map::AddressOf, name);
+        key.bytes.extend_from_slice(&number.to_ne_bytes());
+        key
+    }
+
+    /// A port of a bridge and an address, in `addresses4`, `addresses6` or `targets6`.
+    pub fn port_address(map: Map, name: &str, addr: IpAddr) -> Self {
+        let mut key = Key::link(map, name);
+        key.bytes.extend_from_slice(&octets(addr));
         key
     }
 
@@ -190,6 +204,15 @@ impl Value {
         Value::Bytes(mac.to_vec())
     }
 
+    /// An address of a port, IPv4's mapped to IPv6.
+    pub fn mapped(addr: IpAddr) -> Self {
+        let addr = match addr {
+            IpAddr::V4(addr) => addr.to_ipv6_mapped(),
+            IpAddr::V6(addr) => addr,
+        };
+        Value::Bytes(addr.octets().to_vec())
+    }
+
     /// Container address and port, as dnat takes them from the map.
     pub fn target(addr: IpAddr, port: u16) -> Self {
         let mut bytes = octets(addr);
@@ -225,15 +248,25 @@ impl Element {
         });
     }
 
-    /// The pair in `sources` that an element of `source_of` tells of.
-    pub fn source(&self) -> Option<Key> {
-        match &self.value {
-            Value::Bytes(mac) if self.key.map == Map::SourceOf => {
-                let mut key = Key { map: Map::Sources, bytes: self.key.bytes.clone() };
-                field(&mut key.bytes, mac);
-                Some(key)
+    /// The keys that an element of `source_of` or `address_of` leads to: a port with what it may send from.
+    pub fn sources(&self) -> Vec<Key> {
+        let Value::Bytes(value) = &self.value else { return Vec::new() };
+        let port = self.key.bytes.get(..16).unwrap_or_default();
+        let with = |map, bytes: &[u8]| {
+            let mut key = Key { map, bytes: port.to_vec() };
+            field(&mut key.bytes, bytes);
+            key
+        };
+        match self.key.map {
+            Map::SourceOf => vec![with(Map::Sources, value)],
+            Map::AddressOf => {
+                let addr = value.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets));
+                match addr.and_then(|addr| addr.to_ipv4_mapped()) {
+                    Some(addr) => vec![with(Map::Addresses4, &addr.octets())],
+                    None => vec![with(Map::Addresses6, value), with(Map::Targets6, value)],
+                }
             }
-            _ => None,
+            _ => Vec::new(),
         }
     }
 

@@ -5,6 +5,8 @@ mod address;
 mod service;
 mod store;
 
+pub use address::Sender;
+
 use super::element::Map;
 use super::wire::Writer;
 
@@ -49,6 +51,7 @@ impl Way {
 /// `meta` keys (enum nft_meta_keys).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Meta {
+    Protocol = 1,
     Iif = 4,
     Oif = 5,
     Iifname = 6,

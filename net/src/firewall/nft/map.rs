@@ -1,5 +1,7 @@
 //! The sets and maps of the tables: their names, the types of their keys and values, and how they are made.
 
+mod listing;
+
 use super::table::Table;
 use super::wire::{Writer, user_comment};
 use ipnetwork::IpNetwork;
@@ -15,6 +17,7 @@ mod datatype {
     pub const ETHERADDR: u32 = 9;
     pub const INET_PROTO: u32 = 12;
     pub const INET_SERVICE: u32 = 13;
+    pub const MARK: u32 = 19;
     pub const IFINDEX: u32 = 20;
     pub const DEVGROUP: u32 = 35;
     pub const IFNAME: u32 = 41;
@@ -69,6 +72,18 @@ pub enum Map {
     /// such a port : that address. No rule asks for it: by it the pair is found without being told the address, which a
     /// DEL may not know.
     SourceOf,
+    /// ports of bridges that send from certain addresses alone
+    Bound,
+    /// those of them that do so with IPv6 too
+    Bound6,
+    /// such a port . a number from 0 : an address of its, IPv4's mapped to IPv6. No rule asks for it: by it the following are
+    /// found.
+    AddressOf,
+    /// such a port . an address that it may send from, in IPv4 and ARP
+    Addresses4,
+    Addresses6,
+    /// such a port . an address that it may say it has (neighbour advertisements)
+    Targets6,
     /// VNIs of overlay networks
     Vnis,
     /// addresses of hosts from which VXLAN packets are taken
@@ -111,7 +126,17 @@ pub enum Scope {
 
 impl Map {
     /// Those of the bridge table.
-    pub const BRIDGE_FRAME: [Map; 3] = [Map::Watched, Map::Sources, Map::SourceOf];
+    pub const BRIDGE_FRAME: [Map; 9] = [
+        Map::Watched,
+        Map::Sources,
+        Map::SourceOf,
+        Map::Bound,
+        Map::Bound6,
+        Map::AddressOf,
+        Map::Addresses4,
+        Map::Addresses6,
+        Map::Targets6,
+    ];
 
     /// Those of the overlay's table.
     pub const OVERLAY_FRAME: [Map; 17] = [
@@ -186,6 +211,12 @@ impl Map {
             Map::Watched => "watched",
             Map::Sources => "sources",
             Map::SourceOf => "source_of",
+            Map::Bound => "bound",
+            Map::Bound6 => "bound6",
+            Map::AddressOf => "address_of",
+            Map::Addresses4 => "addresses4",
+            Map::Addresses6 => "addresses6",
+            Map::Targets6 => "targets6",
             Map::Vnis => "vnis",
             Map::Vteps4 => "vteps4",
             Map::Vteps6 => "vteps6",
@@ -233,6 +264,11 @@ impl Map {
     /// Is it one where a key is a port of the host?
     pub fn is_ports(self) -> bool {
         matches!(self, Map::Ports4 | Map::Ports4At | Map::Ports6 | Map::Ports6At)
+    }
+
+    /// Does what is in it lead to what a port of a bridge may send from?
+    pub fn is_of_sources(self) -> bool {
+        matches!(self, Map::SourceOf | Map::AddressOf)
     }
 
     /// Does what is in it belong to published ports?
@@ -308,7 +344,11 @@ impl Map {
             Map::HairpinSelf6 | Map::Except(IpNetwork::V6(_)) => (IP6ADDR << 6 | IP6ADDR, 32),
             Map::Bridges => (IFINDEX, 4),
             Map::Guarded | Map::Closed | Map::Sealed | Map::Isolated | Map::Strict => (IFNAME, 16),
-            Map::Localnet | Map::Watched | Map::SourceOf => (IFNAME, 16),
+            Map::Localnet | Map::Watched | Map::SourceOf | Map::Bound | Map::Bound6 => (IFNAME, 16),
+            Map::AddressOf => (IFNAME << 6 | MARK, 20),
+            Map::Addresses4 => (IFNAME << 6 | IPADDR, 20),
+            Map::Addresses6 => (IFNAME << 6 | IP6ADDR, 32),
+            Map::Targets6 => (IFNAME << 6 | INTEGER, 32),
             Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
             Map::BridgePairs => (IFNAME << 6 | IFNAME, 32),
             Map::Vnis => (INTEGER, 3),
@@ -333,21 +373,8 @@ impl Map {
             Map::Ports4 | Map::Ports4At => Some((IPADDR << 6 | INET_SERVICE, 8)),
             Map::Ports6 | Map::Ports6At => Some((IP6ADDR << 6 | INET_SERVICE, 20)),
             Map::SourceOf => Some((ETHERADDR, 6)),
+            Map::AddressOf => Some((IP6ADDR, 16)),
             _ => None,
-        }
-    }
-
-    /// The byte order of the key as nft wants it in a set's user data (0 for a concatenation, 1 the host's, 2 the
-    /// network's), without which it prints the elements of some types wrongly.
-    fn byte_order(self) -> u32 {
-        match self {
-            Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::MasqExcept(_) | Map::Hairpin(_) => 2,
-            Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
-            Map::Closed | Map::Sealed | Map::Isolated => 1,
-            Map::StoresHere => 2,
-            Map::Guarded | Map::Bridges | Map::Strict | Map::Localnet | Map::Watched | Map::SourceOf => 1,
-            Map::Groups | Map::Internal | Map::Routed => 1,
-            _ => 0,
         }
     }
 
@@ -362,33 +389,6 @@ impl Map {
             Map::Nets6 => Some([16, 1]),
             _ => None,
         }
-    }
-
-    /// What nft shows in the set.
-    fn comment(self) -> Option<&'static str> {
-        Some(match self {
-            Map::Bridges => "links of bridges with attachments",
-            Map::Strict => "bridges that bring only sources behind them",
-            Map::Closed => "bridges without a way in or out",
-            Map::Sealed => "bridges that reach no service of Weft on the host",
-            Map::Isolated => "bridges whose containers do not see each other",
-            Map::BridgePairs => "the same bridge, in and out",
-            Map::Except(_) => "containers and where to they are not masqueraded",
-            Map::Localnet => "links with route_localnet set by Weft",
-            Map::Vnis => "VNIs of overlay networks",
-            Map::Vteps4 | Map::Vteps6 => "hosts whose VXLAN packets are taken",
-            Map::Nodes4 | Map::Nodes6 => "all nodes, to which no container sends VXLAN packets",
-            Map::VxlanPorts => "ports at which nodes take VXLAN packets",
-            Map::Groups => "link groups of overlay networks",
-            Map::GroupPairs => "the same link group, in and out",
-            Map::Internal => "groups of networks without a way out",
-            Map::Routed => "groups of networks with a way in for all that is routed here",
-            Map::Direct4 | Map::Direct6 => "subnets whose packets other hosts may send as they are",
-            Map::Stores4 | Map::Stores6 => "the cluster's store, to which no container connects",
-            Map::StoresHere => "ports of the cluster's store on this node",
-            Map::Nets4 | Map::Nets6 => "subnets of overlay networks, with their family",
-            _ => return None,
-        })
     }
 
     /// The attributes of the NEWSET that makes it (enum nft_set_attributes).
@@ -413,11 +413,11 @@ impl Map {
         if data.is_some() {
             // That of a map's data: the network's, or that of a concatenation.
             user.extend_from_slice(&[1, 4]);
-            user.extend_from_slice(&(if self == Map::SourceOf { 2u32 } else { 0 }).to_ne_bytes());
+            user.extend_from_slice(
+                &(if matches!(self, Map::SourceOf | Map::AddressOf) { 2u32 } else { 0 }).to_ne_bytes(),
+            );
         }
-        if self == Map::Vnis {
-            user.extend_from_slice(&typeof_vni());
-        }
+        user.extend_from_slice(&self.typeof_key());
         if let Some(comment) = self.comment() {
             user.extend_from_slice(&user_comment(7, comment));
         }
@@ -460,15 +460,6 @@ pub fn net_name(net: IpNetwork) -> String {
         IpNetwork::V4(_) => HOSTS4.to_owned(),
         IpNetwork::V6(_) => HOSTS6.to_owned(),
     }
-}
-
-/// The user data by which nft knows that the keys of `vnis` are `typeof @th,96,24`: an expression of type 7 (payload), of no
-/// known header field (0, 0), from the transport header (3), at bit 96, of 24 bits (libnftables, payload.c).
-fn typeof_vni() -> Vec<u8> {
-    let number = |kind: u8, value: u32| [&[kind, 4][..], &value.to_ne_bytes()].concat();
-    let nest = |kind: u8, inner: Vec<u8>| [vec![kind, inner.len() as u8], inner].concat();
-    let payload = [number(0, 0), number(1, 0), number(2, 3), number(3, 96), number(4, 24)].concat();
-    nest(3, [number(0, 7), nest(1, payload)].concat())
 }
 
 /// Writes the set of a message about it, after the table.

@@ -28,10 +28,11 @@ pub(super) mod wire;
 pub(super) use base::Services;
 pub use bridge::BridgeRules;
 pub use keeper::{keep, keep_forever};
-pub use record::{Content, Kind, NetnsMark, Record};
+pub use record::{Bound, Content, Kind, NetnsMark, Record};
 pub use records::Records;
 pub use restore::{Restored, restore_if_lost};
 pub use socket::Sent;
+pub use spoof::Sources;
 
 use super::{
     Firewall, PortMapping, PublishOptions, What, distinct, first_of_each_family, is_alive, is_sibling,

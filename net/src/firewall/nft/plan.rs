@@ -1,7 +1,7 @@
 //! Adding to the table, after a look at what is missing and what stands in the way.
 
 use super::base::{self, Services};
-use super::element::{Element, Key, Map, Scope, head, key_element};
+use super::element::{Element, Key, Scope, head, key_element};
 use super::record::Kind;
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
@@ -218,7 +218,7 @@ impl Nftables {
                 }
                 replaced.push(found.clone());
             }
-            if found.key.map == Map::SourceOf {
+            if found.key.map.is_of_sources() {
                 replaced.push(found.clone());
             }
             plan.dead.push(found.key);

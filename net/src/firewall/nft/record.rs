@@ -77,9 +77,20 @@ pub enum Content {
     },
     /// [`Kind::Watch`]
     Watch {
-        /// The address that the container may send from.
+        /// The hardware address that the container may send from.
         mac: [u8; 6],
+        /// The addresses that it may send from alone.
+        bound: Option<Bound>,
     },
+}
+
+/// What [`super::Sources`] says of a bound container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// Its addresses.
+    pub addresses: Vec<IpNetwork>,
+    /// Whether IPv6 packets are looked at too.
+    pub ipv6: bool,
 }
 
 impl Content {
@@ -184,8 +195,14 @@ impl Record {
                     text.push('\n');
                 }
             }
-            Content::Watch { mac } => {
+            Content::Watch { mac, bound } => {
                 let _ = writeln!(text, "watch {}", mac_text(*mac));
+                if let Some(Bound { addresses, ipv6 }) = bound {
+                    let _ = writeln!(text, "bound {}", if *ipv6 { "both" } else { "ipv4" });
+                    for net in addresses {
+                        let _ = writeln!(text, "address {net}");
+                    }
+                }
             }
         }
         let _ = writeln!(text, "{END}");
@@ -233,6 +250,7 @@ struct Draft {
     publish: Option<(bool, bool)>,
     ports: Vec<PortMapping>,
     mac: Option<[u8; 6]>,
+    bound6: Option<bool>,
 }
 
 impl Draft {
@@ -286,6 +304,13 @@ impl Draft {
             }
             "port" => self.ports.push(port(&mut words)?),
             "watch" => self.mac = Some(parse_mac(words.next()?).ok()?),
+            "bound" => {
+                self.bound6 = Some(match words.next()? {
+                    "both" => true,
+                    "ipv4" => false,
+                    _ => return None,
+                });
+            }
             _ => return None,
         }
         words.next().is_none().then_some(())
@@ -303,7 +328,10 @@ impl Draft {
                 let (snat, masq_all) = self.publish?;
                 Content::Ports { addresses: self.addresses, ports: self.ports, snat, masq_all }
             }
-            Kind::Watch => Content::Watch { mac: self.mac? },
+            Kind::Watch => {
+                let bound = self.bound6.map(|ipv6| Bound { addresses: self.addresses, ipv6 });
+                Content::Watch { mac: self.mac?, bound }
+            }
         };
         (!content.is_empty()).then_some(Record { owner: self.owner?, netns: self.netns, content })
     }
@@ -367,7 +395,11 @@ mod tests {
                 snat: true,
                 masq_all: false,
             }),
-            record(Content::Watch { mac: [2, 0, 0, 0, 0, 1] }),
+            record(Content::Watch { mac: [2, 0, 0, 0, 0, 1], bound: None }),
+            record(Content::Watch {
+                mac: [2, 0, 0, 0, 0, 1],
+                bound: Some(Bound { addresses: vec![net("10.1.0.2/24"), net("fd00::2/64")], ipv6: true }),
+            }),
         ]
     }
 

@@ -80,7 +80,7 @@ impl Nftables {
 
     /// Adds the keys of what the values of these keys' elements lead to; with the elements, where some can lead to others.
     pub(super) fn with_companions(&mut self, mut keys: Vec<Key>) -> Result<(Vec<Key>, Option<Vec<Element>>)> {
-        let leads_on = |map: Map| map.is_ports() || matches!(map, Map::SourceOf | Map::MasqExcept(_));
+        let leads_on = |map: Map| map.is_ports() || map.is_of_sources() || matches!(map, Map::MasqExcept(_));
         if !keys.iter().any(|key| leads_on(key.map)) {
             return Ok((keys, None));
         }
@@ -89,11 +89,12 @@ impl Nftables {
         Ok((keys, Some(found)))
     }
 
-    /// Where the hairpins may be of the containers that ports lead to, the pairs of watched ports and their addresses, and the
-    /// exceptions of masqueraded addresses.
+    /// Where the hairpins may be of the containers that ports lead to, what ports of bridges may send from, and the exceptions
+    /// of masqueraded addresses.
     pub(super) fn companions(&mut self, found: &[Element]) -> Result<Vec<Key>> {
-        let mut all: Vec<_> = found.iter().filter_map(Element::source).collect();
-        all.extend(self.hairpins_of(found)?);
+        let mut all: Vec<_> = found.iter().flat_map(Element::sources).collect();
+        let ports: Vec<_> = found.iter().filter(|element| element.key.map.is_ports()).collect();
+        all.extend(self.hairpins_of(&ports)?);
         for masqueraded in found {
             if let Map::MasqExcept(subnet) = masqueraded.key.map {
                 let is_of = |other: &Element| other.tag == masqueraded.tag;
@@ -103,7 +104,7 @@ impl Nftables {
         Ok(all)
     }
 
-    fn hairpins_of(&mut self, ports: &[Element]) -> Result<Vec<Key>> {
+    fn hairpins_of(&mut self, ports: &[&Element]) -> Result<Vec<Key>> {
         let mut addrs: Vec<_> = ports.iter().filter_map(|e| e.value.address()).collect();
         addrs.sort();
         addrs.dedup();
@@ -159,7 +160,12 @@ impl Nftables {
                 true
             },
         )?;
+        let is_bound = wanted.elements.iter().any(|element| element.key.map == Map::Bound);
         for (chain, count) in base::census(table, &wanted.scopes) {
+            // A table of an earlier version lacks it until a container needs it.
+            if chain == base::ADDRESSES && !is_bound {
+                continue;
+            }
             let has = rules.get(&chain).copied().unwrap_or(0);
             if has < count {
                 return Err(Error::Mismatch(format!(

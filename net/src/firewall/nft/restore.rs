@@ -116,7 +116,11 @@ impl Record {
                 wanted.publish(&self.owner, addresses, ports, &self.content.options()).ok()?;
                 Some(wanted.sorted())
             }
-            Content::Watch { mac } => Some(super::spoof::wanted(&self.owner, *mac)),
+            Content::Watch { mac, bound: None } => Some(super::spoof::watched(&self.owner, *mac)),
+            Content::Watch { mac, bound: Some(bound) } => {
+                let sources = super::Sources { mac: *mac, addresses: &bound.addresses, ipv6: bound.ipv6 };
+                Some(super::spoof::bound(&self.owner, &sources))
+            }
         }
     }
 }

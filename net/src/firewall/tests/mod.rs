@@ -1,5 +1,6 @@
 //! Tests in network namespaces of their own: with packets from every side, and with what nft and iptables show.
 
+mod bound;
 mod concurrency;
 mod conflicts;
 mod cost;

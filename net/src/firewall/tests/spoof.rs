@@ -27,9 +27,44 @@ fn shown(port: &str) -> String {
 		elements = {{ "{port}" comment "web/a/eth0" : 02:00:00:00:00:07 }}
 	}}
 
+	set bound {{
+		type ifname
+		comment "ports that send from their addresses alone"
+	}}
+
+	set bound6 {{
+		type ifname
+		comment "ports that send from their addresses alone"
+	}}
+
+	map address_of {{
+		type ifname . mark : ipv6_addr
+	}}
+
+	set addresses4 {{
+		type ifname . ipv4_addr
+	}}
+
+	set addresses6 {{
+		type ifname . ipv6_addr
+	}}
+
+	set targets6 {{
+		typeof iifname . @th,64,128
+	}}
+
 	chain prerouting {{
 		type filter hook prerouting priority dstnat; policy accept;
 		iifname @watched iifname . ether saddr != @sources drop
+	}}
+
+	chain addresses {{
+		type filter hook prerouting priority dstnat + 1; policy accept;
+		iifname @bound ip saddr != 0.0.0.0 iifname . ip saddr != @addresses4 drop
+		iifname @bound arp saddr ip != 0.0.0.0 iifname . arp saddr ip != @addresses4 drop
+		iifname @bound6 ip6 saddr != :: iifname . ip6 saddr != @addresses6 drop
+		iifname @bound6 icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @targets6 drop
+		ether type != ip ether type != arp ether type != ip6 iifname @bound drop
 	}}
 }}
 "#
