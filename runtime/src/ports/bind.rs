@@ -88,9 +88,11 @@ fn raise_limit(mappings: usize) {
     let needed = OTHERS + 2 * mappings as u64;
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < needed
+        && setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed)).is_err()
     {
-        // The descriptors' limit as a whole is the kernel's fs.nr_open; where it refuses, binding says what is missing.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed));
+        // Raising the hard limit takes CAP_SYS_RESOURCE, and fs.nr_open bounds it. Where the hard limit is not enough either,
+        // binding says what is missing.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, needed.min(hard), hard);
     }
 }
 

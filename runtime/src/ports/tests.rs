@@ -236,4 +236,29 @@ mod sockets {
         let (length, from) = client.recv_from(&mut packet).unwrap();
         assert_eq!((&packet[..length], from.port()), (&b"ping"[..], published));
     }
+
+    /// Set in the process that [`bind_without_privilege_raises_soft_limit`] starts of itself.
+    const LIMITED: &str = "WEFT_TEST_LIMITED";
+
+    /// Binds more ports than the soft limit of descriptors has room for, in a process that may not raise the hard limit.
+    #[test]
+    fn bind_without_privilege_raises_soft_limit() {
+        if std::env::var_os(LIMITED).is_some() {
+            let port = spec(Some(LOOPBACK), 0, 80, Protocol::Tcp).ports[0];
+            let spec = Spec { id: "a".into(), ports: vec![port; 150], ..Spec::default() };
+            assert_eq!(bind(&paths(), &spec).unwrap().ports().len(), 150);
+            return;
+        }
+        let limits = "prlimit --nofile=100:400 setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource";
+        let mut words = limits.split(' ');
+        let output = std::process::Command::new(words.next().unwrap())
+            .args(words)
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "ports::tests::sockets::bind_without_privilege_raises_soft_limit"])
+            .env(LIMITED, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    }
 }
