@@ -78,11 +78,7 @@ fn reinstalled_node_takes_its_name_back_when_no_container_can_be_alive() {
     let mut lan = Lan::new(2);
     lan.start_etcd();
     let [h1, h2] = &lan.hosts[..] else { panic!() };
-    let (_first, mut second) = (h1.ready(&FLAGS), h2.ready(&FLAGS));
-    h1.create("ov", &["10.42.0.0/16"]);
-    h2.sync();
-    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
-    assert!(one.reaches(&two));
+    let ([_first, mut second], [one, two]) = lan.pair();
     let reinstall = || {
         std::fs::remove_dir_all(h2.root()).unwrap();
         h2.space.run("ip link del vtwo");
@@ -242,10 +238,7 @@ fn renamed_node_keeps_its_name_until_its_last_container_ends() {
     let mut lan = Lan::new(2);
     lan.start_etcd();
     let [h1, h2] = &lan.hosts[..] else { panic!() };
-    let (_first, mut second) = (h1.ready(&FLAGS), h2.ready(&FLAGS));
-    h1.create("ov", &["10.42.0.0/16"]);
-    h2.sync();
-    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
+    let ([_first, mut second], [one, two]) = lan.pair();
     second.end("TERM");
     let mut second = h2.ready(&named("new2"));
     let status = h2.sync();

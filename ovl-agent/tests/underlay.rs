@@ -29,12 +29,8 @@ fn lan() -> Lan {
 #[test]
 fn ipv4_underlay_address_that_returns_keeps_the_vtep() {
     let lan = lan();
-    let [h1, h2] = &lan.hosts[..] else { panic!() };
-    let _agents = [h1.ready(&FLAGS), h2.ready(&FLAGS)];
-    h1.create("ov", &["10.42.0.0/16"]);
-    h2.sync();
-    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
-    assert!(one.reaches(&two));
+    let h1 = &lan.hosts[0];
+    let (_agents, [one, two]) = lan.pair();
     let first: IpAddr = "192.0.2.1".parse().unwrap();
     assert_eq!(vtep(h1), Some(first));
     for away in [100, 1500, 3000] {
@@ -54,12 +50,8 @@ fn ipv4_underlay_address_that_returns_keeps_the_vtep() {
 fn underlay_whose_interface_goes_down_moves_to_the_new_default_route() {
     for down in ["ip link set eth0 down", "the carrier"] {
         let lan = lan();
-        let [h1, h2] = &lan.hosts[..] else { panic!() };
-        let _agents = [h1.ready(&FLAGS), h2.ready(&FLAGS)];
-        h1.create("ov", &["10.42.0.0/16"]);
-        h2.sync();
-        let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
-        assert!(one.reaches(&two));
+        let h2 = &lan.hosts[1];
+        let (_agents, [one, two]) = lan.pair();
         lan.add_interface(2, "eth1");
         h2.space.ok("ip addr add 192.0.2.77/24 dev eth1 && ip link set eth1 up");
         // The address stays on the interface that is down, and says nothing.
@@ -86,11 +78,7 @@ fn underlay_whose_interface_goes_down_moves_to_the_new_default_route() {
 fn underlay_address_that_moves_to_another_interface_stays_the_vtep() {
     let lan = lan();
     let [h1, h2] = &lan.hosts[..] else { panic!() };
-    let _agents = [h1.ready(&FLAGS), h2.ready(&FLAGS)];
-    h1.create("ov", &["10.42.0.0/16"]);
-    h2.sync();
-    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
-    assert!(one.reaches(&two));
+    let (_agents, [one, two]) = lan.pair();
     lan.add_interface(2, "eth1");
     h2.space
         .ok("ip addr del 192.0.2.2/24 dev eth0 && ip addr add 192.0.2.2/24 dev eth1 && ip link set eth1 up");
@@ -108,12 +96,8 @@ fn underlay_address_that_moves_to_another_interface_stays_the_vtep() {
 #[test]
 fn underlay_that_moves_to_another_interface_is_followed_at_once() {
     let lan = lan();
-    let [h1, h2] = &lan.hosts[..] else { panic!() };
-    let _agents = [h1.ready(&FLAGS), h2.ready(&FLAGS)];
-    h1.create("ov", &["10.42.0.0/16"]);
-    h2.sync();
-    let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
-    assert!(one.reaches(&two));
+    let h2 = &lan.hosts[1];
+    let (_agents, [one, two]) = lan.pair();
     // Of two interfaces on one segment each answers for its own addresses.
     h2.space.ok("sysctl -qw net.ipv4.conf.all.arp_ignore=1");
     h2.space.ok("ip link add link eth0 name eth1 type macvlan mode bridge");

@@ -1,6 +1,7 @@
 //! Several hosts on one segment, and etcd on it.
 
-use super::{Host, Space, eventually};
+use super::container::Container;
+use super::{Agent, Host, Space, eventually};
 use std::process::{Child, Stdio};
 
 /// A switch with hosts, which have 192.0.2.1, 192.0.2.2, … and 2001:db8::1, 2001:db8::2, …; etcd is at 192.0.2.200 and 2001:db8::200.
@@ -49,6 +50,19 @@ impl Lan {
         self.etcd =
             Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         eventually("etcd answers", || self.switch.run(&format!("curl -sf {ETCD}/health")).status.success());
+    }
+
+    /// Starts the agents of the first two hosts, with network `ov` of IPv4 and a container on each: they reach each other.
+    #[track_caller]
+    pub fn pair(&self) -> ([Agent; 2], [Container; 2]) {
+        let [h1, h2, ..] = &self.hosts[..] else { panic!("a pair needs two hosts") };
+        let flags = ["--etcd", ETCD];
+        let agents = [h1.ready(&flags), h2.ready(&flags)];
+        h1.create("ov", &["10.42.0.0/16"]);
+        h2.sync();
+        let (one, two) = (Container::new(h1, "ov", "one"), Container::new(h2, "ov", "two"));
+        assert!(one.reaches(&two));
+        (agents, [one, two])
     }
 
     pub fn stop_etcd(&mut self) {

@@ -147,19 +147,7 @@ impl Nftables {
             return Ok(());
         }
         let table = wanted.table();
-        let mut rules: BTreeMap<String, usize> = BTreeMap::new();
-        self.socket.dump(
-            table,
-            msg::GETRULE,
-            |_| {},
-            |m| {
-                // Kernels before 4.16 do not look at the table here and dump those of all.
-                if attribute(m.attrs(), 1).map(text).as_deref() == Some(table.name()) {
-                    *rules.entry(attribute(m.attrs(), 2).map(text).unwrap_or_default()).or_default() += 1;
-                }
-                true
-            },
-        )?;
+        let rules = self.socket.rule_counts(table)?;
         let is_bound = wanted.elements.iter().any(|element| element.key.map == Map::Bound);
         for (chain, count) in base::census(table, &wanted.scopes) {
             // A table of an earlier version lacks it until a container needs it.

@@ -9,7 +9,7 @@ use super::record::{Content, Record};
 use super::records::{Loaded, Records};
 use super::socket::{Question, refused};
 use super::table::Table;
-use super::wire::{attribute, comment_of, flag, msg, text};
+use super::wire::{attribute, comment_of, flag, msg};
 use super::{Nftables, Wanted};
 use crate::conntrack::{self, UdpFlow};
 use crate::firewall::forward::{self, Traffic};
@@ -278,18 +278,7 @@ impl Nftables {
             found.scopes.extend(map.scope());
             self.socket.elements(map, |e| drop(found.elements.insert(e.key.clone(), e)))?;
         }
-        let mut rules: BTreeMap<String, usize> = BTreeMap::new();
-        self.socket.dump(
-            table,
-            msg::GETRULE,
-            |_| {},
-            |m| {
-                if attribute(m.attrs(), 1).map(text).as_deref() == Some(table.name()) {
-                    *rules.entry(attribute(m.attrs(), 2).map(text).unwrap_or_default()).or_default() += 1;
-                }
-                true
-            },
-        )?;
+        let rules = self.socket.rule_counts(table)?;
         let scopes: Vec<_> = found.scopes.iter().copied().collect();
         let census = base::census(table, &scopes);
         found.is_whole =

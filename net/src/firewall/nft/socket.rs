@@ -7,6 +7,7 @@ use super::wire::{Batch, INET, Message, Sealed, Writer, attribute, flag, message
 use crate::{Error, Refusal, Result};
 use netlink_sys::{Socket as Raw, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -16,6 +17,9 @@ const NLMSG_DONE: u16 = 3;
 /// Attributes of chains (enum nft_chain_attributes).
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
+/// Attributes of rules (enum nft_rule_attributes).
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
 /// The kernel fills a dump's datagram up to the size of the buffer that is waiting, 32 KiB at most.
 const BUFFER: usize = 32 * 1024;
 /// A socket takes messages up to about its send buffer (net.core.wmem_default, 208 KiB); above this it is enlarged.
@@ -345,6 +349,26 @@ impl Socket {
             },
         )?;
         Ok(maps)
+    }
+
+    /// Returns how many rules each chain of the table has; chains without one are left out.
+    pub fn rule_counts(&mut self, table: Table) -> Result<BTreeMap<String, usize>> {
+        let mut counts = BTreeMap::new();
+        self.dump(
+            table,
+            msg::GETRULE,
+            |_| {},
+            |m| {
+                // Kernels before 4.16 do not look at the table here and dump those of all.
+                if attribute(m.attrs(), NFTA_RULE_TABLE).map(text).as_deref() == Some(table.name())
+                    && let Some(chain) = attribute(m.attrs(), NFTA_RULE_CHAIN)
+                {
+                    *counts.entry(text(chain)).or_default() += 1;
+                }
+                true
+            },
+        )?;
+        Ok(counts)
     }
 
     /// The generation of the namespace's rules: it counts every change.
