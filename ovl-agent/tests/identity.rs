@@ -77,8 +77,8 @@ fn cloned_state_is_refused_while_the_original_runs() {
 fn reinstalled_node_takes_its_name_back_when_no_container_can_be_alive() {
     let mut lan = Lan::new(2);
     lan.start_etcd();
-    let [h1, h2] = &lan.hosts[..] else { panic!() };
-    let ([_first, mut second], [one, two]) = lan.pair();
+    let h2 = &lan.hosts[1];
+    let ([_first, mut second], [one, _two]) = lan.pair();
     let reinstall = || {
         std::fs::remove_dir_all(h2.root()).unwrap();
         h2.space.run("ip link del vtwo");

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod packets;
+pub mod stage;
 
 use serde_json::{Value, json};
 use std::collections::HashMap;
