@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use ovl_api::model::{Host, Network, overlap};
 use ovl_api::wire::HeldRecord;
 use ovl_store::Revision;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// A record that is held back.
@@ -177,7 +178,9 @@ impl State {
         match read {
             Read::Network(name, Some(network)) => self.check_network(name, network),
             Read::Network(name, None) => match self.ids.get(*name) {
-                Some(id) if self.is_in_use(id) => Err(deleted("nodes have blocks in the network")),
+                Some(id) if self.is_in_use(id) && !self.may_go(id) => {
+                    Err(deleted("nodes have blocks in the network"))
+                }
                 _ => Ok(()),
             },
             Read::Host(name, Some(host)) => self.check_host(name, host),
@@ -204,6 +207,13 @@ impl State {
     /// Whether nodes have blocks in a network, or this node has containers in it. Its record goes after both.
     pub(crate) fn is_in_use(&self, id: &str) -> bool {
         self.parts.contains_key(id) || self.used.get(id).is_some_and(|used| !used.is_empty())
+    }
+
+    /// Whether a network was marked as being removed, and this node has no container in it. Its record is then deleted on the
+    /// condition that the blocks' are, and an own deletion is known before the watch shows what came before it.
+    fn may_go(&self, id: &str) -> bool {
+        self.view.networks.get(id).is_some_and(|network| network.removing)
+            && self.used.get(id).is_none_or(BTreeMap::is_empty)
     }
 
     /// Whether a node has blocks or single addresses. Its record goes after them, and is marked before.

@@ -319,3 +319,21 @@ async fn address_whose_record_cannot_be_understood_is_not_given() {
     let problem = attach(&one, "c1", Some("10.42.0.5")).await.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Taken, "{problem}");
 }
+
+/// The removal is known at once, by its own transaction; that the last block went before it, the watch shows later.
+#[tokio::test]
+async fn removed_network_is_gone_before_the_watch_shows_its_last_block_go() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    let web = network(&one).await;
+    put(&kv, &keys::host("two"), TWO).await;
+    let block = keys::block(&web.id, "10.42.0.16/28".parse().unwrap());
+    put(&kv, &block, CLAIM).await;
+    read(&one).await;
+    assert!(one.look(|state| state.is_in_use(&web.id)));
+    delete(&kv, &block).await;
+    one.remove_network("web").await.unwrap();
+    assert!(one.look(|state| state.network("web").is_none()), "{:?}", held(&one));
+    follow(&one, &kv).await;
+    assert!(one.look(|state| state.network("web").is_none()) && held(&one).is_empty(), "{:?}", held(&one));
+}
