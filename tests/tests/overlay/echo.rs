@@ -45,6 +45,7 @@ impl Pinger {
 
     fn burst(&self, v6: bool, to: &[IpAddr], patience: Duration) -> Vec<IpAddr> {
         let socket = if v6 { &self.v6 } else { &self.v4 };
+        drain(socket);
         let sequence = self.next.replace(self.next.get() + 1);
         let ident = std::process::id() as u16;
         let mut waiting: BTreeSet<IpAddr> = to.iter().copied().collect();
@@ -75,6 +76,15 @@ impl Pinger {
         }
         waiting.into_iter().collect()
     }
+}
+
+/// Reads what has come since the last burst. A raw socket gets what others' pings send and receive too, and once its buffer is
+/// full, an answer that comes before the first is read would be dropped.
+fn drain(socket: &UdpSocket) {
+    let nonblocking = |on| socket.set_nonblocking(on).unwrap_or_else(|e| panic!("a raw socket: {e}"));
+    nonblocking(true);
+    while socket.recv_from(&mut [0; 1500]).is_ok() {}
+    nonblocking(false);
 }
 
 fn request(v6: bool, ident: u16, sequence: u16) -> Vec<u8> {
