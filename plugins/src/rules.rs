@@ -111,7 +111,11 @@ impl Plugin for Restoring {
         if !self.restores() {
             restore();
         }
-        self.0.add(request)
+        let added = self.0.add(request);
+        if added.is_err() && self.restores() {
+            restore();
+        }
+        added
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {

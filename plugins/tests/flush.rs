@@ -182,6 +182,7 @@ fn add_after_a_flush_restores_others_and_itself() {
         host.sh(removal);
         let taken = host.about("ADD", &portmap(&result, 8080), "new").run();
         assert_eq!(taken.code(), 104);
+        stage.assert_whole();
         host.about("DEL", &map, "new").run().ok();
         host.about("DEL", &conf, "new").run().ok();
         stage.assert_whole();
