@@ -202,14 +202,18 @@ fn a_foreign_ipam_is_executed_and_its_failed_add_is_followed_by_its_del() {
     host.about("DEL", &conf, "c1").run().ok();
     host.call("STATUS", &conf).run().ok();
     assert_eq!(host.sh("cat /run/calls"), "ADD \nDEL \nSTATUS");
-    host.eventually("test $(ip -o link | wc -l) = 2");
+    host.eventually(
+        "test $(ip -o link | wc -l) = 2 && test -z \"$(nft list ruleset)\" && ! test -e /run/weft",
+    );
     host.sh("rm /run/calls");
     let before = host.picture();
     host.sh("touch /run/fail");
     let failed = host.about("ADD", &conf, "c1").run();
     assert_eq!((failed.code(), failed.document["msg"].as_str()), (142, Some("acme-ipam ADD: no more")));
     assert_eq!(host.sh("cat /run/calls; rm /run/calls /run/fail"), "ADD \nDEL");
-    host.eventually("test $(ip -o link | wc -l) = 2");
+    host.eventually(
+        "test $(ip -o link | wc -l) = 2 && test -z \"$(nft list ruleset)\" && ! test -e /run/weft",
+    );
     assert_eq!(host.picture(), before);
     let missing = with(&conf, json!({"ipam": {"type": "nowhere-ipam"}}));
     assert!(host.about("ADD", &missing, "c1").run().text().contains("nowhere-ipam"));

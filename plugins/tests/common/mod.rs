@@ -222,6 +222,8 @@ impl Host {
 
     /// What a DEL or a GC must leave as it was: links, addresses, routes, the firewall, files. Carrier changes later.
     pub fn picture(&self) -> String {
+        // The child that outlives a DEL is still at work.
+        self.eventually("! grep -q weft-reaper /proc/net/unix");
         self.sh(
             "ip -o link | sed 's/^[0-9]*: //' | cut -d' ' -f1 | sort; ip route | sed 's/linkdown *//'; ip -6 route | sed 's/linkdown *//'; nft list ruleset; \
              find /run /var/lib/weft /var/lib/cni -not -path '/run/netns*' | sort",

@@ -37,7 +37,10 @@ fn veth(result: &Value) -> &str {
 
 /// Only the links that were there before, and no element in the firewall.
 fn gone(host: &Host) {
-    host.eventually("test $(ip -o link | wc -l) = 2 && test -z \"$(nft list ruleset)\"");
+    // The child that outlives a DEL removes the rules, and then their records' directories.
+    host.eventually(
+        "test $(ip -o link | wc -l) = 2 && test -z \"$(nft list ruleset)\" && ! test -e /run/weft/rules",
+    );
 }
 
 #[test]

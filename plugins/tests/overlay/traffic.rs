@@ -43,6 +43,9 @@ fn far(host: &Host) {
          ip -n far addr add 2001:db8::2/64 dev wan nodad && ip -n far link set wan up && \
          ip -n far route add default via 192.0.2.1 && ip -n far -6 route add default via 2001:db8::1",
     );
+    host.eventually(
+        "ip netns exec far ping -qc1 -W1 192.0.2.1 && ip netns exec far ping -qc1 -W1 2001:db8::1",
+    );
 }
 
 #[test]
