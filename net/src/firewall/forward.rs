@@ -111,21 +111,15 @@ pub(super) fn accepts(comment: &str, from: &[IpAddr], to: IpAddr) -> bool {
     }
 }
 
-/// Returns whether iptables' own forward chain (of its nftables variant) has the policy drop: one question, however many chains
-/// there are.
-///
-/// # Errors
-/// The kernel's refusal.
-pub fn iptables_drops() -> Result<bool> {
-    with_socket(|socket| {
-        let chain = |family| Question::Foreign { family, table: "filter", chain: "FORWARD" };
-        let mut drops = false;
-        socket.ask(&[chain(IPV4), chain(IPV6)], |_, answer| {
-            let policy = answer.ok().and_then(|m| attribute(m.attrs(), 5)).and_then(number);
-            drops |= policy == Some(DROP);
-        })?;
-        Ok(drops)
-    })
+/// As [`crate::firewall::nft::Nftables::iptables_drops`].
+pub(super) fn iptables_drops(socket: &mut Socket) -> Result<bool> {
+    let chain = |family| Question::Foreign { family, table: "filter", chain: "FORWARD" };
+    let mut drops = false;
+    socket.ask(&[chain(IPV4), chain(IPV6)], |_, answer| {
+        let policy = answer.ok().and_then(|m| attribute(m.attrs(), 5)).and_then(number);
+        drops |= policy == Some(DROP);
+    })?;
+    Ok(drops)
 }
 
 /// Appends the rules that accept this traffic to each forward chain whose policy is drop; those that are there stay as they

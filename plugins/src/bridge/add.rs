@@ -244,15 +244,16 @@ fn filter(
     rules::record(request, content, None);
     let attached = rules::nftables().and_then(|mut nft| {
         let attached = nft.attach_bridge(owner, masqueraded, &bridge);
+        // The chain that appears or changes most is iptables'; others are asked for with a bridge's first attachment.
+        let asks = attached.and_then(|is_new| Ok(accepts && (is_new || nft.iptables_drops()?)));
         firewall::release(&nft);
-        attached
+        asks
     });
-    let is_new = match attached {
-        Err(net::Error::Unsupported(_)) if !is_asked => true,
+    let asks = match attached {
+        Err(net::Error::Unsupported(_)) if !is_asked => accepts,
         attached => attached.coded()?,
     };
-    // The chain that appears or changes most is iptables'; others are asked for with a bridge's first attachment.
-    if accepts && (is_new || forward::iptables_drops().coded()?) {
+    if asks {
         forward::accept(&link.name, &[Traffic::Link(link.name.clone())]).coded()?;
     }
     Ok(())

@@ -201,6 +201,15 @@ fn refuse_iptables_options(options: &PublishOptions) -> Result<()> {
 }
 
 impl Nftables {
+    /// Returns whether iptables' own forward chain (of its nftables variant) has the policy drop: one question, however many
+    /// chains there are.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn iptables_drops(&mut self) -> Result<bool> {
+        super::forward::iptables_drops(&mut self.socket)
+    }
+
     /// Opens a netlink socket in the thread's network namespace. Nothing is asked of the kernel yet.
     pub fn open() -> Result<Self> {
         Ok(Nftables { socket: Socket::open()?, services: Services::default(), records: None })
