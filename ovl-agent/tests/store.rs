@@ -1,4 +1,4 @@
-//! Containers do not reach the cluster's store, and whoever else uses it does. Needs root and etcd.
+//! Containers do not reach the cluster's store, and all other users of it do. Needs root and etcd.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 

@@ -83,7 +83,7 @@ fn underlay_address_that_moves_to_another_interface_stays_the_vtep() {
     h2.space
         .ok("ip addr del 192.0.2.2/24 dev eth0 && ip addr add 192.0.2.2/24 dev eth1 && ip link set eth1 up");
     h2.space.ok("ip route replace default via 192.0.2.254 dev eth1");
-    // As whoever moves an address says it to the segment.
+    // As a program that moves an address announces it on the segment.
     h1.space.ok("ip neigh flush all");
     let since = Instant::now();
     eventually("they reach each other", || one.reaches(&two) && two.reaches(&one));

@@ -201,7 +201,7 @@ pub fn gc(request: &Request, configured: Option<Backend>, what: What) -> Result<
     forget_bridges()
 }
 
-/// Restores what another program removed, and drops the empty frame. For the child that outlives a DEL: nobody is left to hear
+/// Restores what another program removed, and drops the empty frame. For the child that outlives a DEL: no caller is left to hear
 /// of an error.
 pub fn tidy_quietly() {
     if let Some(records) = rules::records() {

@@ -50,7 +50,7 @@ impl Inner {
             let entry = done.got.first().and_then(|got| got.first());
             let alive = done.got.get(1).and_then(|got| got.first());
             let other = Token::of_other(alive, &self.place);
-            // Nobody else begins a session meanwhile.
+            // No other task begins a session meanwhile.
             let alone = match alive {
                 Some(alive) => Compare::Unchanged(live.clone(), alive.changed),
                 None => Compare::Absent(live.clone()),

@@ -1,6 +1,6 @@
 //! What a container may send from: its hardware address alone (`macspoofchk`), and its addresses alone (`portIsolation`).
 //!
-//! With a neighbour's address as source, a container could make a connection in the neighbour's name, and whoever it is with
+//! With a neighbour's address as source, a container could make a connection in the neighbour's name, and the peer of that connection
 //! would reach the neighbour's unpublished ports by it.
 
 use super::conf::Conf;

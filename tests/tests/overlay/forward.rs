@@ -94,7 +94,7 @@ fn overlay_passes_forward_policy_drop() {
             reached_from(&lab, "host2", &format!("-I 10.99.0.12 {}", direct[0].v4), what);
         };
         all(form.drop);
-        // Nobody else is let in, and no network into another.
+        // No other source is let in, and no network into another.
         lab.sh("underlay", "ip route add 10.42.0.0/16 via 10.99.0.11").ok();
         for (from, to) in [
             (lab.netns("underlay"), ov[0].v4),

@@ -12,6 +12,14 @@ fn on(dir: &Dir, kv: &Kv, machine: &str, vtep: u8) -> NodeConf {
     NodeConf { machine: Some(machine.to_owned()), vtep, ..conf(dir.path(), "one", kv, quick()) }
 }
 
+/// The node on machine `aa` with container `c1` in network `web`.
+async fn with_container(dir: &Dir, kv: &Kv) -> Agent {
+    let one = Agent::ready(on(dir, kv, "aa", 1)).await;
+    one.create("web", &["10.42.0.0/16"]).await;
+    one.attach("web", "c1").await.unwrap();
+    one
+}
+
 async fn stop(agent: Agent) {
     let node = agent.node.clone();
     agent.kill().await;
@@ -30,9 +38,7 @@ async fn refusal(agent: &Agent, part: &str) -> String {
 async fn state_of_another_machine_is_refused_unless_taken_over() {
     let dir = dir();
     let kv = local_store(&dir).await;
-    let one = Agent::ready(on(&dir, &kv, "aa", 1)).await;
-    one.create("web", &["10.42.0.0/16"]).await;
-    one.attach("web", "c1").await.unwrap();
+    let one = with_container(&dir, &kv).await;
     stop(one).await;
     let moved = Agent::start(on(&dir, &kv, "bb", 2));
     let why = refusal(&moved, "on another machine (VTEP 192.0.2.1)").await;
@@ -53,9 +59,7 @@ async fn state_of_another_machine_is_refused_unless_taken_over() {
 async fn name_of_dead_node_is_taken_over_at_its_address() {
     let dir = dir();
     let kv = local_store(&dir).await;
-    let one = Agent::ready(on(&dir, &kv, "aa", 1)).await;
-    one.create("web", &["10.42.0.0/16"]).await;
-    one.attach("web", "c1").await.unwrap();
+    let one = with_container(&dir, &kv).await;
     let anew = |vtep, take_over| {
         let root = dir.path().join("anew");
         NodeConf { root, take_over, ..on(&dir, &kv, "bb", vtep) }
@@ -81,9 +85,7 @@ fn names(agent: &Agent) -> Vec<String> {
 async fn node_renamed_by_a_reboot_withdraws_its_old_record() {
     let dir = dir();
     let kv = local_store(&dir).await;
-    let one = Agent::ready(on(&dir, &kv, "aa", 1)).await;
-    one.create("web", &["10.42.0.0/16"]).await;
-    one.attach("web", "c1").await.unwrap();
+    let one = with_container(&dir, &kv).await;
     stop(one).await;
     let renamed = |name: &str, boot: &str, vtep| NodeConf {
         name: name.to_owned(),

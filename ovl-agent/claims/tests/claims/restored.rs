@@ -184,7 +184,7 @@ async fn etcd_restored_from_older_snapshot_loses_no_container_or_route() {
     }
     let mut before = records(&kv).await;
     etcd.restore().await;
-    // It is in the snapshot; whoever removed it has to do so again.
+    // It is in the snapshot; it has to be removed again.
     let now = records(&etcd.kv().await).await;
     before.extend(now.into_iter().filter(|(key, value)| {
         key.contains("gone") || key.starts_with("c/vnis/") || value.as_deref() == Some("gone")

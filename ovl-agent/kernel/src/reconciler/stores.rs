@@ -1,4 +1,4 @@
-//! The cluster's store, which containers do not reach: whoever can write to it decides what all nodes do.
+//! The cluster's store, which containers do not reach: a program that can write to it decides what all nodes do.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -66,7 +66,7 @@ impl Reconciler {
     }
 }
 
-/// Bridges that Weft made and the host's legs in their VLANs, without a device group. Another group is somebody's choice.
+/// Bridges that Weft made and the host's legs in their VLANs, without a device group. Another group is the administrator's choice.
 fn ungrouped(links: &[Link]) -> impl Iterator<Item = &Link> {
     let is_ours = |link: &&Link| link.alias.as_deref() == Some(BRIDGE_ALIAS);
     // Of a leg the other end has the label, which is a port of the bridge.
