@@ -257,7 +257,7 @@ impl Engine {
         let result = match (caller.in_time(), self.started.get()) {
             (Err(problem), _) => Err(problem),
             (Ok(()), Some(started)) => started.node.detach(ask).await,
-            (Ok(()), None) => start::leave_note(&self.agent_root, ask),
+            (Ok(()), None) => self.detach_by_note(ask).await,
         };
         self.metrics.detached(result.is_ok(), begun.elapsed().as_secs_f64());
         let Detach { network, container, ifname } = ask;
@@ -271,6 +271,15 @@ impl Engine {
             }
         }
         result
+    }
+
+    /// Leaves a note for the node, which is not open yet. One that was opened meanwhile may have read the notes before.
+    async fn detach_by_note(&self, ask: &Detach) -> Result<(), Problem> {
+        start::leave_note(&self.agent_root, ask)?;
+        match self.started.get() {
+            Some(started) => started.node.detach(ask).await,
+            None => Ok(()),
+        }
     }
 
     /// Ends the attachments that are not valid.

@@ -246,6 +246,8 @@ impl Inner {
     pub(crate) fn detach(&self, ask: &Detach) -> Result<bool, Problem> {
         self.update(|state| {
             state.attaching.remove(&(ask.network.clone(), ask.container.clone(), ask.ifname.clone()));
+            // Its link was there when the node started, and is not any more: it must not be taken over.
+            state.found.retain(|link| (&link.container, &link.ifname) != (&ask.container, &ask.ifname));
             let is_it = |local: &&Local| {
                 local.name == ask.network
                     && local.endpoint.container == ask.container

@@ -13,13 +13,13 @@ const YOUNG: Duration = Duration::from_secs(10);
 const SHARE: u32 = 50;
 
 impl Inner {
-    /// Reads the notes, again and again.
+    /// Reads the notes, again and again; first at once, for some may have come since [`crate::Node::open`] read them.
     pub(crate) async fn notes(&self) {
         loop {
-            tokio::time::sleep(crate::random::jitter(self.conf.timing.notes)).await;
             if let Err(problem) = self.read_notes() {
                 tracing::warn!("{problem}");
             }
+            tokio::time::sleep(crate::random::jitter(self.conf.timing.notes)).await;
         }
     }
 

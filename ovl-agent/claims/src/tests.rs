@@ -24,7 +24,11 @@ async fn store() -> (TempDir, Kv) {
 }
 
 fn open(root: &Path, name: &str, kv: &Kv) -> Inner {
-    crate::open::open(NodeConf {
+    crate::open::open(conf(root, name, kv)).unwrap()
+}
+
+fn conf(root: &Path, name: &str, kv: &Kv) -> NodeConf {
+    NodeConf {
         root: root.join(name),
         name: name.to_owned(),
         boot_id: "boot".to_owned(),
@@ -37,8 +41,7 @@ fn open(root: &Path, name: &str, kv: &Kv) -> Inner {
         kv: kv.clone(),
         liveness: NodeConf::LIVENESS,
         timing: Timing { consent: Duration::from_millis(200), ..Timing::default() },
-    })
-    .unwrap()
+    }
 }
 
 async fn registered(inner: Inner) -> Inner {
@@ -50,6 +53,7 @@ async fn read(inner: &Inner) {
     let snapshot = inner.conf.kv.snapshot(keys::FOLLOWED).await.unwrap();
     inner.update(|state| {
         state.replace(Whole::of(&snapshot));
+        inner.take_over_links(state);
         state.following = true;
     });
 }

@@ -23,6 +23,7 @@ use cni::{Error, code};
 use conf::Conf;
 use net::firewall::nft::Kind;
 use net::{DEAD_GROUP, Netlink, Netns, Owner, dead};
+use ovl_api::ClientError;
 use ovl_api::wire::Detach;
 
 /// The plugin.
@@ -112,9 +113,15 @@ fn undo_grant(conf: &Conf, owner: &Owner, detach: &Detach) -> Result<(), Error> 
     give_back(conf, detach)
 }
 
-/// Gives an attachment's addresses back: by the agent, or by a note for it when it is not there or in trouble.
+/// Gives an attachment's addresses back: by the agent, or by a note for it when it is not there or in trouble. An agent that
+/// has started meanwhile may have read the notes before this one was there, so it is asked again.
 fn give_back(conf: &Conf, detach: &Detach) -> Result<(), Error> {
     let Err(error) = conf.client().detach(detach) else { return notes::forget(conf, detach) };
+    notes::leave(conf, detach)?;
+    let is_stuck = matches!(error, ClientError::TimedOut { .. });
+    if !is_stuck && conf.client().detach(detach).is_ok() {
+        return notes::forget(conf, detach);
+    }
     eprintln!("overlay: the addresses are given back later, by a note for the agent: {error}");
-    notes::leave(conf, detach)
+    Ok(())
 }

@@ -15,6 +15,8 @@ pub const GROUP: u32 = 0x5700_002a;
 struct State {
     /// Answers that are not the usual ones, by path.
     canned: Vec<(String, u16, Value)>,
+    /// The same for one answer each.
+    once: Vec<(String, u16, Value)>,
     /// Keys of the network that are not the usual ones.
     network: Value,
     asked: Vec<(String, Value)>,
@@ -76,6 +78,12 @@ impl Agent {
         self.state.lock().unwrap().canned.insert(0, (path.to_owned(), status, document));
     }
 
+    /// Has the next question of a path answered with a problem.
+    pub fn refuse_once(&self, path: &str, status: u16, kind: &str) {
+        let document = json!({"kind": kind, "message": format!("told to be {kind}")});
+        self.state.lock().unwrap().once.push((path.to_owned(), status, document));
+    }
+
     /// Has a path answered with a problem.
     pub fn refuse(&self, path: &str, status: u16, kind: &str) {
         self.answer(path, status, json!({"kind": kind, "message": format!("told to be {kind}")}));
@@ -134,7 +142,8 @@ fn serve(state: &Mutex<State>, stream: UnixStream) {
     }
     let asked: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let mut state = state.lock().unwrap();
-    let canned = state.canned.iter().find(|(each, ..)| *each == path).cloned();
+    let once = state.once.iter().position(|(each, ..)| *each == path).map(|at| state.once.remove(at));
+    let canned = once.or_else(|| state.canned.iter().find(|(each, ..)| *each == path).cloned());
     let (status, document) = match canned {
         Some((_, status, document)) => (status, document),
         None => usual(&path, &asked, &state.network),

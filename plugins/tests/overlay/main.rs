@@ -237,6 +237,13 @@ fn a_del_without_an_agent_leaves_a_note_and_the_next_add_removes_it() {
         assert_eq!(host.sh(notes), file, "{kind}");
         host.sh(&format!("rm {file}"));
     }
+    agent.usual();
+    agent.asked();
+    // One that came up while the note was written may not have seen it.
+    agent.refuse_once("/v1/detach", 503, "not-ready");
+    host.about("DEL", &conf, "c1").run().ok();
+    assert_eq!(host.sh(notes), "");
+    assert_eq!(agent.asked().iter().filter(|(path, _)| path == "/v1/detach").count(), 2);
     // Elsewhere, when the configuration says so.
     agent.stop();
     host.about("DEL", &with(&conf, json!({"root": "/run/other"})), "c1").run().ok();

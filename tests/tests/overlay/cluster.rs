@@ -233,9 +233,15 @@ impl Cluster {
     /// When it never is.
     #[track_caller]
     pub fn soon(&self, what: &str, so: impl Fn() -> bool) {
+        self.soon_or(what, so, String::new);
+    }
+
+    /// The same; the failure says more.
+    #[track_caller]
+    pub fn soon_or(&self, what: &str, so: impl Fn() -> bool, more: impl Fn() -> String) {
         let start = Instant::now();
         while !so() {
-            assert!(start.elapsed() < SOON, "never: {what}");
+            assert!(start.elapsed() < SOON, "never: {what}; {}", more());
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -86,7 +86,14 @@ fn an_agent_killed_in_the_midst_of_attachments_loses_and_doubles_nothing() {
         let ips: Vec<IpAddr> = members.iter().flat_map(Member::ips).collect();
         assert_eq!(ips.iter().collect::<BTreeSet<_>>().len(), COUNT * 2, "each once: {ips:?}");
         lab.soon("all are reachable", || pinger.silent(&ips, Duration::from_millis(500)).is_empty());
-        lab.soon("the store knows of these", || known(&lab, "host2", "host1").len() == COUNT);
+        lab.soon_or(
+            "the store knows of these",
+            || known(&lab, "host2", "host1").len() == COUNT,
+            || {
+                let names = lab.runtime("host1", "ps -a --no-trunc").stdout;
+                format!("it knows {:#?}, of\n{names}", known(&lab, "host2", "host1"))
+            },
+        );
         // Half of them go while the agent is down.
         let (some, others) = members.split_at(COUNT / 2);
         lab.remove(&some.iter().collect::<Vec<_>>());
