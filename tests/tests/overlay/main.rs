@@ -5,6 +5,7 @@ mod apart;
 mod bridged;
 mod cluster;
 mod echo;
+mod errors;
 mod etcd_down;
 mod exceptions;
 mod fencing;

@@ -128,6 +128,11 @@ impl Key {
         Key::address(if addr.is_ipv4() { Map::Nodes4 } else { Map::Nodes6 }, addr)
     }
 
+    /// A node's address in `paths4` or `paths6`.
+    pub fn path(addr: IpAddr) -> Self {
+        Key::address(if addr.is_ipv4() { Map::Paths4 } else { Map::Paths6 }, addr)
+    }
+
     /// A port in `vxlan_ports`.
     pub fn vxlan_port(port: u16) -> Self {
         Key { map: Map::VxlanPorts, bytes: port.to_be_bytes().to_vec() }

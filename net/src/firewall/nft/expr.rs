@@ -4,6 +4,7 @@
 mod address;
 mod service;
 mod store;
+mod unreachable;
 
 pub use address::Sender;
 

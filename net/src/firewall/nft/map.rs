@@ -92,6 +92,9 @@ pub enum Map {
     /// addresses of all nodes, to which no container sends VXLAN packets
     Nodes4,
     Nodes6,
+    /// the same addresses and this node's, as the destination of the packet that an ICMP error is about
+    Paths4,
+    Paths6,
     /// the ports at which nodes take VXLAN packets
     VxlanPorts,
     /// device groups of overlay networks
@@ -139,12 +142,14 @@ impl Map {
     ];
 
     /// Those of the overlay's table.
-    pub const OVERLAY_FRAME: [Map; 17] = [
+    pub const OVERLAY_FRAME: [Map; 19] = [
         Map::Vnis,
         Map::Vteps4,
         Map::Vteps6,
         Map::Nodes4,
         Map::Nodes6,
+        Map::Paths4,
+        Map::Paths6,
         Map::VxlanPorts,
         Map::Groups,
         Map::GroupPairs,
@@ -222,6 +227,8 @@ impl Map {
             Map::Vteps6 => "vteps6",
             Map::Nodes4 => "nodes4",
             Map::Nodes6 => "nodes6",
+            Map::Paths4 => "paths4",
+            Map::Paths6 => "paths6",
             Map::VxlanPorts => "vxlan_ports",
             Map::Groups => "groups",
             Map::GroupPairs => "group_pairs",
@@ -352,6 +359,8 @@ impl Map {
             Map::Sources => (IFNAME << 6 | ETHERADDR, 24),
             Map::BridgePairs => (IFNAME << 6 | IFNAME, 32),
             Map::Vnis => (INTEGER, 3),
+            Map::Paths4 => (INTEGER, 4),
+            Map::Paths6 => (INTEGER, 16),
             Map::Vteps4 | Map::Nodes4 => (IPADDR, 4),
             Map::Vteps6 | Map::Nodes6 => (IP6ADDR, 16),
             Map::VxlanPorts | Map::StoresHere => (INET_SERVICE, 2),

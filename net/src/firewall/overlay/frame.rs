@@ -50,6 +50,8 @@ impl Frame {
                 chain("forward", hooked(FORWARD), forward(rules.underlay)),
                 chain("services", None, services.drop()),
                 chain("foreign", None, foreign()),
+                chain("errors4", None, errors(false)),
+                chain("errors6", None, errors(true)),
                 chain("arrive", None, arrive(rules.underlay, rules.vtep)),
                 chain("vxlan", None, vxlan(rules.underlay)),
                 chain("inward", None, inward(rules.underlay)),
@@ -165,6 +167,30 @@ fn prerouting(port: u16, underlay: u32) -> Vec<Rule> {
     };
     rules.push(forged(false, Map::Nets4).commented("a network's address by another link"));
     rules.push(forged(true, Map::Nets6).commented("a network's address by another link, IPv6"));
+    let icmp = |v6| match underlay {
+        0 => Rule::new().icmp(v6).grouped(Way::In).group_in(Way::In, Map::Groups),
+        link => Rule::new().icmp(v6).not_from_loopback().not_by_link(Way::In, link),
+    };
+    rules.push(icmp(false).then(Verdict::Jump("errors4")).commented("ICMP by another link"));
+    rules.push(icmp(true).then(Verdict::Jump("errors6")).commented("ICMP by another link, IPv6"));
+    rules
+}
+
+/// ICMP errors about packets to a node, which the way to it alone may send, and that is the underlay's link. The kernel believes
+/// whoever says that a packet was too large: a container would lower the MTU between nodes below what the networks need.
+/// Those about packets to this node itself would be for another one.
+fn errors(v6: bool) -> Vec<Rule> {
+    // ICMP_ECHO and ICMP_ECHOREPLY (linux/icmp.h); ICMPv6's errors are those below 128.
+    let mut rules = match v6 {
+        false => vec![
+            Rule::of_family(v6).message_type(8).then(Verdict::Return).commented("an echo request"),
+            Rule::of_family(v6).message_type(0).then(Verdict::Return).commented("an echo reply"),
+        ],
+        true => vec![Rule::of_family(v6).informational().then(Verdict::Return).commented("no error")],
+    };
+    let paths = if v6 { Map::Paths6 } else { Map::Paths4 };
+    let about = Rule::of_family(v6).about(paths);
+    rules.push(about.then(Verdict::Drop).commented("about packets to a node"));
     rules
 }
 

@@ -282,7 +282,9 @@ fn from_memory(written: &Rules, rules: &Rules) -> Plan {
     let (mut old, mut new) = (Vec::new(), Vec::new());
     differences(&written.vnis, &rules.vnis, &mut old, &mut new, |vni| vec![Key::vni(*vni)]);
     differences(&written.vteps, &rules.vteps, &mut old, &mut new, |vtep| vec![Key::vtep(*vtep)]);
-    differences(&written.nodes, &rules.nodes, &mut old, &mut new, |node| vec![Key::node(*node)]);
+    differences(&written.nodes, &rules.nodes, &mut old, &mut new, |node| {
+        vec![Key::node(*node), Key::path(*node)]
+    });
     differences(&written.ports, &rules.ports, &mut old, &mut new, |port| vec![Key::vxlan_port(*port)]);
     differences(&written.groups, &rules.groups, &mut old, &mut new, |group| of_group(*group).into());
     differences(&written.internal, &rules.internal, &mut old, &mut new, |group| vec![internal(*group)]);
@@ -340,7 +342,8 @@ fn outermost(rules: &Rules) -> BTreeSet<IpNetwork> {
 fn keys(rules: &Rules) -> impl Iterator<Item = Key> {
     let vnis = rules.vnis.iter().map(|vni| Key::vni(*vni));
     let vteps = rules.vteps.iter().map(|vtep| Key::vtep(*vtep));
-    let nodes = rules.nodes.iter().map(|node| Key::node(*node));
+    let nodes = rules.nodes.iter().flat_map(|node| [Key::node(*node), Key::path(*node)]);
+    let own = rules.vtep.filter(|vtep| !rules.nodes.contains(vtep)).map(Key::path);
     let ports = rules.ports.iter().map(|port| Key::vxlan_port(*port));
     let groups = rules.groups.iter().flat_map(|group| of_group(*group));
     let internal = rules.internal.iter().map(|group| internal(*group));
@@ -349,6 +352,6 @@ fn keys(rules: &Rules) -> impl Iterator<Item = Key> {
     let nets = outermost(rules).into_iter().map(Key::net);
     let stores = rules.stores.iter().map(|(ip, port)| Key::store(*ip, *port));
     let stores = stores.chain(rules.stores_here.iter().map(|port| Key::store_here(*port)));
-    let vxlan = vnis.chain(vteps).chain(nodes).chain(ports);
+    let vxlan = vnis.chain(vteps).chain(nodes).chain(own).chain(ports);
     vxlan.chain(groups).chain(internal).chain(routed).chain(direct).chain(nets).chain(stores)
 }

@@ -41,6 +41,18 @@ const FULL: &str = r#"table inet weft-overlay {
 		elements = { 2001:db8::2 }
 	}
 
+	set paths4 {
+		typeof @th,192,32
+		comment "nodes, about packets to which no container sends ICMP errors"
+		elements = { 0xc0000201, 0xc0000202, 0xc0000203 }
+	}
+
+	set paths6 {
+		typeof @th,256,128
+		comment "nodes, about packets to which no container sends ICMP errors"
+		elements = { 0x20010db8000000000000000000000002 }
+	}
+
 	set vxlan_ports {
 		type inet_service
 		comment "ports at which nodes take VXLAN packets"
@@ -125,6 +137,8 @@ const FULL: &str = r#"table inet weft-overlay {
 		iif "lo" udp dport 4789 ip6 saddr @vteps6 return comment "VXLAN of another node, IPv6"
 		iif != "lo" ip saddr . meta nfproto @nets4 fib saddr . iif oif 0 drop comment "a network's address by another link"
 		iif != "lo" ip6 saddr . meta nfproto @nets6 fib saddr . iif oif 0 drop comment "a network's address by another link, IPv6"
+		meta l4proto icmp iif != "lo" iif != "lo" jump errors4 comment "ICMP by another link"
+		meta l4proto ipv6-icmp iif != "lo" iif != "lo" jump errors6 comment "ICMP by another link, IPv6"
 	}
 
 	chain input {
@@ -158,6 +172,17 @@ const FULL: &str = r#"table inet weft-overlay {
 	chain foreign {
 		ip6 saddr fe80::/10 return comment "neighbours on the link, IPv6"
 		drop comment "another's address"
+	}
+
+	chain errors4 {
+		@th,0,8 0x8 return comment "an echo request"
+		@th,0,8 0x0 return comment "an echo reply"
+		@th,192,32 @paths4 drop comment "about packets to a node"
+	}
+
+	chain errors6 {
+		@th,0,8 & 0x80 == 0x80 return comment "no error"
+		@th,256,128 @paths6 drop comment "about packets to a node"
 	}
 
 	chain arrive {

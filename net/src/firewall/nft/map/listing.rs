@@ -9,6 +9,7 @@ impl Map {
         match self {
             Map::HairpinAll4 | Map::HairpinAll6 | Map::Masq(_) | Map::MasqExcept(_) | Map::Hairpin(_) => 2,
             Map::Vteps4 | Map::Vteps6 | Map::Nodes4 | Map::Nodes6 | Map::VxlanPorts | Map::Vnis => 2,
+            Map::Paths4 | Map::Paths6 => 2,
             Map::Closed | Map::Sealed | Map::Isolated | Map::Bound | Map::Bound6 => 1,
             Map::StoresHere => 2,
             Map::Guarded | Map::Bridges | Map::Strict | Map::Localnet | Map::Watched | Map::SourceOf => 1,
@@ -32,6 +33,7 @@ impl Map {
             Map::Vnis => "VNIs of overlay networks",
             Map::Vteps4 | Map::Vteps6 => "hosts whose VXLAN packets are taken",
             Map::Nodes4 | Map::Nodes6 => "all nodes, to which no container sends VXLAN packets",
+            Map::Paths4 | Map::Paths6 => "nodes, about packets to which no container sends ICMP errors",
             Map::VxlanPorts => "ports at which nodes take VXLAN packets",
             Map::Groups => "link groups of overlay networks",
             Map::GroupPairs => "the same link group, in and out",
@@ -49,6 +51,8 @@ impl Map {
     pub(super) fn typeof_key(self) -> Vec<u8> {
         match self {
             Map::Vnis => nest(3, &payload(96, 24)),
+            Map::Paths4 => nest(3, &payload(192, 32)),
+            Map::Paths6 => nest(3, &payload(256, 128)),
             Map::Targets6 => nest(3, &port_and_target()),
             _ => Vec::new(),
         }
