@@ -59,6 +59,9 @@ fn bridge_plugin(meta: &Meta, options: &Options, bridge: &str, mtu: Option<u32>)
     plugin.insert("isGateway".into(), true.into());
     plugin.insert("isDefaultGateway".into(), (!meta.internal).into());
     plugin.insert("ipMasq".into(), (options.masquerade && !meta.internal).into());
+    if !options.exceptions.is_empty() {
+        plugin.insert("nonMasqueradeCIDRs".into(), json!(options.exceptions));
+    }
     plugin.insert("hairpinMode".into(), true.into());
     if let Some(mtu) = mtu {
         plugin.insert("mtu".into(), mtu.into());

@@ -2,8 +2,7 @@
 
 use super::host::Named;
 use super::meta::{Meta, Subnet};
-use super::options::BRIDGE;
-use super::options::Options;
+use super::options::{BRIDGE, EXCEPTIONS, Options};
 use super::pools::{self, Asked, Taken, Use};
 use super::{DEFAULT, Network, conflist, file, host, lock, overlay};
 use crate::paths::Paths;
@@ -55,6 +54,9 @@ pub fn create(paths: &Paths, request: &Request) -> Result<Network> {
     // are known.
     let _ = overlay::confirm(paths);
     let options = Options::parse(&request.options)?;
+    if request.internal && !options.exceptions.is_empty() {
+        bail!("--opt {EXCEPTIONS}: an internal network masquerades nothing");
+    }
     let asked = request.subnets.iter().map(|text| pools::parse_subnet(text)).collect::<Result<Vec<_>>>()?;
     let _lock = lock::create(paths)?;
     let made = create_locked(paths, request, &options, &asked);

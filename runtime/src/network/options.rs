@@ -1,6 +1,8 @@
-//! The options of `network create --opt`: Docker's `com.docker.network.…`. Pure.
+//! The options of `network create --opt`: Docker's `com.docker.network.…`, and `non-masquerade-cidrs`. Pure.
 
 use anyhow::{Result, anyhow, bail};
+use ipnetwork::IpNetwork;
+use ovl_api::model;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -14,8 +16,11 @@ const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 /// The option of the start of the interfaces' names in containers.
 pub const PREFIX: &str = ovl_api::names::PREFIX_OPTION;
 
+/// The option of destinations to which nothing is masqueraded.
+pub const EXCEPTIONS: &str = model::Network::EXCEPTIONS_OPTION;
+
 /// The options that are known.
-pub const KNOWN: [&str; 6] = [MTU, BRIDGE, ICC, MASQUERADE, HOST_BINDING, PREFIX];
+pub const KNOWN: [&str; 7] = [MTU, BRIDGE, ICC, MASQUERADE, HOST_BINDING, PREFIX, EXCEPTIONS];
 
 /// What a container's interfaces are called when a network says nothing: `eth0`, `eth1`, …
 pub const DEFAULT_PREFIX: &str = "eth";
@@ -31,6 +36,8 @@ pub struct Options {
     pub icc: bool,
     /// Whether what leaves the host gets the host's address.
     pub masquerade: bool,
+    /// Destinations to which it does not.
+    pub exceptions: Vec<IpNetwork>,
     /// The host address of published ports that name none.
     pub host_binding: Option<IpAddr>,
     /// The start of the interfaces' names in containers.
@@ -39,7 +46,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { mtu: None, bridge: None, icc: true, masquerade: true, host_binding: None, prefix: None }
+        Options {
+            mtu: None,
+            bridge: None,
+            icc: true,
+            masquerade: true,
+            exceptions: Vec::new(),
+            host_binding: None,
+            prefix: None,
+        }
     }
 }
 
@@ -66,6 +81,10 @@ impl Options {
                 }
                 ICC => options.icc = flag(value).ok_or_else(|| bad("true or false"))?,
                 MASQUERADE => options.masquerade = flag(value).ok_or_else(|| bad("true or false"))?,
+                EXCEPTIONS => {
+                    let parsed = model::parse_exceptions(value.split(','));
+                    options.exceptions = parsed.map_err(|bad| anyhow!("--opt {key}={value}: {bad}"))?;
+                }
                 HOST_BINDING => {
                     let ip = value.parse().ok().filter(IpAddr::is_ipv4);
                     options.host_binding = Some(ip.ok_or_else(|| bad("an IPv4 address of this host"))?);
@@ -106,6 +125,7 @@ mod tests {
             (BRIDGE, "web0"),
             (ICC, "false"),
             (MASQUERADE, "false"),
+            (EXCEPTIONS, "10.0.0.0/8,fd00::/8"),
             (HOST_BINDING, "127.0.0.1"),
             (PREFIX, "net"),
         ]);
@@ -114,6 +134,7 @@ mod tests {
             bridge: Some("web0".into()),
             icc: false,
             masquerade: false,
+            exceptions: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
             host_binding: "127.0.0.1".parse().ok(),
             prefix: Some("net".into()),
         };
@@ -135,6 +156,7 @@ mod tests {
             (BRIDGE, "lo"),
             (ICC, "maybe"),
             (HOST_BINDING, "::1"),
+            (EXCEPTIONS, "10.0.0.1/8"),
             (PREFIX, "a/b"),
         ] {
             let error = parse(&[(key, value)]).unwrap_err().to_string();

@@ -53,6 +53,16 @@ fn exceptions_of_network_see_containers_on_every_node() {
             !lab.sh(host, "nft list ruleset").stdout.contains("table inet weft {")
         });
     }
+    let bridge = format!("network create --subnet 10.44.0.0/16 --ipv6 {option} br");
+    lab.runtime("host1", &bridge).ok();
+    let member = lab.run("host1", "br", "--network br");
+    lab.sh("underlay", &format!("ip route replace {}/32 via 10.99.0.11", member.v4)).ok();
+    assert_eq!(seen(&listener, &lab.netns_of(&member), "10.99.0.1"), member.v4, "bridge");
+    assert_eq!(seen(&listener, &lab.netns_of(&member), "10.99.0.200").to_string(), "10.99.0.11", "bridge");
+    lab.remove(&[&member]);
+    lab.runtime("host1", "network rm br").ok();
+    let refused = lab.runtime("host1", &format!("network create --internal {option} no"));
+    assert!(refused.code != 0 && refused.stderr.contains("internal network"), "{refused}");
     for (option, said) in [
         ("non-masquerade-cidrs=10.0.0.1/8", "\"10.0.0.1/8\": expected a CIDR without host bits"),
         ("non-masquerade-cidrs=10.0.0.0/8,x", "\"x\": expected a CIDR"),
