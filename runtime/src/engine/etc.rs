@@ -1,6 +1,6 @@
 //! The files that the runtime writes for a container: /etc/hosts, /etc/resolv.conf, /etc/hostname.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -30,8 +30,19 @@ pub fn hostname(container: &Container) -> Result<String> {
     }
 }
 
-/// Writes the files; gives each with its place in the container.
-pub fn write(container: &Container, hostname: &str) -> Result<Vec<(PathBuf, &'static str)>> {
+/// Makes the files, empty; gives each with its place in the container.
+pub fn make(container: &Container) -> Result<Vec<(PathBuf, &'static str)>> {
+    let dir = container.run_dir();
+    let make = |(name, place)| {
+        let path = dir.join(name);
+        File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok((path, place))
+    };
+    FILES.into_iter().map(make).collect()
+}
+
+/// Writes the files that [`make`] made, each the same file as before: the container may have mounted it already.
+pub fn write(container: &Container, hostname: &str) -> Result<()> {
     let dir = container.run_dir();
     let host = |file: &str| base::file::read_text(Path::new(file)).unwrap_or_default();
     let texts = match &container.spec.network {
@@ -54,13 +65,11 @@ pub fn write(container: &Container, hostname: &str) -> Result<Vec<(PathBuf, &'st
             [hosts, resolv, format!("{hostname}\n")]
         }
     };
-    let mut files = Vec::new();
-    for ((name, place), text) in FILES.into_iter().zip(texts) {
+    for ((name, _), text) in FILES.into_iter().zip(texts) {
         let path = dir.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        files.push((path, place));
     }
-    Ok(files)
+    Ok(())
 }
 
 /// Where systemd-resolved has the servers that it asks itself (systemd-resolved.service(8)).

@@ -17,12 +17,14 @@ mod user;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{sethostname, setsid};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, sethostname, setsid};
 
 pub use guard::Guard;
 pub use mounts::open_null;
@@ -54,8 +56,6 @@ pub struct Plan<'a> {
     pub volumes: Vec<volumes::Mount>,
     /// Its cgroup.
     pub cgroup: Option<&'a Cgroup>,
-    /// What its processes may not do.
-    pub filters: Filters,
 }
 
 /// A launched process.
@@ -70,9 +70,33 @@ pub struct Launched {
     pub guard: Option<Guard>,
 }
 
+/// A process that sets itself up for its program. Dropping this ends it.
+pub struct Pending {
+    listener: Listener,
+    /// None once it is finished.
+    process: Option<(i32, OwnedFd, Guard)>,
+}
+
+impl Pending {
+    /// Lets the process become its program, when it is set up; returns when the program runs. An error leaves no process.
+    pub fn finish(mut self) -> Result<Launched> {
+        let Some((pid, pidfd, guard)) = self.process.take() else { bail!("it is finished already") };
+        Ok(Launched { guard: Some(guard), ..hear(&self.listener, pid, pidfd)? })
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some((pid, pidfd, _)) = &self.process {
+            reap(*pid, pidfd);
+        }
+    }
+}
+
 impl Plan<'_> {
-    /// Launches the program; returns when it runs. An error leaves no process. The caller has one thread.
-    pub fn launch(&self, stdio: Stdio) -> Result<Launched> {
+    /// Makes the process, which sets up all but the program and then waits (see [`Pending::finish`]). An error leaves no process.
+    /// The caller has one thread.
+    pub fn begin(&self, stdio: Stdio) -> Result<Pending> {
         let (listener, reporter) = report::pair()?;
         let null = open_null()?;
         let flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
@@ -81,21 +105,23 @@ impl Plan<'_> {
         match guard.clone(flags, cgroup).context("cannot make the container's process")? {
             Cloned::Child => {
                 drop(listener);
-                // Not without the supervisor: it would be nobody's.
-                let error = match reporter.wait().and_then(|()| self.set_up(&reporter)) {
-                    Ok(()) => self.program(stdio, null).run(&reporter),
+                let ready = || -> Result<Filters> {
+                    self.set_up(&reporter)?;
+                    let filters = Filters::new()?;
+                    reporter.wait()?;
+                    Ok(filters)
+                };
+                let error = match ready() {
+                    Ok(filters) => self.program(stdio, null, &filters).run(&reporter),
                     Err(error) => error,
                 };
                 give_up(&reporter, error)
             }
-            Cloned::Parent(pid, pidfd) => {
-                drop((reporter, stdio, null));
-                Ok(Launched { guard: Some(guard), ..hear(&listener, pid, pidfd)? })
-            }
+            Cloned::Parent(pid, pidfd) => Ok(Pending { listener, process: Some((pid, pidfd, guard)) }),
         }
     }
 
-    fn program(&self, stdio: Stdio, null: OwnedFd) -> Program<'_> {
+    fn program<'a>(&'a self, stdio: Stdio, null: OwnedFd, filters: &'a Filters) -> Program<'a> {
         Program {
             command: &self.spec.command,
             env: self.spec.env.clone(),
@@ -104,7 +130,7 @@ impl Plan<'_> {
             hostname: &self.hostname,
             stdio,
             null,
-            filters: &self.filters,
+            filters,
             dies_with_parent: true,
         }
     }
@@ -165,12 +191,18 @@ pub fn give_up(report: &Reporter, error: anyhow::Error) -> ! {
 
 /// In the old process: lets the new one go on and hears how it goes. A process that fails is reaped.
 pub fn hear(listener: &Listener, pid: i32, pidfd: OwnedFd) -> Result<Launched> {
-    match listener.go().and_then(|()| listener.listen()) {
+    // One that has ended says why in what it sent before.
+    let went = listener.go();
+    match listener.listen().and_then(|heard| went.map(|()| heard)) {
         Ok(heard) => Ok(Launched { pid, pidfd, heard, guard: None }),
         Err(error) => {
-            let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+            reap(pid, &pidfd);
             Err(error)
         }
     }
+}
+
+fn reap(pid: i32, pidfd: &OwnedFd) {
+    let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+    while waitpid(Pid::from_raw(pid), None) == Err(Errno::EINTR) {}
 }

@@ -4,14 +4,21 @@
 //! an opaque empty one (Documentation/filesystems/overlayfs.rst). So the container may make its own in their place, and finds
 //! these again when it starts again. The layer is new, so nothing in it is the container's.
 
+use std::collections::HashMap;
+use std::ffi::{CString, OsStr};
 use std::fs::{self, DirBuilder, Metadata};
 use std::io::{self, ErrorKind};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
-use nix::sys::stat::{Mode, SFlag, mknod};
+use nix::sys::stat::SFlag;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, fstat, openat, statat};
+use rustix::io::Errno;
 
 use crate::engine::sys;
 
@@ -124,7 +131,21 @@ pub fn is_covered(dir: &Path) -> bool {
 /// The directories of [`DIRECTORIES`] that are there, where symbolic links lead.
 fn covered() -> &'static [PathBuf] {
     static COVERED: OnceLock<Vec<PathBuf>> = OnceLock::new();
-    COVERED.get_or_init(|| DIRECTORIES.iter().filter_map(|dir| fs::canonicalize(dir).ok()).collect())
+    COVERED.get_or_init(|| {
+        let mut parents = HashMap::new();
+        DIRECTORIES.iter().filter_map(|dir| real(Path::new(dir), &mut parents)).collect()
+    })
+}
+
+/// The path without symbolic links of `dir`, if it is there. `parents` has those of directories that were asked for before.
+fn real<'a>(dir: &'a Path, parents: &mut HashMap<&'a Path, Option<PathBuf>>) -> Option<PathBuf> {
+    let parent = dir.parent()?;
+    let parent = parents.entry(parent).or_insert_with(|| fs::canonicalize(parent).ok());
+    let path = parent.as_ref()?.join(dir.file_name()?);
+    match fs::symlink_metadata(&path) {
+        Ok(meta) if meta.is_symlink() => fs::canonicalize(path).ok(),
+        other => other.ok().map(|_| path),
+    }
 }
 
 /// The files of [`PASSWORDS`] that are there, and those with `-` at the end, where symbolic links lead.
@@ -149,36 +170,49 @@ impl Layer<'_> {
         is_here.then(|| fs::symlink_metadata(path).ok())?
     }
 
-    /// The path in the layer; the directories on the way are made as those of the host.
+    /// The path in the layer.
     fn place(&self, path: &Path) -> Result<PathBuf> {
-        let rest = path.strip_prefix(self.lower)?;
+        Ok(self.upper.join(path.strip_prefix(self.lower)?))
+    }
+
+    /// Makes the directories above a path in the layer, as those of the host.
+    fn make_above(&self, path: &Path) -> Result<()> {
         let mut place = self.upper.to_owned();
         let mut above = self.lower.to_owned();
-        for part in rest.parent().into_iter().flatten() {
+        for part in path.strip_prefix(self.lower)?.parent().into_iter().flatten() {
             place.push(part);
             above.push(part);
             make_like(&place, &fs::symlink_metadata(&above)?)?;
         }
-        Ok(rest.file_name().map_or(place.clone(), |name| place.join(name)))
+        Ok(())
     }
 
     fn cover(&self, path: &Path, meta: &Metadata) -> Result<()> {
         let place = self.place(path)?;
-        if meta.is_dir() {
-            make_like(&place, meta)?;
-            sys::set_attribute(&place, c"trusted.overlay.opaque", b"y")?;
-        } else {
-            match mknod(&place, SFlag::S_IFCHR, Mode::empty(), 0) {
-                Err(nix::errno::Errno::EEXIST) => {}
-                other => other?,
+        let cover = || -> io::Result<()> {
+            if meta.is_dir() {
+                make_like(&place, meta)?;
+                return sys::set_attribute(&place, c"trusted.overlay.opaque", b"y");
             }
+            let whiteout = nix::sys::stat::Mode::empty();
+            match nix::sys::stat::mknod(&place, SFlag::S_IFCHR, whiteout, 0) {
+                Err(nix::errno::Errno::EEXIST) => Ok(()),
+                other => Ok(other?),
+            }
+        };
+        match cover() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.make_above(path)?;
+                Ok(cover()?)
+            }
+            other => Ok(other?),
         }
-        Ok(())
     }
 
     fn without_passwords(&self, path: &Path) -> Result<()> {
         let Some(meta) = self.find(path).filter(Metadata::is_file) else { return Ok(()) };
         let Ok(text) = base::file::read_text(path) else { return self.cover(path, &meta) };
+        self.make_above(path)?;
         let place = self.place(path)?;
         fs::write(&place, text.lines().map(without_password).collect::<String>())?;
         own_like(&place, &meta)?;
@@ -186,45 +220,97 @@ impl Layer<'_> {
     }
 
     /// Covers what others cannot read in a directory and in those below it, `depth` levels.
-    fn walk(&self, dir: &Path, depth: usize) -> Result<()> {
-        let Some(meta) = self.find(dir).filter(Metadata::is_dir) else { return Ok(()) };
-        if depth == 0 || is_covered(dir) {
+    fn walk(&self, top: &Path, depth: usize) -> Result<()> {
+        if depth == 0 || is_covered(top) || !self.find(top).is_some_and(|meta| meta.is_dir()) {
             return Ok(());
         }
-        // The root of a mount cannot be covered as a whole.
-        let is_private = !is_public(&meta);
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
+        let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
+        let opened = rustix::fs::open(top, DIRECTORY, Mode::empty());
+        self.walk_in(opened, &mut top.to_owned(), depth, &mut buffer)
+    }
+
+    /// As [`Self::walk`] for a directory that was opened, by names in it: paths would be long, and there are thousands.
+    fn walk_in(
+        &self,
+        dir: rustix::io::Result<OwnedFd>,
+        path: &mut PathBuf,
+        depth: usize,
+        buffer: &mut [MaybeUninit<u8>],
+    ) -> Result<()> {
+        let dir = match dir {
             // What vanishes meanwhile is no secret any more.
-            let Ok(kind) = entry.file_type() else { continue };
-            if !kind.is_dir() && !kind.is_file() {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            other => other.with_context(|| path.display().to_string())?,
+        };
+        // The root of a mount cannot be covered as a whole.
+        let is_private = !is_public(fstat(&dir)?.st_mode);
+        let mut below: Vec<CString> = Vec::new();
+        let mut entries = RawDir::new(&dir, buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry.with_context(|| path.display().to_string())?;
+            let (name, kind) = (entry.file_name(), entry.file_type());
+            if !matches!(kind, FileType::Directory | FileType::RegularFile | FileType::Unknown)
+                || [c".", c".."].contains(&name)
+            {
                 continue;
             }
-            let Ok(meta) = entry.metadata() else { continue };
-            let is_public = !is_private && is_public(&meta);
-            if is_public && kind.is_file() {
-                continue;
+            let Ok(stat) = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let is_public = !is_private && is_public(stat.st_mode);
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory if is_public => below.push(name.to_owned()),
+                FileType::RegularFile if is_public => {}
+                FileType::Directory | FileType::RegularFile => {
+                    path.push(OsStr::from_bytes(name.to_bytes()));
+                    if !is_password_list(path)
+                        && !self.is_of_other(path)
+                        && let Ok(meta) = fs::symlink_metadata(&*path)
+                    {
+                        self.cover(path, &meta)?;
+                    }
+                    path.pop();
+                }
+                _ => {}
             }
-            let path = entry.path();
-            if is_public {
-                self.walk(&path, depth_of(&path).unwrap_or(depth - 1))?;
-            } else if !is_password_list(&path) && self.find(&path).is_some() {
-                self.cover(&path, &meta)?;
+        }
+        for name in below {
+            path.push(OsStr::from_bytes(name.to_bytes()));
+            let depth = depth_of(path).unwrap_or(depth - 1);
+            let is_covered = covered().iter().any(|covered| is_same(covered, path));
+            if depth > 0 && !is_covered && !self.is_of_other(path) {
+                self.walk_in(openat(&dir, &name, DIRECTORY, Mode::empty()), path, depth, buffer)?;
             }
+            path.pop();
         }
         Ok(())
     }
+
+    /// Whether another mount is at a path of this one.
+    fn is_of_other(&self, path: &Path) -> bool {
+        self.others.iter().any(|other| is_same(other, path))
+    }
+}
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// For the entries of a directory, in bytes: enough for all of most.
+const BUFFER: usize = 16 * 1024;
+
+/// Whether two paths without symbolic links, dots and doubled slashes are the same: without a look at their components.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one.as_os_str() == other.as_os_str()
 }
 
 /// Whether the host's other users can read a file, or list a directory and reach what is in it.
-fn is_public(meta: &Metadata) -> bool {
-    let needed = if meta.is_dir() { 0o005 } else { 0o004 };
-    meta.mode() & needed == needed
+fn is_public(mode: u32) -> bool {
+    let is_dir = FileType::from_raw_mode(mode) == FileType::Directory;
+    let needed = if is_dir { 0o005 } else { 0o004 };
+    mode & needed == needed
 }
 
 /// See [`DEPTHS`].
 fn depth_of(dir: &Path) -> Option<usize> {
-    DEPTHS.iter().find(|(path, _)| dir == Path::new(path)).map(|(_, depth)| *depth)
+    DEPTHS.iter().find(|(path, _)| is_same(dir, Path::new(path))).map(|(_, depth)| *depth)
 }
 
 fn is_password_list(path: &Path) -> bool {

@@ -25,7 +25,7 @@ use nix::unistd::{Pid, dup2_stdin, dup2_stdout, pipe2, setsid};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Cgroup;
-use super::launch::{Filters, Plan, Root, Stdio};
+use super::launch::{Plan, Root, Stdio};
 use super::release::{self, Lock};
 use super::wire::{self, Frame};
 use super::{Failure, etc, process, sys, volumes};
@@ -179,9 +179,7 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
     // From here on something is held (see release::release).
     container.save_state()?;
     let netns = namespace(container)?;
-    let path = release::netns_path(container).unwrap_or_default();
-    container.state.attachments = network::attach(&paths, &release::with_ports(container), &path)?;
-    let files = etc::write(container, &hostname)?;
+    let files = etc::make(container)?;
     let root = Root {
         from: &container.spec.rootfs,
         keep: container.dir(),
@@ -202,23 +200,27 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
         root,
         netns,
         owns_netns: release::owns_netns(container),
-        hostname,
+        hostname: hostname.clone(),
         files,
         volumes: volumes::prepare(&paths, &container.spec.volumes)?,
         cgroup: cgroup.as_ref(),
-        filters: Filters::new()?,
     };
+    let (ours, theirs) = stdio(container)?;
+    // It mounts its root while its networks are attached.
+    let pending = plan.begin(theirs)?;
+    drop(plan);
+    let path = release::netns_path(container).unwrap_or_default();
+    container.state.attachments = network::attach(&paths, &release::with_ports(container), &path)?;
+    etc::write(container, &hostname)?;
     let listener = wire::listen(&container.run_dir()).context("cannot listen on attach.sock")?;
     // The first client begins with the size of its window, so that the terminal has it from its first moment.
     let size = match client.map(Frame::read) {
         Some(Ok(Some(Frame::Hello { rows, columns, .. }))) => Some((rows, columns)),
         _ => None,
     };
-    let (ours, theirs) = stdio(container)?;
     let log = log::Log::open(&container.dir().join("log.json")).context("cannot open the log")?;
-    let mut launched = plan.launch(theirs)?;
+    let mut launched = pending.finish()?;
     let heard = std::mem::take(&mut launched.heard);
-    drop(plan);
     let state = &mut container.state;
     state.status = Status::Running;
     state.pid = launched.pid;
