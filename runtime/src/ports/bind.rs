@@ -59,9 +59,9 @@ impl Held {
 /// free one of the kernel's choice, the same in both families; one with a range the first of it that is free.
 ///
 /// # Errors
-/// A taken port: names it and who holds it. Nothing stays bound then.
+/// A taken port: names it and who holds it. More ports than this process may have sockets. Nothing stays bound then.
 pub fn bind(paths: &Paths, spec: &Spec) -> Result<Held> {
-    raise_limit(spec.ports.len());
+    raise_limit(&spec.ports)?;
     // Those without a choice first, then those with a few ports to choose from: the others find another one.
     let mut order: Vec<usize> = (0..spec.ports.len()).collect();
     let freedom = |at: &usize| match spec.ports[*at] {
@@ -82,18 +82,35 @@ pub fn bind(paths: &Paths, spec: &Spec) -> Result<Held> {
     Ok(Held { ports: ports.into_iter().flatten().collect() })
 }
 
-/// Lets this process have two sockets a mapping, where it may.
-fn raise_limit(mappings: usize) {
+/// Lets this process have the sockets of these mappings open at once.
+///
+/// # Errors
+/// The limit of open files is too low for them, and this process may not raise it.
+fn raise_limit(ports: &[PortMapping]) -> Result<()> {
+    /// For what this process has open beside them, and for connections of the proxy, which wait where there are too few.
     const OTHERS: u64 = 1024;
-    let needed = OTHERS + 2 * mappings as u64;
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < needed
-        && setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed)).is_err()
-    {
-        // Raising the hard limit takes CAP_SYS_RESOURCE, and fs.nr_open bounds it. Where the hard limit is not enough either,
-        // binding says what is missing.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, needed.min(hard), hard);
+    /// For what this process has open beside them at least.
+    const LEAST: u64 = 64;
+    let families = 1 + u64::from(Socket::new(Domain::IPV6, Type::STREAM, None).is_ok());
+    let sockets: u64 = ports.iter().map(|port| if port.host_ip.is_some() { 1 } else { families }).sum();
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return Ok(()) };
+    let best = sockets + OTHERS;
+    // Raising the hard limit takes CAP_SYS_RESOURCE, and fs.nr_open bounds it.
+    if soft >= best || setrlimit(Resource::RLIMIT_NOFILE, best, hard.max(best)).is_ok() {
+        return Ok(());
     }
+    let most = soft.max(best.min(hard));
+    let limit = setrlimit(Resource::RLIMIT_NOFILE, most, hard).map_or(soft, |()| most);
+    let least = sockets + LEAST;
+    if limit < least {
+        bail!(
+            "cannot publish {} ports: their {sockets} sockets take a limit of open files of {least}, and it is {limit} \
+             (hard limit {hard}); raise the hard limit (`ulimit -Hn {least}`, or LimitNOFILE={least} of a systemd service), \
+             or publish fewer ports",
+            ports.len()
+        );
+    }
+    Ok(())
 }
 
 /// Binds the first port of a range that is free.

@@ -139,32 +139,47 @@ type Flows = Arc<Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>>;
 
 async fn udp(socket: Arc<UdpSocket>, to: SocketAddr, room: Arc<Semaphore>) {
     let flows: Flows = Flows::default();
-    let mut packet = vec![0; DATAGRAM];
-    loop {
-        let Ok((length, client)) = socket.recv_from(&mut packet).await else {
-            // An ICMP error of an earlier reply.
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            continue;
-        };
-        let known = flows.lock().await.get(&client).cloned();
-        let flow = match known {
-            Some(flow) => flow,
-            None => {
-                let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-                let Ok(flow) = connect(to).await else { continue };
-                let flow = Arc::new(flow);
-                flows.lock().await.insert(client, flow.clone());
-                let (socket, flows, back) = (socket.clone(), flows.clone(), flow.clone());
-                tokio::spawn(async move {
-                    replies(&socket, client, &back).await;
-                    flows.lock().await.remove(&client);
-                    drop(permit);
-                });
-                flow
+    while socket.readable().await.is_ok() {
+        // Only while something comes: a container may have thousands of ports.
+        let mut packet = vec![0; DATAGRAM];
+        loop {
+            match socket.try_recv_from(&mut packet) {
+                Ok((length, client)) => forward(&socket, client, &packet[..length], to, &flows, &room).await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An ICMP error of an earlier reply.
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             }
-        };
-        let _ = flow.send(&packet[..length]).await;
+        }
     }
+}
+
+/// Passes a client's datagram on to the container, by the client's flow.
+async fn forward(
+    socket: &Arc<UdpSocket>,
+    client: SocketAddr,
+    packet: &[u8],
+    to: SocketAddr,
+    flows: &Flows,
+    room: &Arc<Semaphore>,
+) {
+    let known = flows.lock().await.get(&client).cloned();
+    let flow = match known {
+        Some(flow) => flow,
+        None => {
+            let Ok(permit) = room.clone().try_acquire_owned() else { return };
+            let Ok(flow) = connect(to).await else { return };
+            let flow = Arc::new(flow);
+            flows.lock().await.insert(client, flow.clone());
+            let (socket, flows, back) = (socket.clone(), flows.clone(), flow.clone());
+            tokio::spawn(async move {
+                replies(&socket, client, &back).await;
+                flows.lock().await.remove(&client);
+                drop(permit);
+            });
+            flow
+        }
+    };
+    let _ = flow.send(packet).await;
 }
 
 async fn connect(to: SocketAddr) -> io::Result<UdpSocket> {

@@ -240,13 +240,19 @@ mod sockets {
     /// Set in the process that [`bind_without_privilege_raises_soft_limit`] starts of itself.
     const LIMITED: &str = "WEFT_TEST_LIMITED";
 
-    /// Binds more ports than the soft limit of descriptors has room for, in a process that may not raise the hard limit.
+    /// Binds more ports than the soft limit of descriptors has room for, and fails to bind more than the hard limit has, in a
+    /// process that may not raise that.
     #[test]
     fn bind_without_privilege_raises_soft_limit() {
         if std::env::var_os(LIMITED).is_some() {
             let port = spec(Some(LOOPBACK), 0, 80, Protocol::Tcp).ports[0];
-            let spec = Spec { id: "a".into(), ports: vec![port; 150], ..Spec::default() };
-            assert_eq!(bind(&paths(), &spec).unwrap().ports().len(), 150);
+            let spec = |ports| Spec { id: "a".into(), ports: vec![port; ports], ..Spec::default() };
+            assert_eq!(bind(&paths(), &spec(150)).unwrap().ports().len(), 150);
+            // More than the hard limit has room for.
+            let error = bind(&paths(), &spec(400)).unwrap_err().to_string();
+            for part in ["cannot publish 400 ports", "hard limit 400", "LimitNOFILE=464"] {
+                assert!(error.contains(part), "{error}");
+            }
             return;
         }
         let limits = "prlimit --nofile=100:400 setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource";
