@@ -228,10 +228,19 @@ impl Node {
     pub fn set_vtep(&self, vtep: IpAddr, segment: Option<IpNetwork>) {
         let mut underlay = lock(&self.inner.underlay);
         if *underlay != (vtep, segment) {
+            if underlay.0 != vtep {
+                self.inner.conf.kv.renew();
+            }
             *underlay = (vtep, segment);
             // The next session begins with this host's record.
             self.inner.wake.session.notify_one();
         }
+    }
+
+    /// Connects to the store anew, without waiting for the end of a pause: its address, or the link that it is on, was away.
+    pub fn reconnect(&self) {
+        self.inner.conf.kv.renew();
+        self.inner.wake.session.notify_one();
     }
 
     /// The addresses of this host are these now: no other node can have one as its VTEP.

@@ -15,8 +15,8 @@ const KEPT: usize = 65_536;
 /// Waits for something to happen in the kernel. Without it (no socket, or one that fails) the regular passes are all there is.
 pub struct Watcher {
     shared: Arc<Shared>,
-    /// The underlay's index, and whether it carried packets when that was told last.
-    last: (u32, Option<bool>),
+    /// The underlay's index, and whether it carried packets, and its MTU, when that was told last.
+    last: (u32, Option<(bool, u32)>),
 }
 
 /// What the listening threads and the worker share.
@@ -90,9 +90,10 @@ impl Watcher {
     /// True when it is about the underlay.
     fn concerns(&mut self, told: &Told, link: u32, gone: bool) -> bool {
         match *told {
-            Told::Link { index, running, .. } if index == link => {
+            Told::Link { index, running, mtu, .. } if index == link => {
                 // Most of what is told of a link changes nothing for the routes by it.
-                std::mem::replace(&mut self.last, (index, Some(running))) != (index, Some(running))
+                let now = (index, Some((running, mtu)));
+                std::mem::replace(&mut self.last, now) != now
             }
             Told::LinkGone { index } | Told::Address { index } => index == link || gone,
             Told::Link { .. } => gone,
@@ -177,6 +178,10 @@ mod tests {
         assert!(concerns(link(2, true), false), "nothing was known of it");
         assert!(!concerns(link(2, true), false), "as it was");
         assert!(concerns(link(2, false), false) && concerns(link(2, true), false));
+        let mtu =
+            Told::Link { index: 2, up: true, running: true, turned: false, group: 0, mac: None, mtu: 1400 };
+        assert!(concerns(mtu, false), "the MTU of the networks' devices follows from it");
+        assert!(concerns(link(2, true), false));
         assert!(!concerns(link(7, false), false), "a container's");
         assert!(concerns(link(7, true), true), "it may be the underlay's new one");
         assert!(concerns(Told::Address { index: 2 }, false) && concerns(Told::LinkGone { index: 2 }, false));

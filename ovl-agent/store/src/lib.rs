@@ -164,6 +164,15 @@ impl Kv {
         })
     }
 
+    /// Gives up the connection to the store: this node's address changed, and what is sent from the old one gets no answer. The
+    /// next call connects anew, as do those under way that may be carried out twice.
+    pub fn renew(&self) {
+        match self {
+            Kv::Local(_) => {}
+            Kv::Etcd(etcd) => etcd.renew(),
+        }
+    }
+
     /// For people: `local store DIR`, `etcd at URL, URL`; never a password.
     pub fn describe(&self) -> String {
         match self {

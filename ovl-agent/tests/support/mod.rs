@@ -4,6 +4,7 @@
 
 pub mod container;
 pub mod lan;
+pub mod pings;
 
 use ovl_api::Client;
 use ovl_api::wire::{NetworkCreate, Status};
@@ -171,6 +172,17 @@ impl Host {
     #[track_caller]
     pub fn sync(&self) -> Status {
         self.client().sync().unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    /// Deletes the `unreachable` route of a subnet, and returns how long the agent took to restore it: the least that anything takes
+    /// on a machine that is as busy as this one.
+    #[track_caller]
+    pub fn restoring(&self, subnet: &str) -> Duration {
+        let repairs = || self.client().status(None).unwrap().repairs;
+        let before = repairs().count;
+        self.space.ok(&format!("ip route del unreachable {subnet}"));
+        eventually("the route is restored", || repairs().count > before);
+        Duration::from_millis(repairs().last.unwrap().took_ms)
     }
 
     /// The agent's routes of both families.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions};
 use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::tls::{self, Files};
@@ -22,6 +23,8 @@ const STAGGER: Duration = Duration::from_millis(250);
 const FRESH: Duration = Duration::from_millis(500);
 /// How often a connection in use is asked for a sign of life. etcd closes those that ask more often than every 5 s.
 const KEEPALIVE: Duration = Duration::from_secs(6);
+/// Why a call was not finished on a connection that was given up by [`Links::renew`].
+const RENEWED: &str = "the connection was given up, for this node's address changed";
 
 /// A connection that has answered once.
 pub(super) struct Link {
@@ -61,6 +64,8 @@ pub(super) struct Links {
     state: Mutex<State>,
     /// Held by who connects; the others wait for what comes of it.
     connecting: tokio::sync::Mutex<()>,
+    /// How often the connection was given up by [`Links::renew`].
+    renewed: watch::Sender<u64>,
 }
 
 struct State {
@@ -81,6 +86,7 @@ impl Links {
             conf: conf.clone(),
             state: Mutex::new(State { current: None, first, failed: None }),
             connecting: tokio::sync::Mutex::new(()),
+            renewed: watch::Sender::new(0),
         };
         links.options().map_err(|trouble| links.error(trouble))?;
         Ok(links)
@@ -118,7 +124,14 @@ impl Links {
                 _ => {}
             }
         }
-        let made = self.connect(deadline).await;
+        let mut renewed = self.renewed.subscribe();
+        let made = loop {
+            tokio::select! {
+                biased;
+                _ = renewed.changed() => {}
+                made = self.connect(deadline) => break made,
+            }
+        };
         let mut state = self.state();
         match made {
             Ok(link) => {
@@ -142,6 +155,13 @@ impl Links {
             state.current = None;
             state.first = (link.at + 1) % self.conf.endpoints.len();
         }
+    }
+
+    /// Gives up the connection, or the one that is being made: when the address that it is made from is gone, it neither answers
+    /// nor fails. Calls that may be carried out twice begin anew at once.
+    pub(super) fn renew(&self) {
+        self.state().current = None;
+        self.renewed.send_modify(|times| *times += 1);
     }
 
     /// The first endpoint that answers.
@@ -295,17 +315,26 @@ impl Links {
         let deadline = Instant::now() + PATIENCE;
         let mut first = true;
         loop {
+            let mut renewed = self.renewed.subscribe();
             let link = self.get(deadline).await?;
             let attempt = async {
+                let lost = |sent, why: &str| Err(Trouble::new(Kind::Lost { sent }, why));
                 if !again {
                     // A connection can be dead without a sign: leave time for another endpoint.
-                    let proof = timeout_at(self.half(deadline, first), link.prove()).await;
-                    proof.unwrap_or_else(|_| {
-                        Err(Trouble::new(Kind::Lost { sent: false }, "no answer in time"))
-                    })?;
+                    tokio::select! {
+                        proof = timeout_at(self.half(deadline, first), link.prove()) => {
+                            proof.unwrap_or_else(|_| lost(false, "no answer in time"))?;
+                        }
+                        _ = renewed.changed() => lost(false, RENEWED)?,
+                    }
                 }
                 let until = if again { self.half(deadline, first) } else { deadline };
-                timeout_at(until, f(link.clone())).await.unwrap_or_else(|_| Err(Trouble::silent()))
+                tokio::select! {
+                    answer = timeout_at(until, f(link.clone())) => {
+                        answer.unwrap_or_else(|_| Err(Trouble::silent()))
+                    }
+                    _ = renewed.changed(), if again => Err(Trouble::new(Kind::Lost { sent: true }, RENEWED)),
+                }
             };
             let mut trouble = match attempt.await {
                 Ok(answer) => {

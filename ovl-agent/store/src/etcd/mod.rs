@@ -98,6 +98,11 @@ impl Etcd {
         (self.inner.pages.load(Ordering::Relaxed), self.inner.parts.load(Ordering::Relaxed))
     }
 
+    /// Connects anew with the next call.
+    pub fn renew(&self) {
+        self.inner.links.renew();
+    }
+
     /// For people.
     pub fn describe(&self) -> String {
         format!("etcd at {}", self.inner.links.endpoints())
