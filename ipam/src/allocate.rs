@@ -43,8 +43,8 @@ impl Store {
             }
             let mut given = Vec::with_capacity(ask.sets.len());
             for (set, wanted) in ask.sets.iter().zip(&wanted) {
-                let (range, address) = match *wanted {
-                    Some(address) => (self.requested(tx, net, ask, set, address, alive)?, address),
+                let (range, address, is_new) = match *wanted {
+                    Some(address) => (self.requested(tx, net, ask, set, address, alive)?, address, false),
                     None => self.any(tx, net, ask, set, &reserved, alive)?,
                 };
                 let lease = Lease {
@@ -56,7 +56,8 @@ impl Store {
                     netns: ask.netns.filter(|n| n.len() <= 4096).map(str::to_owned),
                 };
                 tx.hold(net, &Held { lease, range: Some(RangeId::of(range)) })?;
-                given.push(Allocated { address, prefix: range.subnet.prefix(), gateway: range.gateway });
+                let (prefix, gateway) = (range.subnet.prefix(), range.gateway);
+                given.push(Allocated { address, prefix, gateway, is_new });
             }
             Ok(given)
         })
@@ -85,7 +86,7 @@ impl Store {
         set.range_of(address).ok_or_else(|| not_in_range(ask, address))
     }
 
-    /// Finds the next free address of a set.
+    /// Finds the next free address of a set, and whether it was never given before.
     fn any<'s>(
         &self,
         tx: &mut Tx<'_, '_>,
@@ -94,7 +95,7 @@ impl Store {
         set: &'s RangeSet,
         reserved: &HashSet<IpAddr>,
         alive: &dyn Fn(&Lease) -> bool,
-    ) -> Result<(&'s Range, IpAddr)> {
+    ) -> Result<(&'s Range, IpAddr, bool)> {
         if let Some(found) = tx.next_free(net, set, reserved)? {
             return Ok(found);
         }

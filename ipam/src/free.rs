@@ -158,16 +158,17 @@ impl View<'_> {
 }
 
 impl Tx<'_, '_> {
-    /// Picks the next address of the set. It is not yet leased: the caller does that, in this transaction.
+    /// Picks the next address of the set, and says whether it was never given before. It is not yet leased: the caller does
+    /// that, in this transaction.
     pub(crate) fn next_free<'s>(
         &mut self,
         net: Net,
         set: &'s RangeSet,
         reserved: &HashSet<IpAddr>,
-    ) -> Result<Option<(&'s Range, IpAddr)>> {
+    ) -> Result<Option<(&'s Range, IpAddr, bool)>> {
         for range in set.ranges() {
             if let Some(address) = self.never_used(net, range, reserved)? {
-                return Ok(Some((range, address)));
+                return Ok(Some((range, address, true)));
             }
         }
         let mut oldest: Option<(u64, IpAddr, &Range)> = None;
@@ -179,11 +180,11 @@ impl Tx<'_, '_> {
             }
         }
         if let Some((_, address, range)) = oldest {
-            return Ok(Some((range, address)));
+            return Ok(Some((range, address, false)));
         }
         for range in set.ranges() {
             if let Some(address) = self.view().stray(net, range, reserved)? {
-                return Ok(Some((range, address)));
+                return Ok(Some((range, address, false)));
             }
         }
         Ok(None)

@@ -74,4 +74,6 @@ pub struct Allocated {
     pub prefix: u8,
     /// The gateway of its range.
     pub gateway: IpAddr,
+    /// Whether this store has never given it before.
+    pub is_new: bool,
 }

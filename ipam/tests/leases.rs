@@ -57,6 +57,20 @@ impl Bench {
         Ok(given.into_iter().map(|a| a.address).collect())
     }
 
+    /// Whether the address that is given is one that was never given before.
+    fn is_new(&self, who: &str, requested: &[IpAddr]) -> bool {
+        let attachment = holder(who);
+        let ask = Ask {
+            network: "web",
+            attachment: &attachment,
+            sets: &self.sets,
+            requested,
+            reserved: &self.reserved,
+            netns: None,
+        };
+        self.store.allocate(&ask, &|_| true).unwrap()[0].is_new
+    }
+
     fn release(&self, who: &str) -> usize {
         let count = self.store.release("web", &holder(who)).unwrap().len();
         self.store.check().unwrap();
@@ -283,4 +297,20 @@ fn rebuilt_leases_are_held_and_never_given_twice() {
     assert_eq!(bench.ask("f", &[]).unwrap(), [ip("10.1.0.6")]);
     // Released to no range's list, and still not lost.
     assert_eq!(bench.ask("g", &[]).unwrap(), [ip("10.1.0.2")]);
+}
+
+#[test]
+fn address_that_had_a_holder_is_not_new() {
+    let store = Bench::new(vec![set("10.1.0.0/24", Some("10.1.0.5"), Some("10.1.0.7"))]);
+    assert!(store.is_new("a", &[]));
+    assert!(store.is_new("b", &[]));
+    store.release("a");
+    assert!(!store.is_new("c", &[ip("10.1.0.5")]));
+    store.release("c");
+    assert!(store.is_new("d", &[]));
+    assert!(!store.is_new("e", &[]), "the range begins again");
+    // Who asks for an address may know that it had a holder elsewhere.
+    store.release("d");
+    store.release("e");
+    assert!(!store.is_new("f", &[ip("10.1.0.7")]));
 }

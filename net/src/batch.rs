@@ -43,10 +43,19 @@ impl Outcome {
     pub fn link(&self, ticket: Ticket) -> Option<Link> {
         self.answers.reply(ticket.0).and_then(Link::parse)
     }
+
+    /// Whether the kernel said that it does not have what was asked for.
+    pub fn is_unknown(&self, ticket: Ticket) -> bool {
+        self.answers.refusal(ticket.0).is_some_and(|refusal| refusal.errno == libc::ENOENT)
+    }
 }
 
 /// What a deletion may find: the object gone.
 const GONE: &[i32] = &[libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL];
+
+/// What a lookup may find: nothing; or that the kernel cannot look for one such thing, as for neighbours before Linux 5.0.
+const LOOKED_FOR: &[i32] =
+    &[libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL, libc::EOPNOTSUPP, libc::EINVAL];
 
 impl Batch {
     /// No change yet.
@@ -128,13 +137,14 @@ impl Batch {
     /// same exchange.
     pub fn lookup(&mut self, name: &str) -> Ticket {
         let message = link::request(0, Some(name));
-        let number = self.out.lookup(libc::RTM_GETLINK, 0, |bytes| emit(bytes, &message));
-        self.ops.push(Op {
-            what: format!("look up interface {name}"),
-            needs: None,
-            creates: None,
-            passes: GONE,
-        });
+        let what = format!("look up interface {name}");
+        self.push_lookup(what, libc::RTM_GETLINK, |bytes| emit(bytes, &message))
+    }
+
+    /// Adds a lookup; that there is no such thing is no error.
+    pub(crate) fn push_lookup(&mut self, what: String, kind: u16, body: impl FnOnce(&mut Vec<u8>)) -> Ticket {
+        let number = self.out.lookup(kind, 0, body);
+        self.ops.push(Op { what, needs: None, creates: None, passes: LOOKED_FOR });
         Ticket(number)
     }
 }

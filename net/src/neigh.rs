@@ -10,7 +10,7 @@ use netlink_packet_route::neighbour::{
 };
 
 use crate::addr::{family_of, ip_of};
-use crate::batch::Batch;
+use crate::batch::{Batch, Ticket};
 use crate::error::Result;
 use crate::link::mac_text;
 use crate::netlink::Netlink;
@@ -110,6 +110,14 @@ impl Batch {
         message.attributes.push(NeighbourAttribute::Destination(ip.into()));
         let what = format!("set neighbour {ip} ({}) on {}", mac_text(mac), self.name_of(index));
         self.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, |bytes| emit(bytes, &message))
+    }
+
+    /// Asks whether there is an entry of this neighbour, known or not: [`crate::Outcome::is_unknown`].
+    pub fn neigh_lookup(&mut self, index: u32, ip: IpAddr) -> Ticket {
+        let mut message = neighbour(family_of(ip), index, None);
+        message.attributes.push(NeighbourAttribute::Destination(ip.into()));
+        let what = format!("look up neighbour {ip} on {}", self.name_of(index));
+        self.push_lookup(what, libc::RTM_GETNEIGH, |bytes| emit(bytes, &message))
     }
 
     /// Forgets a neighbour.

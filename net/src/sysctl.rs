@@ -1,20 +1,27 @@
 //! Kernel settings under /proc/sys. Those of `net` belong to the network namespace of the calling thread, so for a
 //! container's: `netns.run(|| sysctl::set(..))`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
+
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
 
 use crate::error::{Error, Result};
 use crate::route::Family;
 
 /// The key of a setting of one interface: `net/ipv4/conf/IFNAME/KEY`. Slashes, because an interface's name may hold dots.
 pub fn conf(family: Family, ifname: &str, key: &str) -> String {
+    format!("{}/{key}", conf_dir(family, ifname))
+}
+
+fn conf_dir(family: Family, ifname: &str) -> String {
     let family = match family {
         Family::V4 => "ipv4",
         Family::V6 => "ipv6",
     };
-    format!("net/{family}/conf/{ifname}/{key}")
+    format!("net/{family}/conf/{ifname}")
 }
 
 /// The file of a setting, named with slashes (`net/ipv4/conf/eth0.5/arp_notify`) or dots (`net.ipv4.ip_forward`). As with
@@ -67,6 +74,32 @@ pub fn write_if_there(key: &str, value: &str) -> Result<()> {
         Err(error) if error.is_missing() => Ok(()),
         outcome => outcome,
     }
+}
+
+/// As [`write_if_there`], for several settings of an interface, each with its value: the path is looked up once, which takes
+/// longer the more network namespaces have used theirs.
+///
+/// # Errors
+/// As [`write_if_there`]; those before the one that is refused have their value.
+pub fn write_conf(family: Family, ifname: &str, values: &[(&str, &str)]) -> Result<()> {
+    let dir_key = conf_dir(family, ifname);
+    let flags = OFlag::O_CLOEXEC | OFlag::O_DIRECTORY | OFlag::O_PATH;
+    let dir = match open(&path(&dir_key)?, flags, Mode::empty()) {
+        Err(nix::Error::ENOENT) => return Ok(()),
+        opened => opened.map_err(|errno| failed("look up", &dir_key, errno.into()))?,
+    };
+    for (key, value) in values {
+        let write = || {
+            let file = openat(&dir, *key, OFlag::O_CLOEXEC | OFlag::O_WRONLY, Mode::empty())?;
+            File::from(file).write_all(value.as_bytes())
+        };
+        match write() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            written => written
+                .map_err(|error| failed(&format!("write {value:?} to"), &conf(family, ifname, key), error))?,
+        }
+    }
+    Ok(())
 }
 
 /// As [`set`], and false when the kernel has no such setting, as without IPv6.

@@ -60,6 +60,15 @@ pub enum Ipam<'r> {
     Foreign(&'r str),
 }
 
+/// What an IPAM gave.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// Its result.
+    pub result: AddResult,
+    /// Whether no attachment had these addresses before, as far as the IPAM knows.
+    pub is_new: bool,
+}
+
 /// The request as a delegate gets it: without our own argument, which it would refuse.
 fn forwarded(request: &Request) -> Request {
     let mut forwarded = request.clone();
@@ -103,20 +112,21 @@ impl<'r> Ipam<'r> {
     }
 
     /// Asks for addresses. When a foreign plugin fails, its DEL is called before this returns.
-    pub fn add(&self, request: &Request) -> Result<AddResult, Error> {
-        match self {
-            Ipam::None => Ok(AddResult::default()),
-            Ipam::HostLocal(conf) => hostlocal::add(request, conf),
-            Ipam::Static(conf) => Ok(conf.result()),
+    pub fn add(&self, request: &Request) -> Result<Given, Error> {
+        let result = match self {
+            Ipam::HostLocal(conf) => return hostlocal::add(request, conf),
+            Ipam::None => AddResult::default(),
+            Ipam::Static(conf) => conf.result(),
             Ipam::Foreign(kind) => {
                 let request = forwarded(request);
                 delegate::add(&request, kind).inspect_err(|_| {
                     if let Err(error) = delegate::del(&request, kind) {
                         eprintln!("{kind} DEL after its failed ADD: {error}");
                     }
-                })
+                })?
             }
-        }
+        };
+        Ok(Given { result, is_new: false })
     }
 
     /// Are the addresses still held?

@@ -40,6 +40,37 @@ fn new_mac_of_an_old_address_is_known_at_once() {
     host.sh(host_too);
 }
 
+/// An address that host-local gives for the first time is announced where another neighbour had it, by hand or by another
+/// network of the bridge.
+#[test]
+fn new_lease_of_a_known_address_is_announced() {
+    let host = Host::new();
+    for id in ["first", "hand", "new"] {
+        host.netns(id);
+    }
+    let conf = dual(json!({}));
+    host.about("ADD", &conf, "first").run().ok();
+    host.sh("ip link add hand type veth peer name eth0 netns hand && ip link set hand master br0 up \
+         && ip -n hand link set eth0 up && ip -n hand addr add 10.5.0.3/24 dev eth0 \
+         && ip -n hand addr add fd00:5::3/64 dev eth0 nodad");
+    host.eventually("ping -qc1 -W4 10.5.0.3");
+    host.eventually("ping -qc1 -W4 fd00:5::3");
+    host.sh("ip link del hand");
+    for address in ["10.5.0.3", "fd00:5::3"] {
+        host.sh(&format!("ip neigh show dev br0 | grep '^{address} ' | grep lladdr"));
+    }
+    let result = host.about("ADD", &conf, "new").run().ok();
+    let ips: Vec<_> = result["ips"].as_array().unwrap().iter().map(|ip| ip["address"].clone()).collect();
+    assert_eq!(ips, ["10.5.0.3/24", "fd00:5::3/64"]);
+    let mac = result["interfaces"][2]["mac"].as_str().unwrap();
+    for address in ["10.5.0.3", "fd00:5::3"] {
+        host.eventually(&format!("ip neigh show dev br0 | grep '^{address} ' | grep -q {mac}"));
+    }
+    for id in ["first", "new"] {
+        host.about("DEL", &conf, id).run().ok();
+    }
+}
+
 /// What a failed ADD must not change. Without the links' flags: carrier changes later.
 const LEFT: &str = "ip -br link | cut -d' ' -f1; ip -o addr show scope global; nft list ruleset";
 

@@ -7,7 +7,7 @@ use super::{link, sources, vlan};
 use crate::attach::{self, Routers, Settings, Wanted, random_mac};
 use crate::errors::Coded;
 use crate::firewall::{self, Backend, owner};
-use crate::ipam_client::{self, Ipam};
+use crate::ipam_client::{self, Given, Ipam};
 use crate::netns;
 use crate::rollback::Rollback;
 use crate::rules;
@@ -18,6 +18,7 @@ use ipnetwork::IpNetwork;
 use net::firewall::Firewall;
 use net::firewall::forward::{self, Traffic};
 use net::firewall::nft::{Content, Kind, Nftables};
+use net::names::BRIDGE_ALIAS;
 use net::{Batch, Link, Netlink, Netns, Owner, PortSet, sysctl};
 use std::time::Duration;
 
@@ -74,7 +75,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         gateway = lease.put_gateways(&mut host, &conf, &bridge, &mut rollback)?;
         sources::watch(request, &conf, mac, sources::bound(&conf, &ipam, mac, &lease.addresses))?;
     }
-    let Lease { mut result, addresses, gateways } = lease;
+    let Lease { mut result, addresses, gateways, is_new } = lease;
     let mut batch = Batch::new();
     if !conf.disable_container_interface {
         let index = pair.container;
@@ -95,7 +96,12 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     }
     // A bridge that Weft did not make may have another hardware address now that it has another port.
     let bridge_now = batch.lookup(&bridge.name);
-    let bridge = host.run(batch).coded()?.link(bridge_now).unwrap_or(bridge);
+    let facing = gateway.as_ref().map_or(bridge.index, |link| link.index);
+    let known = addresses.iter().map(|address| batch.neigh_lookup(facing, address.ip()));
+    let known: Vec<_> = known.collect();
+    let found = host.run(batch).coded()?;
+    let is_unknown = known.into_iter().all(|ticket| found.is_unknown(ticket));
+    let bridge = found.link(bridge_now).unwrap_or(bridge);
     if conf.dad && !conf.disable_container_interface {
         container.wait_for_dad(pair.container, DAD_PATIENCE).coded()?;
     }
@@ -114,7 +120,11 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     result.interfaces = vec![interface(&bridge)];
     if !conf.disable_container_interface {
         attach::settle(&mut container, &addresses);
-        attach::announce(&mut container, pair.container, mac, &addresses);
+        // A bridge that Weft made has had no neighbours but those of its attachments.
+        let is_first = is_new && is_unknown && bridge.alias.as_deref() == Some(BRIDGE_ALIAS);
+        if !is_first {
+            attach::announce(&mut container, pair.container, mac, &addresses);
+        }
     }
     result.interfaces.extend(pair.interfaces);
     if let Some(leg) = gateway.filter(|link| link.index != bridge.index && !gateways.is_empty()) {
@@ -143,6 +153,8 @@ struct Lease {
     addresses: Vec<IpNetwork>,
     /// The addresses that the bridge must have.
     gateways: Vec<IpNetwork>,
+    /// No attachment had the addresses before.
+    is_new: bool,
 }
 
 impl Lease {
@@ -155,11 +167,11 @@ impl Lease {
     ) -> Result<Lease, Error> {
         rollback.on_failure("the addresses", || ipam_client::del(request));
         // Nothing was given when it fails, and a second ADD of a container must not take the first one's address away.
-        let mut result = ipam.add(request).inspect_err(|_| rollback.withdraw())?;
+        let Given { mut result, is_new } = ipam.add(request).inspect_err(|_| rollback.withdraw())?;
         let gateways = if ipam.is_some() { complete(&mut result, conf)? } else { Vec::new() };
         result.check_version(request.conf.version)?;
         let addresses = result.ips.iter().map(|ip| ip.address).collect();
-        Ok(Lease { result, addresses, gateways })
+        Ok(Lease { result, addresses, gateways, is_new })
     }
 
     /// Gives the bridge, or its leg in the VLAN, the gateways' addresses, and has the host forward. Returns the link that

@@ -81,8 +81,8 @@ pub fn ensure(netlink: &mut Netlink, conf: &Conf, found: Option<Link>) -> Result
         // up, and could not use it for the one to two seconds in which the kernel would look for a duplicate.
         attach::optional(sysctl::set_if_there(&sysctl::conf(Family::V6, &conf.bridge, "accept_dad"), "0"));
         attach::optional(sysctl::ignore_routers(&conf.bridge));
-    } else {
-        // A container must not tell the host its routes. Without IPv6 there is no such setting.
+    } else if link.conf.hears_routers == Some(true) {
+        // A container must not tell the host its routes. What is right is known by netlink, without a look-up in /proc/sys.
         attach::optional(sysctl::set_if_there(&sysctl::conf(Family::V6, &conf.bridge, "accept_ra"), "0"));
     }
     Ok(link)

@@ -11,6 +11,7 @@ mod stores;
 pub use conf::{Conf, Dirs};
 
 use crate::errors::{Coded, Failures, mismatch};
+use crate::ipam_client::Given;
 use cni::config::ValidAttachment;
 use cni::plugin::Plugin;
 use cni::request::Request;
@@ -28,7 +29,7 @@ fn attachment(request: &Request) -> Attachment {
 }
 
 /// Gives an address of every range set, and the result that says so.
-pub fn add(request: &Request, conf: &Conf) -> Result<AddResult, Error> {
+pub fn add(request: &Request, conf: &Conf) -> Result<Given, Error> {
     let dirs = Dirs::of(request)?;
     stores::remember(&dirs);
     pending::apply();
@@ -45,13 +46,14 @@ pub fn add(request: &Request, conf: &Conf) -> Result<AddResult, Error> {
     };
     let given = store.allocate(&ask, &leases::may_live).coded()?;
     store.keep_open();
+    let is_new = given.iter().all(|each| each.is_new);
     let mut result = AddResult { routes: conf.routes.clone(), dns: conf.dns.clone(), ..AddResult::default() };
     for each in given {
         let address = IpNetwork::new(each.address, each.prefix)
             .map_err(|error| Error::new(code::PLUGIN, error.to_string()))?;
         result.ips.push(IpConfig { interface: None, address, gateway: Some(each.gateway) });
     }
-    Ok(result)
+    Ok(Given { result, is_new })
 }
 
 /// Releases the attachment's addresses: in the store that the configuration names, if it is one of host-local, and in all
@@ -183,7 +185,7 @@ impl Plugin for HostLocal {
 
     fn add(&self, request: &Request) -> Result<AddResult, Error> {
         request.args.only(&["IP", "GATEWAY", "MAC"])?;
-        add(request, &Conf::of(request)?)
+        add(request, &Conf::of(request)?).map(|given| given.result)
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {
