@@ -68,6 +68,7 @@ fn keep_rules(run: &Path) {
     let report = |restored: net::Result<Restored>| match restored {
         Ok(restored) => tracing::warn!(
             elements = restored.elements,
+            rules = restored.rules,
             "another program removed rules of the packet filter; restored"
         ),
         Err(error) => tracing::warn!("cannot restore the packet filter: {error}"),

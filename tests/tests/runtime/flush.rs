@@ -55,6 +55,32 @@ fn supervisors_restore_flushed_rules_at_once() {
     site.finish();
 }
 
+/// As a firewall's restart does: its rules go, with those that Weft put among them, and its policy stays.
+#[test]
+fn supervisors_restore_rules_in_forward_chains_of_others() {
+    let site = Site::set_up();
+    let chain = "'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'";
+    let count = "nft list chain ip filter FORWARD | grep -c 'weft: forward'";
+    site.host.run(&format!("nft {chain}")).ok();
+    let www = site.www();
+    is_page(site.outside(&page(&format!("{HOST}:8080"))));
+    let before = site.host.run(count).ok().stdout;
+    for removal in [
+        "nft flush chain ip filter FORWARD".to_owned(),
+        format!("nft delete table ip filter; nft {chain}"),
+        "nft flush chain ip filter FORWARD".to_owned(),
+    ] {
+        site.host.run(&removal).ok();
+        until(&site, &format!("test \"$({count})\" = {}", before.trim()));
+        is_page(site.outside(&page(&format!("{HOST}:8080"))));
+    }
+    www.remove();
+    site.host.weft().run("network rm testbridge").ok();
+    assert_eq!(site.host.run(count).text(), "0");
+    site.host.run("nft delete table ip filter").ok();
+    site.host.assert_as_before();
+}
+
 #[test]
 fn next_command_restores_flushed_rules() {
     let site = Site::set_up();

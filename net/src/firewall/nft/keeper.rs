@@ -25,7 +25,7 @@ struct Keeper {
     is_due: bool,
 }
 
-/// Whether this is news of a table of attachments.
+/// Whether this is news of a table of attachments, or of other programs' forward chains.
 fn concerns(told: &Told) -> bool {
     let is_ours = |found: &FilterTable| {
         let tables = Table::OF_ATTACHMENTS;
@@ -33,7 +33,7 @@ fn concerns(told: &Told) -> bool {
     };
     match told {
         Told::TableGone(table) | Told::TableChanged(table) => is_ours(table),
-        Told::Missed => true,
+        Told::Missed | Told::ForwardChain => true,
         _ => false,
     }
 }

@@ -12,7 +12,7 @@ use super::table::Table;
 use super::wire::{attribute, comment_of, flag, msg};
 use super::{Nftables, Wanted};
 use crate::conntrack::{self, UdpFlow};
-use crate::firewall::forward::{self, Traffic};
+use crate::firewall::forward::{self, Traffic, Undeclared};
 use crate::firewall::{Firewall, Protocol};
 use crate::{Error, Result, sysctl};
 use nix::net::if_::if_nametoindex;
@@ -26,14 +26,20 @@ pub struct Restored {
     pub elements: usize,
     /// Tables that were made (anew).
     pub tables: usize,
+    /// Rules in other programs' forward chains.
+    pub rules: usize,
     /// Files that are no records, and why.
     pub refused: Vec<String>,
+    forward: Forwarded,
 }
+
+/// The bridges whose traffic other programs' forward chains accept, with the records that say so.
+type Forwarded = BTreeMap<String, Vec<PathBuf>>;
 
 impl Restored {
     /// Whether something was missing.
     pub fn is_any(&self) -> bool {
-        self.elements + self.tables > 0
+        self.elements + self.tables + self.rules > 0
     }
 }
 
@@ -42,7 +48,7 @@ struct Goal {
     elements: BTreeMap<Key, Element>,
     scopes: BTreeSet<Scope>,
     udp: Vec<UdpFlow>,
-    forward: BTreeSet<String>,
+    forward: Forwarded,
     records: Vec<(PathBuf, Record)>,
 }
 
@@ -63,8 +69,8 @@ impl Goal {
     /// An element that two records name is the older one's.
     fn of(table: Table, records: Vec<(PathBuf, Record)>, localnet: &[String]) -> Goal {
         let (mut elements, mut scopes) = (BTreeMap::new(), BTreeSet::new());
-        let (mut udp, mut forward) = (Vec::new(), BTreeSet::new());
-        for (_, record) in &records {
+        let (mut udp, mut forward) = (Vec::new(), Forwarded::new());
+        for (path, record) in &records {
             let Some(wanted) = record.wanted() else { continue };
             for element in wanted.elements {
                 elements.entry(element.key.clone()).or_insert(element);
@@ -79,7 +85,7 @@ impl Goal {
                     }));
                 }
                 Content::Link { bridge: Some(bridge), forward: true, .. } => {
-                    forward.insert(bridge.link.clone());
+                    forward.entry(bridge.link.clone()).or_default().push(path.clone());
                 }
                 _ => {}
             }
@@ -153,12 +159,14 @@ impl Nftables {
         self.restore_tables(&lost, records)
     }
 
-    /// Restores whatever the records name and the tables miss.
+    /// Restores whatever the records name and the tables, or other programs' forward chains, miss.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn restore(&mut self, records: &Records) -> Result<Restored> {
-        self.restore_tables(&Table::OF_ATTACHMENTS, records)
+        let mut restored = self.restore_tables(&Table::OF_ATTACHMENTS, records)?;
+        restored.rules += self.accept(&restored.forward)?;
+        Ok(restored)
     }
 
     pub(super) fn restore_tables(&mut self, tables: &[Table], records: &Records) -> Result<Restored> {
@@ -176,6 +184,7 @@ impl Nftables {
             let goal = Goal::of(table, loaded, &records.localnet());
             let others = restored.refused.len();
             restored.refused.extend(no_records);
+            restored.forward.extend(goal.forward.clone());
             if goal.elements.is_empty() {
                 return Ok(());
             }
@@ -190,6 +199,7 @@ impl Nftables {
             let Err(errors) = self.socket.commit(batch)? else {
                 restored.elements += count.elements;
                 restored.tables += count.tables;
+                restored.rules += self.accept(&goal.forward)?;
                 return self.after(&goal);
             };
             if count.tables > 0 && errors.iter().all(|(errno, _)| *errno == libc::ENOENT) {
@@ -248,9 +258,6 @@ impl Nftables {
             let keys = keys.into_iter().filter(|e| !e.tag.is_empty()).map(|e| e.key).collect();
             self.delete(keys, &|tag| record.owner.same(tag))?;
         }
-        for link in &goal.forward {
-            forward::accept(link, &[Traffic::Link(link.clone())])?;
-        }
         if !goal.udp.is_empty() {
             // Meanwhile the kernel took their packets for the host's own.
             match conntrack::flush_udp(&goal.udp) {
@@ -259,6 +266,27 @@ impl Nftables {
             }
         }
         Ok(())
+    }
+
+    /// Has other programs' forward chains accept the traffic of these bridges. Returns how many rules were added.
+    fn accept(&mut self, bridges: &Forwarded) -> Result<usize> {
+        if bridges.is_empty() {
+            return Ok(0);
+        }
+        let traffic = bridges.keys().map(|link| (link.clone(), vec![Traffic::Link(link.clone())]));
+        let count = forward::declare("", &traffic.collect::<Vec<_>>(), Undeclared::Stay)?;
+        // The bridge's last DEL may have been under way: it removes its record before it looks at the chains. Where the bridge
+        // still has its rules, the chains' go with these.
+        for (link, _) in bridges.iter().filter(|(_, records)| records.iter().all(|path| !path.exists())) {
+            let keys = super::bridge::keys_of(link);
+            let questions: Vec<_> = keys.iter().map(Question::Element).collect();
+            let mut has_rules = false;
+            self.socket.ask(&questions, |_, answer| has_rules |= answer.is_ok())?;
+            if !has_rules {
+                forward::withdraw(link)?;
+            }
+        }
+        Ok(count)
     }
 
     /// Looks at the whole of a table.
