@@ -91,6 +91,8 @@ pub struct Bridging {
     pub default_pvid: Option<u16>,
     /// The spanning tree protocol is on.
     pub stp: bool,
+    /// Its frames pass through the firewall for IP (br_netfilter), whatever `net.bridge.bridge-nf-call-ip*tables` say.
+    pub ip_firewall: bool,
 }
 
 /// A bridge port's flags (IFLA_BRPORT_*).
@@ -148,12 +150,14 @@ impl Link {
         if of_bridge(libc::IFLA_INFO_KIND) {
             let data = wire::find(info, libc::IFLA_INFO_DATA).unwrap_or_default();
             let default_pvid = wire::find(data, br::VLAN_DEFAULT_PVID).and_then(u16_of);
-            let filtering = wire::find(data, br::VLAN_FILTERING).and_then(|value| value.first()) == Some(&1);
+            let is_on = |kind| wire::find(data, kind).and_then(|value| value.first()) == Some(&1);
+            let filtering = is_on(br::VLAN_FILTERING);
             self.bridge = Some(Bridging {
                 // A kernel without it shows "off", but no default VLAN (br_fill_info() of net/bridge/br_netlink.c).
                 vlan_filtering: default_pvid.map(|_| filtering),
                 default_pvid,
                 stp: wire::find(data, br::STP_STATE).and_then(u32_of).is_some_and(|state| state != 0),
+                ip_firewall: is_on(br::NF_CALL_IPTABLES) || is_on(br::NF_CALL_IP6TABLES),
             });
         }
         if self.kind.as_deref() == Some("vxlan") {
@@ -202,6 +206,8 @@ pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
 pub(crate) mod br {
     pub const STP_STATE: u16 = 5;
     pub const VLAN_FILTERING: u16 = 7;
+    pub const NF_CALL_IPTABLES: u16 = 36;
+    pub const NF_CALL_IP6TABLES: u16 = 37;
     pub const VLAN_DEFAULT_PVID: u16 = 39;
 }
 

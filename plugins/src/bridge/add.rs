@@ -241,7 +241,7 @@ fn filter(
     link: &Link,
     addresses: &[IpNetwork],
 ) -> Result<(), Error> {
-    let (masqueraded, bridge) = (conf.masqueraded(addresses), conf.rules(link));
+    let (masqueraded, bridge) = (conf.masqueraded(addresses), conf.rules_now(link));
     let is_asked = !masqueraded.is_empty() || bridge.guarded || bridge.closed;
     let accepts = conf.is_gateway && conf.forward_accept;
     let content = Content::Link {

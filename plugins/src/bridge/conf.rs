@@ -5,9 +5,9 @@ use crate::firewall::{Backend, exceptions, masquerade_backend};
 use cni::Error;
 use cni::request::Request;
 use ipnetwork::IpNetwork;
-use net::Link;
 use net::firewall::nft::BridgeRules;
 use net::names::BRIDGE_ALIAS;
+use net::{Link, sysctl};
 use serde::Deserialize;
 
 /// The keys, as configurations have them.
@@ -190,8 +190,14 @@ impl Conf {
             guarded: self.same_bridge,
             closed: self.internal,
             isolated: self.port_isolation,
+            proxied: false,
             except: self.exceptions.clone(),
         }
+    }
+
+    /// The rules as an ADD makes them, by what holds now: [`Conf::rules`] has what every CHECK expects.
+    pub fn rules_now(&self, link: &Link) -> BridgeRules {
+        BridgeRules { proxied: self.port_isolation && passes_ip_firewall(link), ..self.rules(link) }
     }
 
     /// The addresses that nftables masquerades.
@@ -203,4 +209,12 @@ impl Conf {
     pub fn needs_vlans(&self) -> bool {
         self.vlan.is_some() || !self.trunk.is_empty()
     }
+}
+
+/// Whether br_netfilter has the link's frames pass through the firewall for IP.
+fn passes_ip_firewall(link: &Link) -> bool {
+    let is_on = |key| sysctl::get(key).is_ok_and(|value| value != "0");
+    link.bridge.is_some_and(|bridge| bridge.ip_firewall)
+        || is_on("net/bridge/bridge-nf-call-iptables")
+        || is_on("net/bridge/bridge-nf-call-ip6tables")
 }

@@ -4,6 +4,7 @@
 //! it, and answer where translation does not reach.
 
 mod bind;
+mod datagram;
 pub mod form;
 mod holder;
 mod proxy;

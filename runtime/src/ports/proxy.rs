@@ -2,6 +2,7 @@
 //! every address of the host, `[::1]` too. It is slow beside translation, and seldom used.
 
 use super::bind::Port;
+use super::datagram::{self, Path};
 use crate::spec::Protocol;
 use anyhow::{Context, Result};
 use socket2::Socket;
@@ -87,7 +88,8 @@ fn serve(ports: Vec<Port>, addresses: &[IpAddr]) -> Vec<Socket> {
                     }
                 }
                 Protocol::Udp => {
-                    let socket = socket.into();
+                    let socket: std::net::UdpSocket = socket.into();
+                    datagram::note_destinations(&socket, is_ipv6);
                     discard(&socket);
                     if let Ok(socket) = UdpSocket::from_std(socket) {
                         tokio::spawn(udp(Arc::new(socket), to, room.clone()));
@@ -135,7 +137,7 @@ fn discard(socket: &std::net::UdpSocket) {
     while socket.recv_from(&mut [0; 1]).is_ok() {}
 }
 
-type Flows = Arc<Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>>;
+type Flows = Arc<Mutex<HashMap<Path, Arc<UdpSocket>>>>;
 
 async fn udp(socket: Arc<UdpSocket>, to: SocketAddr, room: Arc<Semaphore>) {
     let flows: Flows = Flows::default();
@@ -143,8 +145,8 @@ async fn udp(socket: Arc<UdpSocket>, to: SocketAddr, room: Arc<Semaphore>) {
         // Only while something comes: a container may have thousands of ports.
         let mut packet = vec![0; DATAGRAM];
         loop {
-            match socket.try_recv_from(&mut packet) {
-                Ok((length, client)) => forward(&socket, client, &packet[..length], to, &flows, &room).await,
+            match datagram::receive(&socket, &mut packet) {
+                Ok((length, path)) => forward(&socket, path, &packet[..length], to, &flows, &room).await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An ICMP error of an earlier reply.
                 Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
@@ -156,24 +158,24 @@ async fn udp(socket: Arc<UdpSocket>, to: SocketAddr, room: Arc<Semaphore>) {
 /// Passes a client's datagram on to the container, by the client's flow.
 async fn forward(
     socket: &Arc<UdpSocket>,
-    client: SocketAddr,
+    path: Path,
     packet: &[u8],
     to: SocketAddr,
     flows: &Flows,
     room: &Arc<Semaphore>,
 ) {
-    let known = flows.lock().await.get(&client).cloned();
+    let known = flows.lock().await.get(&path).cloned();
     let flow = match known {
         Some(flow) => flow,
         None => {
             let Ok(permit) = room.clone().try_acquire_owned() else { return };
             let Ok(flow) = connect(to).await else { return };
             let flow = Arc::new(flow);
-            flows.lock().await.insert(client, flow.clone());
+            flows.lock().await.insert(path, flow.clone());
             let (socket, flows, back) = (socket.clone(), flows.clone(), flow.clone());
             tokio::spawn(async move {
-                replies(&socket, client, &back).await;
-                flows.lock().await.remove(&client);
+                replies(&socket, &path, &back).await;
+                flows.lock().await.remove(&path);
                 drop(permit);
             });
             flow
@@ -190,9 +192,9 @@ async fn connect(to: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// Passes a flow's replies back until it is idle or the container refuses.
-async fn replies(socket: &UdpSocket, client: SocketAddr, flow: &UdpSocket) {
+async fn replies(socket: &UdpSocket, path: &Path, flow: &UdpSocket) {
     let mut packet = vec![0; DATAGRAM];
     while let Ok(Ok(length)) = timeout(IDLE, flow.recv(&mut packet)).await {
-        let _ = socket.send_to(&packet[..length], client).await;
+        let _ = datagram::answer(socket, &packet[..length], path).await;
     }
 }

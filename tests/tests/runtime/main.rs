@@ -6,6 +6,7 @@ mod cleanup;
 mod flush;
 mod internal;
 mod io;
+mod isolated;
 mod life;
 mod modes;
 mod networks;

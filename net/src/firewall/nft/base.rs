@@ -94,6 +94,14 @@ impl Services {
                 .into(),
         }
     }
+
+    /// Leaves a published port to its proxy. Without sockets' marks it is not known whether there is one.
+    fn proxied(self) -> Rule {
+        match self {
+            Services::Marked => Rule::new().socket_mark(SERVICE_MARK).then(Verdict::Accept),
+            Services::All => Rule::new().then(Verdict::Return),
+        }
+    }
 }
 
 fn chains(table: Table, services: Services) -> Vec<Chain> {
@@ -164,7 +172,16 @@ fn inet_chains(services: Services) -> Vec<Chain> {
                 Rule::new().source_is_behind(Map::Bridges).then(Drop),
             ],
         ),
-        chain("prerouting", hook("nat", 0, -100), vec![Rule::new().for_this_host().then(Jump("publish"))]),
+        chain(
+            "prerouting",
+            hook("nat", 0, -100),
+            vec![
+                Rule::new().for_this_host().came_in_by(Map::Proxied).then(Jump("proxied")),
+                Rule::new().for_this_host().then(Jump("publish")),
+            ],
+        ),
+        // In a chain of translations this ends those of Weft alone.
+        chain("proxied", None, vec![services.proxied()]),
         chain("output", hook("nat", 3, -100), vec![Rule::new().for_this_host().then(Jump("publish"))]),
         chain(
             "publish",

@@ -30,6 +30,11 @@ pub struct BridgeRules {
     pub closed: bool,
     /// Nothing that came in by it is forwarded back to it, but what comes through published ports.
     pub isolated: bool,
+    /// What came in by it for a published port goes to the port's proxy on the host, where it has one ([`SERVICE_MARK`]).
+    /// br_netfilter bridges what it translated to the same bridge, and the kernel lets no frame pass between isolated ports.
+    ///
+    /// [`SERVICE_MARK`]: crate::firewall::SERVICE_MARK
+    pub proxied: bool,
     /// Destinations to which nothing is masqueraded.
     pub except: Vec<IpNetwork>,
 }
@@ -44,6 +49,7 @@ impl BridgeRules {
             (self.closed, Map::Closed),
             (self.closed, Map::Sealed),
             (self.isolated, Map::Isolated),
+            (self.proxied, Map::Proxied),
             (self.guarded || self.closed || self.isolated, Map::BridgePairs),
         ];
         maps.into_iter().filter(|(is_in, _)| *is_in).map(|(_, map)| key(map, &self.link, self.index))

@@ -45,6 +45,8 @@ pub enum Map {
     Sealed,
     /// bridges that forward nothing back to themselves, but published ports
     Isolated,
+    /// those of them from which a published port is reached by its proxy on the host, where it has one
+    Proxied,
     /// each of these bridges twice: in and out
     BridgePairs,
     /// links of bridges with attachments: no other link brings a source that is routed to one of them
@@ -165,7 +167,7 @@ impl Map {
     ];
 
     /// Those of the frame of the table for IP.
-    pub const FRAME: [Map; 14] = [
+    pub const FRAME: [Map; 15] = [
         Map::Ports4,
         Map::Ports4At,
         Map::Ports6,
@@ -176,6 +178,7 @@ impl Map {
         Map::Closed,
         Map::Sealed,
         Map::Isolated,
+        Map::Proxied,
         Map::BridgePairs,
         Map::Bridges,
         Map::Strict,
@@ -183,8 +186,16 @@ impl Map {
     ];
 
     /// Those of them whose elements are bridges.
-    pub const OF_BRIDGES: [Map; 7] =
-        [Map::Bridges, Map::Strict, Map::Guarded, Map::Closed, Map::Sealed, Map::Isolated, Map::BridgePairs];
+    pub const OF_BRIDGES: [Map; 8] = [
+        Map::Bridges,
+        Map::Strict,
+        Map::Guarded,
+        Map::Closed,
+        Map::Sealed,
+        Map::Isolated,
+        Map::Proxied,
+        Map::BridgePairs,
+    ];
 
     /// The table that has it.
     pub fn table(self) -> Table {
@@ -209,6 +220,7 @@ impl Map {
             Map::Closed => "bridges_closed",
             Map::Sealed => "bridges_sealed",
             Map::Isolated => "bridges_isolated",
+            Map::Proxied => "bridges_proxied",
             Map::BridgePairs => "bridge_pairs",
             Map::Bridges => "bridges",
             Map::Strict => "bridges_strict",
@@ -350,7 +362,9 @@ impl Map {
             Map::HairpinSelf4 | Map::Except(IpNetwork::V4(_)) => (IPADDR << 6 | IPADDR, 8),
             Map::HairpinSelf6 | Map::Except(IpNetwork::V6(_)) => (IP6ADDR << 6 | IP6ADDR, 32),
             Map::Bridges => (IFINDEX, 4),
-            Map::Guarded | Map::Closed | Map::Sealed | Map::Isolated | Map::Strict => (IFNAME, 16),
+            Map::Guarded | Map::Closed | Map::Sealed | Map::Isolated | Map::Proxied | Map::Strict => {
+                (IFNAME, 16)
+            }
             Map::Localnet | Map::Watched | Map::SourceOf | Map::Bound | Map::Bound6 => (IFNAME, 16),
             Map::AddressOf => (IFNAME << 6 | MARK, 20),
             Map::Addresses4 => (IFNAME << 6 | IPADDR, 20),

@@ -227,13 +227,14 @@ impl Record {
     }
 }
 
-fn words(rules: &BridgeRules) -> [(&'static str, bool); 5] {
+fn words(rules: &BridgeRules) -> [(&'static str, bool); 6] {
     [
         ("protected", rules.protected),
         ("strict", rules.strict),
         ("guarded", rules.guarded),
         ("closed", rules.closed),
         ("isolated", rules.isolated),
+        ("proxied", rules.proxied),
     ]
 }
 
@@ -285,6 +286,7 @@ impl Draft {
                         "guarded" => rules.guarded = true,
                         "closed" => rules.closed = true,
                         "isolated" => rules.isolated = true,
+                        "proxied" => rules.proxied = true,
                         "forward" => self.forward = true,
                         _ => return None,
                     }
@@ -373,6 +375,7 @@ mod tests {
             protected: true,
             strict: true,
             isolated: true,
+            proxied: true,
             ..BridgeRules::default()
         };
         let net = |text: &str| text.parse::<IpNetwork>().unwrap();

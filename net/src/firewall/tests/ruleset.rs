@@ -55,6 +55,12 @@ const FULL: &str = r#"table inet weft {
 		elements = { "br0" }
 	}
 
+	set bridges_proxied {
+		type ifname
+		comment "bridges that reach published ports by their proxies"
+		elements = { "br0" }
+	}
+
 	set bridge_pairs {
 		type ifname . ifname
 		comment "the same bridge, in and out"
@@ -115,7 +121,12 @@ const FULL: &str = r#"table inet weft {
 
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local iifname @bridges_proxied jump proxied
 		fib daddr type local jump publish
+	}
+
+	chain proxied {
+		socket mark 0x10000000 accept
 	}
 
 	chain output {
@@ -211,6 +222,7 @@ fn the_table_reads_well_and_can_be_loaded_again() {
             strict: true,
             guarded: true,
             isolated: true,
+            proxied: true,
             closed: false,
             except: Vec::new(),
         };

@@ -170,12 +170,18 @@ fn table_of_earlier_version_is_made_anew() {
         fw.guard("br0").unwrap();
         let now = ruleset();
         // That of release 7af79f7 had neither these sets nor the rules that ask them.
-        for chain in ["raw", "foreign", "forward", "within"] {
+        for chain in ["raw", "foreign", "prerouting", "forward", "within"] {
             run(&format!("nft flush chain inet weft {chain}"));
         }
-        for set in
-            ["localnet", "bridges", "bridges_strict", "bridges_closed", "bridges_isolated", "bridge_pairs"]
-        {
+        for set in [
+            "localnet",
+            "bridges",
+            "bridges_strict",
+            "bridges_closed",
+            "bridges_isolated",
+            "bridges_proxied",
+            "bridge_pairs",
+        ] {
             run(&format!("nft delete set inet weft {set}"));
         }
         fw.publish(&owner("b"), &addrs(4), &[tcp(None, 8081, 80)], &options).unwrap();
