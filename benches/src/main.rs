@@ -9,6 +9,7 @@ mod chain;
 mod footprint;
 mod latency;
 mod overlay;
+mod packets;
 mod report;
 mod run;
 mod scale;
@@ -23,8 +24,9 @@ const USAGE: &str = "\
 usage: bench [--quick] [--json] [--only WORD] [--before DIST]
   --quick      fewer rounds: the figures are rough
   --json       one JSON document instead of the table
-  --only WORD  only the measurements whose name has WORD: latency, parallel, scale, footprint, run, overlay
-  --before DIST  instead of the peer, the dist/ of a previous build: latency, parallel and run, each within 10 %
+  --only WORD  only the measurements whose name has WORD: latency, parallel, scale, footprint, run, packets, overlay;
+               or rules, which is measured so alone: the cost of each rule of the packet filter, about three minutes
+  --before DIST  instead of the peer, the dist/ of a previous build: latency, parallel and run, each within 10 %, and packets
 The executables under test are those in $WEFT_DIST (default: dist/ of the workspace); runs as root.";
 
 /// What is measured, and how often.
@@ -94,6 +96,15 @@ fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
     }
     if plan.wants("run") {
         run::to_running(plan, report)?;
+    }
+    if plan.wants("packets") {
+        packets::on_their_way(plan, report)?;
+        if plan.before.is_none() {
+            packets::between_hosts(plan, report)?;
+        }
+    }
+    if plan.only.as_deref() == Some("rules") {
+        packets::of_each_rule(plan, report)?;
     }
     if plan.wants("overlay") && plan.before.is_none() {
         overlay::between_hosts(plan, report)?;

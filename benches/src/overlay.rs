@@ -92,9 +92,17 @@ impl Drop for Way {
 }
 
 /// A lab, taken down at the end.
-struct Lab<'a>(&'a Plan);
+pub struct Lab<'a>(&'a Plan);
 
-impl Lab<'_> {
+impl<'a> Lab<'a> {
+    /// Two hosts with a container of each network on each.
+    pub fn up(plan: &'a Plan) -> Result<Lab<'a>> {
+        std::fs::write("/run/lab.yaml", LAB)?;
+        let lab = Lab(plan);
+        lab.runtime(&["lab", "up", "-q", "--name", "lab", "/run/lab.yaml"])?;
+        Ok(lab)
+    }
+
     fn runtime(&self, words: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.0.runtime);
         let out = command.env("CNI_PATH", &self.0.weft).args(words).stdin(Stdio::null()).output()?;
@@ -107,12 +115,14 @@ impl Lab<'_> {
         self.runtime(&[&["lab", "exec", host, "--", "runtime"], words].concat())
     }
 
-    fn netns(&self, host: &str, container: &str) -> Result<PathBuf> {
+    /// The network namespace of a container.
+    pub fn netns(&self, host: &str, container: &str) -> Result<PathBuf> {
         let pid = self.on(host, &["inspect", "--format", "{{.State.Pid}}", container])?;
         Ok(PathBuf::from(format!("/proc/{pid}/ns/net")))
     }
 
-    fn address(&self, host: &str, container: &str, network: &str) -> Result<String> {
+    /// A container's address in a network.
+    pub fn address(&self, host: &str, container: &str, network: &str) -> Result<String> {
         let format = format!("{{{{.NetworkSettings.Networks.{network}.IPAddress}}}}");
         self.on(host, &["inspect", "--format", &format, container])
     }
@@ -128,9 +138,7 @@ impl Drop for Lab<'_> {
 
 /// Throughput, and the first ping.
 pub fn between_hosts(plan: &Plan, report: &mut Report) -> Result<()> {
-    std::fs::write("/run/lab.yaml", LAB)?;
-    let lab = Lab(plan);
-    lab.runtime(&["lab", "up", "-q", "--name", "lab", "/run/lab.yaml"])?;
+    let lab = Lab::up(plan)?;
     throughput(plan, &lab, report)?;
     first_pings(plan, &lab, report)
 }

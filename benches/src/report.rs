@@ -8,6 +8,8 @@ use std::time::Duration;
 pub enum Unit {
     /// Milliseconds.
     Ms,
+    /// Nanoseconds.
+    Ns,
     /// Per second.
     PerSecond,
     /// MiB.
@@ -69,6 +71,7 @@ impl Row {
 fn shown(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Ms => format!("{value:.2} ms"),
+        Unit::Ns => format!("{value:.0} ns"),
         Unit::PerSecond => format!("{value:.0} /s"),
         Unit::MiB => format!("{value:.1} MiB"),
         Unit::GBitPerSecond => format!("{value:.1} Gbit/s"),
@@ -151,6 +154,7 @@ impl Report {
 fn as_json(row: &Row) -> Value {
     let unit = match row.unit {
         Unit::Ms => "ms",
+        Unit::Ns => "ns",
         Unit::PerSecond => "per second",
         Unit::MiB => "MiB",
         Unit::GBitPerSecond => "Gbit/s",
@@ -167,9 +171,15 @@ pub fn median(times: &[Duration]) -> f64 {
 
 /// The median of plain figures.
 pub fn median_of(figures: &[f64]) -> f64 {
+    quantile_of(figures, 0.5)
+}
+
+/// The figure below which this share of them lies.
+pub fn quantile_of(figures: &[f64], share: f64) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    let at = ((sorted.len() as f64 - 1.0) * share).round() as usize;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
 /// The value below which this share of the times lies, in milliseconds.

@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use nix::sys::stat::SFlag;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, fstat, openat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, openat, statat};
 use rustix::io::Errno;
 
 use crate::engine::sys;
@@ -221,18 +221,22 @@ impl Layer<'_> {
 
     /// Covers what others cannot read in a directory and in those below it, `depth` levels.
     fn walk(&self, top: &Path, depth: usize) -> Result<()> {
-        if depth == 0 || is_covered(top) || !self.find(top).is_some_and(|meta| meta.is_dir()) {
+        let Some(meta) = self.find(top).filter(Metadata::is_dir) else { return Ok(()) };
+        if depth == 0 || is_covered(top) {
             return Ok(());
         }
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
         let opened = rustix::fs::open(top, DIRECTORY, Mode::empty());
-        self.walk_in(opened, &mut top.to_owned(), depth, &mut buffer)
+        // The root of a mount cannot be covered as a whole.
+        let is_private = !is_public(meta.mode());
+        self.walk_in(opened, is_private, &mut top.to_owned(), depth, &mut buffer)
     }
 
     /// As [`Self::walk`] for a directory that was opened, by names in it: paths would be long, and there are thousands.
     fn walk_in(
         &self,
         dir: rustix::io::Result<OwnedFd>,
+        is_private: bool,
         path: &mut PathBuf,
         depth: usize,
         buffer: &mut [MaybeUninit<u8>],
@@ -242,8 +246,6 @@ impl Layer<'_> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             other => other.with_context(|| path.display().to_string())?,
         };
-        // The root of a mount cannot be covered as a whole.
-        let is_private = !is_public(fstat(&dir)?.st_mode);
         let mut below: Vec<CString> = Vec::new();
         let mut entries = RawDir::new(&dir, buffer);
         while let Some(entry) = entries.next() {
@@ -277,7 +279,8 @@ impl Layer<'_> {
             let depth = depth_of(path).unwrap_or(depth - 1);
             let is_covered = covered().iter().any(|covered| is_same(covered, path));
             if depth > 0 && !is_covered && !self.is_of_other(path) {
-                self.walk_in(openat(&dir, &name, DIRECTORY, Mode::empty()), path, depth, buffer)?;
+                let opened = openat(&dir, &name, DIRECTORY, Mode::empty());
+                self.walk_in(opened, false, path, depth, buffer)?;
             }
             path.pop();
         }

@@ -1,0 +1,97 @@
+//! What a packet costs between containers of two hosts of an overlay network. Both hosts are on this machine, so the sender's
+//! time is that of the whole way.
+
+use super::rules::{self, nft};
+use super::{PORT, ROW, Way};
+use crate::Plan;
+use crate::overlay::Lab;
+use crate::report::{Budget, Report, Unit, median_of};
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
+
+const NAMES: [&str; 2] = ["by VXLAN", "by direct routing"];
+
+/// The hosts' agents, stopped for as long as this is there: they would repair the rules that are taken away.
+struct Stopped(Vec<Pid>);
+
+impl Stopped {
+    fn new() -> Result<Stopped> {
+        let mut stopped = Stopped(Vec::new());
+        for host in ["host1", "host2"] {
+            let file = Path::new("/run/weft/labs/lab/hosts").join(host).join("agent/pid");
+            let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+            let pid = Pid::from_raw(text.split_whitespace().next().unwrap_or_default().parse()?);
+            kill(pid, Signal::SIGSTOP)?;
+            stopped.0.push(pid);
+        }
+        Ok(stopped)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+    }
+}
+
+/// Two hosts, and a way from a container to another by each network. The agents do nothing.
+struct Between<'a> {
+    _stopped: Stopped,
+    _lab: Lab<'a>,
+    hosts: [PathBuf; 2],
+    ways: [Way; 2],
+}
+
+impl<'a> Between<'a> {
+    fn new(plan: &'a Plan) -> Result<Between<'a>> {
+        let lab = Lab::up(plan)?;
+        let hosts = ["host1", "host2"].map(|host| Path::new("/run/weft/labs/lab/netns").join(host));
+        let way = |network: &str, from: &str, to: &str| {
+            let address = lab.address("host2", to, network)?;
+            let [from, to] = [lab.netns("host1", from)?, lab.netns("host2", to)?];
+            Way::new(&from, &to, PORT, &format!("{address}:{PORT}"))
+        };
+        let ways = [way("vx", "v1", "v2")?, way("di", "d1", "d2")?];
+        Ok(Between { _stopped: Stopped::new()?, _lab: lab, hosts, ways })
+    }
+}
+
+/// A packet with all rules of both hosts, and with none.
+pub fn between_hosts(plan: &Plan, report: &mut Report) -> Result<()> {
+    let mut between = Between::new(plan)?;
+    let list = |host: &PathBuf| nft(host, &["list", "ruleset"], "");
+    let rulesets: Vec<String> = between.hosts.iter().map(list).collect::<Result<_>>()?;
+    let mut times = [(); 2].map(|()| NAMES.map(|_| Vec::new()));
+    for _ in 0..plan.rounds.div_ceil(2) {
+        for (with, times) in [true, false].into_iter().zip(&mut times) {
+            for (host, rules) in between.hosts.iter().zip(&rulesets) {
+                nft(host, &["-f", "-"], &format!("flush ruleset\n{}", if with { rules } else { "" }))?;
+            }
+            for (way, times) in between.ways.iter_mut().zip(times) {
+                for _ in 0..ROW {
+                    times.extend(way.measure()?);
+                }
+            }
+        }
+    }
+    for (at, name) in NAMES.iter().enumerate() {
+        let what = format!("a packet between containers of two hosts {name}, before: no packet filter");
+        let [with, without] = [&times[0][at], &times[1][at]].map(|times| median_of(times));
+        report.row(&what, Some(without), with, Unit::Ns, Budget::None);
+    }
+    Ok(())
+}
+
+/// What each rule of either host costs a packet.
+pub fn of_each_rule(plan: &Plan, report: &mut Report) -> Result<()> {
+    let mut between = Between::new(plan)?;
+    for (host, name) in between.hosts.iter().zip(["sender", "receiver"]) {
+        let names = format!("{}, on the {name}'s host", NAMES.join(", "));
+        rules::each(plan, host, &names, &mut between.ways, report)?;
+    }
+    Ok(())
+}
