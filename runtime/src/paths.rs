@@ -23,7 +23,8 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// What container `id` keeps across restarts: spec.json, state.json, log.json, its writable layer.
+    /// What container `id` keeps across restarts: spec.json, state.json, log.json, its writable layer;
+    /// and hosts, resolv.conf, hostname and what is to begin empty, which each start makes anew.
     pub fn container(&self, id: &str) -> PathBuf {
         self.containers().join(id)
     }
@@ -33,7 +34,7 @@ impl Paths {
         self.root.join("containers")
     }
 
-    /// What container `id` has while it runs: lock, attach.sock, hosts, resolv.conf, hostname.
+    /// What container `id` has while it runs: lock, attach.sock.
     pub fn container_run(&self, id: &str) -> PathBuf {
         self.run.join("containers").join(id)
     }

@@ -101,7 +101,8 @@ fn user_has_its_primary_group_among_its_groups() {
 fn what_docker_masks_shows_nothing() {
     let host = Host::new();
     assert_eq!(
-        host.sh("cat /proc/keys /proc/timer_list; ls /sys/firmware /proc/acpi 2>/dev/null | grep -v :"),
+        host.sh("cat /proc/keys /proc/timer_list; ls /sys/firmware /proc/acpi 2>/dev/null | grep -v :;
+            ls /sys/devices/system/cpu/cpu*/thermal_throttle 2>/dev/null | grep -v :; true"),
         ""
     );
     host.assert_clean();
@@ -230,6 +231,20 @@ fn host_view_shows_no_secrets() {
     let seen = host.ok(&[&shown[..5], &["cat", "/etc/shadow-"]].concat());
     assert!(seen.contains("$6$hash"), "{seen}");
     disown(&host, "/etc");
+    host.assert_clean();
+}
+
+#[test]
+fn host_view_shows_no_secrets_where_links_lead() {
+    let host = Host::new();
+    own(&host, "/usr");
+    fs::remove_dir_all("/usr/local").unwrap();
+    private("/usr/elsewhere/bin/key", 0o600);
+    private("/usr/elsewhere/etc/x/y/z/key", 0o600);
+    private("/usr/elsewhere/etc/x/y/z/data", 0o644);
+    std::os::unix::fs::symlink("elsewhere", "/usr/local").unwrap();
+    assert_eq!(host.sh("find /usr/elsewhere -type f"), "/usr/elsewhere/etc/x/y/z/data");
+    disown(&host, "/usr");
     host.assert_clean();
 }
 
@@ -370,5 +385,48 @@ fn what_is_kept_of_it_on_the_host_is_for_root_alone() {
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700, "{}", dir.display());
     }
     host.ok(&["rm", "-f", "one"]);
+    host.assert_clean();
+}
+
+#[test]
+fn host_mount_keeps_its_layer_when_others_come() {
+    let host = Host::new();
+    own(&host, "/srv");
+    private("/srv/key", 0o600);
+    let script = "cat /srv/mine; echo mine > /srv/mine; cat /srv/key /boot/key /boot/mine 2>/dev/null; true";
+    host.ok(&["run", "--name", "one", "--network", "none", "sh", "-c", script]);
+    // The mounts of a host have no lasting order.
+    own(&host, "/boot");
+    private("/boot/key", 0o600);
+    private("/boot/public", 0o644);
+    assert_eq!(host.ok(&["start", "-a", "one"]), "mine");
+    host.ok(&["rm", "one"]);
+    ["/srv", "/boot"].iter().for_each(|dir| disown(&host, dir));
+    host.assert_clean();
+}
+
+#[test]
+fn what_it_writes_is_never_in_the_run_directory_or_in_memory() {
+    let host = Host::new();
+    let run = host.path("run");
+    fs::create_dir(&run).unwrap();
+    nix::mount::mount(Some("tmpfs"), &run, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>)
+        .unwrap();
+    let script = "stat -c '%d %a %n' /etc/hosts /etc/resolv.conf /etc/hostname /run /tmp; ls -A /run /tmp
+        echo x | tee /run/file /tmp/file > /dev/null; sleep 1000 & wait";
+    host.ok(&["run", "-d", "--name", "one", "--network", "none", "sh", "-c", script]);
+    let device = std::os::unix::fs::MetadataExt::dev(&fs::metadata(host.path("root")).unwrap());
+    let files = [("644", "/etc/hosts"), ("644", "/etc/resolv.conf"), ("644", "/etc/hostname")];
+    let dirs = [("755", "/run"), ("1777", "/tmp")];
+    let expected: String =
+        files.iter().chain(&dirs).map(|(mode, path)| format!("{device} {mode} {path}\n")).collect();
+    let expected = format!("{expected}/run:\n\n/tmp:");
+    common::until("it has written", || host.ok(&["logs", "one"]) == expected);
+    // Empty at each start.
+    host.ok(&["restart", "-t", "0", "one"]);
+    common::until("it has written again", || host.ok(&["logs", "one"]) == format!("{expected}\n{expected}"));
+    host.ok(&["rm", "-f", "one"]);
+    nix::mount::umount2(&run, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    fs::remove_dir(&run).unwrap();
     host.assert_clean();
 }

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use crate::spec::{NetMode, Spec};
 use crate::state::{AttachState, Container};
 
-/// The container's files, in the run directory, and where they go.
+/// The container's files, in its lasting directory, and where they go. It may write to them, as much as there is room: the run
+/// directory, which is in memory, is not for that.
 const FILES: [(&str, &str); 3] =
     [("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")];
 
@@ -32,7 +33,7 @@ pub fn hostname(container: &Container) -> Result<String> {
 
 /// Makes the files, empty; gives each with its place in the container.
 pub fn make(container: &Container) -> Result<Vec<(PathBuf, &'static str)>> {
-    let dir = container.run_dir();
+    let dir = container.dir();
     let make = |(name, place)| {
         let path = dir.join(name);
         File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -43,11 +44,11 @@ pub fn make(container: &Container) -> Result<Vec<(PathBuf, &'static str)>> {
 
 /// Writes the files that [`make`] made, each the same file as before: the container may have mounted it already.
 pub fn write(container: &Container, hostname: &str) -> Result<()> {
-    let dir = container.run_dir();
+    let dir = container.dir();
     let host = |file: &str| base::file::read_text(Path::new(file)).unwrap_or_default();
     let texts = match &container.spec.network {
         NetMode::Container(id) => {
-            let other = container.paths.container_run(id);
+            let other = container.paths.container(id);
             // That container may have written to them.
             FILES.map(|(name, _)| base::file::read_text(&other.join(name)).unwrap_or_default())
         }

@@ -3,6 +3,7 @@
 //! Everything is done by the new process itself, after clone and before exec, so that nothing of it is ever visible on the
 //! host and everything goes when the process does.
 
+mod archive;
 mod caps;
 mod guard;
 mod mounts;
@@ -157,12 +158,11 @@ impl Plan<'_> {
         for volume in &self.volumes {
             grafts.push(mounts::Graft::new(&volume.source, &volume.target, volume.read_only)?);
         }
+        let fresh = self.root.fresh()?;
         let cgroup2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         rootfs::enter(&root)?;
-        let is_host = *self.root.from == Rootfs::Host;
-        let (fresh, hidden): (&[_], &[_]) =
-            if is_host { (&[("/run", 0o755), ("/tmp", 0o1777)], &self.root.hidden) } else { (&[], &[]) };
-        let system = mounts::System::mount(fresh, hidden, cgroup2)?;
+        let hidden: &[_] = if *self.root.from == Rootfs::Host { &self.root.hidden } else { &[] };
+        let system = mounts::System::mount(&fresh, hidden, cgroup2)?;
         if self.owns_netns {
             // Docker's: ping and ports below 1024 for every user.
             let _ = system.set("net/ipv4/ping_group_range", "0 2147483647");

@@ -76,6 +76,13 @@ impl Graft {
         get().with_context(|| format!("cannot mount {} in the container", source.display()))
     }
 
+    /// An empty directory of the host's for `target`.
+    pub fn empty(source: &Path, target: &Path) -> Result<Self> {
+        let graft = Self::new(source, target, false)?;
+        sys::mount_setattr(graft.tree.as_fd(), MOUNT_ATTR_NOSUID, false)?;
+        Ok(graft)
+    }
+
     /// Mounts it at its target inside `system`'s root, which is made when it is missing.
     pub fn mount(&self, system: &System) -> Result<()> {
         let make = if self.is_dir { Make::Directory } else { Make::File };
@@ -104,9 +111,9 @@ pub struct System {
 }
 
 impl System {
-    /// Mounts proc, sys and dev in the root, which is `/`. `fresh` are further directories that begin empty (with their
-    /// modes), `hidden` ones that show nothing.
-    pub fn mount(fresh: &[(&str, u32)], hidden: &[PathBuf], cgroup2: bool) -> Result<Self> {
+    /// Mounts proc, sys and dev in the root, which is `/`. `fresh` are further directories that begin empty, `hidden` ones that
+    /// show nothing.
+    pub fn mount(fresh: &[Graft], hidden: &[PathBuf], cgroup2: bool) -> Result<Self> {
         let root = place::root(Path::new("/")).context("cannot open the container's root")?;
         let top = root.as_fd();
         let proc = at(top, c"proc", &[], SAFE, "/proc", Links::Refuse)?;
@@ -124,18 +131,17 @@ impl System {
             let flags = SAFE | MOUNT_ATTR_RDONLY;
             at(sys.as_fd(), c"cgroup2", &options, flags, "fs/cgroup", Links::Refuse)?;
         }
-        for (dir, mode) in fresh {
-            let mode = std::ffi::CString::new(format!("{mode:o}"))?;
-            let flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-            at(top, c"tmpfs", &[(c"mode", &mode)], flags, dir, Links::Follow)?;
-        }
+        let system = Self { root, proc, sys, null };
+        fresh.iter().try_for_each(|graft| graft.mount(&system))?;
         for dir in hidden {
-            let Ok(dir) = place::open_in(top, dir, Links::Follow, Make::Nothing) else { continue };
+            let Ok(dir) = place::open_in(system.root.as_fd(), dir, Links::Follow, Make::Nothing) else {
+                continue;
+            };
             if place::kind(&fstat(&dir)?) == SFlag::S_IFDIR {
-                mask(dir.as_fd(), null.as_fd())?;
+                mask(dir.as_fd(), system.null.as_fd())?;
             }
         }
-        Ok(Self { root, proc, sys, null })
+        Ok(system)
     }
 
     /// Writes a value below /proc/sys.
@@ -169,6 +175,33 @@ impl System {
             };
             protect().with_context(|| format!("cannot protect {path}"))?;
         }
+        self.mask_throttling().context("cannot protect /sys/devices/system/cpu")
+    }
+
+    /// Masks what of each processor tells of the load on the host.
+    fn mask_throttling(&self) -> Result<()> {
+        let cpus = "devices/system/cpu";
+        let Some(dir) = beneath(self.sys.as_fd(), cpus, OFlag::O_RDONLY | OFlag::O_DIRECTORY)? else {
+            return Ok(());
+        };
+        let mut cover = None;
+        for entry in nix::dir::Dir::from_fd(dir)?.iter() {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let Some(number) = name.strip_prefix("cpu") else { continue };
+            if !number.starts_with(|digit: char| digit.is_ascii_digit()) {
+                continue;
+            }
+            let path = format!("{cpus}/{name}/thermal_throttle");
+            let Some(place) = beneath(self.sys.as_fd(), &path, OFlag::O_PATH)? else { continue };
+            // Only a mount that has its place can be copied before Linux 6.15.
+            let next = match &cover {
+                Some(cover) => sys::clone_tree(OwnedFd::as_fd(cover), false)?,
+                None => empty()?,
+            };
+            sys::move_mount(next.as_fd(), place.as_fd())?;
+            cover.get_or_insert(next);
+        }
         Ok(())
     }
 
@@ -188,13 +221,19 @@ impl System {
 /// Covers a directory by an empty one that may only be read, anything else by the null device.
 fn mask(place: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Result<()> {
     let cover = if place::kind(&fstat(place)?) == SFlag::S_IFDIR {
-        sys::new_mount(c"tmpfs", &[(c"mode", c"755"), (c"size", c"4k")], SAFE | MOUNT_ATTR_RDONLY)?
+        empty()?
     } else {
         let tree = sys::clone_tree(null, false)?;
         check_null(tree.as_fd())?;
         tree
     };
     Ok(sys::move_mount(cover.as_fd(), place)?)
+}
+
+/// A new empty directory that may only be read.
+fn empty() -> Result<OwnedFd> {
+    let options = [(c"mode", c"755"), (c"size", c"4k")];
+    Ok(sys::new_mount(c"tmpfs", &options, SAFE | MOUNT_ATTR_RDONLY)?)
 }
 
 /// Checks that this is the null device, character device 1:3.

@@ -4,16 +4,19 @@
 //! container's own.
 
 use std::fs;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::pivot_root;
+use sha2::{Digest, Sha256};
 
-use super::mounts::no_devices;
+use super::archive;
+use super::mounts::{Graft, no_devices};
 use super::place::{self, Links, Make};
 use super::report::Reporter;
 use super::secrets;
@@ -49,6 +52,10 @@ const PSEUDO: [&str; 22] = [
 /// What the container gets anew, so nothing of the host's below is shown.
 const FRESH: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/tmp"];
 
+/// What of it begins empty at each start, with its mode. It is on disk: what is kept in memory would be the host's, and no limit
+/// of the container's counts it once its processes have ended.
+const EMPTY: [(&str, u32); 2] = [("run", 0o755), ("tmp", 0o1777)];
+
 /// Where a container's root comes from and is put together.
 pub struct Root<'a> {
     /// What was asked for.
@@ -68,16 +75,38 @@ impl Root<'_> {
     pub fn prepare(&self) -> Result<()> {
         fs::create_dir_all(&self.at).with_context(|| format!("cannot make {}", self.at.display()))?;
         match self.from {
-            Rootfs::Tar(archive) => {
+            Rootfs::Tar(file) => {
                 let rootfs = self.keep.join("rootfs");
                 if !rootfs.exists() {
-                    unpack(archive, &rootfs)?;
+                    archive::unpack(file, &rootfs)?;
                 }
             }
             Rootfs::Dir(dir) if !dir.is_dir() => bail!("--rootfs {}: no such directory", dir.display()),
-            Rootfs::Dir(_) | Rootfs::Host => {}
+            Rootfs::Dir(_) => {}
+            Rootfs::Host => {
+                for (name, mode) in EMPTY {
+                    let dir = self.empty(name);
+                    let make = || -> io::Result<()> {
+                        tree::remove(&dir)?;
+                        fs::create_dir_all(&dir)?;
+                        fs::set_permissions(&dir, fs::Permissions::from_mode(mode))
+                    };
+                    make().with_context(|| format!("cannot make {}", dir.display()))?;
+                }
+            }
         }
         Ok(())
+    }
+
+    fn empty(&self, name: &str) -> PathBuf {
+        self.keep.join("empty").join(name)
+    }
+
+    /// Before the host's root is out of reach: takes hold of the directories that begin empty.
+    pub fn fresh(&self) -> Result<Vec<Graft>> {
+        let names = if *self.from == Rootfs::Host { &EMPTY[..] } else { &[] };
+        let graft = |(name, _): &(&str, _)| Graft::empty(&self.empty(name), &Path::new("/").join(name));
+        names.iter().map(graft).collect()
     }
 
     /// In the new mount namespace: mounts the root at its place.
@@ -106,9 +135,9 @@ impl Root<'_> {
             Rootfs::Host => {
                 let (root, layers) = self.view(Path::new("/"), report)?;
                 let top = place::root(&root).with_context(|| root.display().to_string())?;
-                for (at, place) in self.host_mounts() {
-                    let upper = layers.join(format!("upper{at}"));
-                    let work = layers.join(format!("work{at}"));
+                for place in self.host_mounts() {
+                    let name = layer_name(&place);
+                    let [upper, work] = ["upper", "work"].map(|kind| layers.join(format!("{kind}-{name}")));
                     // The container may have put a link in the place of a directory above it.
                     let Ok(target) = place::open_in(top.as_fd(), &place, Links::Refuse, Make::Nothing) else {
                         continue;
@@ -171,8 +200,8 @@ impl Root<'_> {
         make().with_context(|| format!("cannot make {}", upper.display()))
     }
 
-    /// The host's other file systems that belong to its root, each with the number of its layers.
-    fn host_mounts(&self) -> Vec<(usize, PathBuf)> {
+    /// The host's other file systems that belong to its root, an outer one before those in it.
+    fn host_mounts(&self) -> Vec<PathBuf> {
         let table = table();
         let shown = |place: &PathBuf| {
             place != Path::new("/")
@@ -184,7 +213,7 @@ impl Root<'_> {
         // The order of the table is that of mounting: a later one hides an earlier at the same place.
         places.sort();
         places.dedup();
-        places.into_iter().enumerate().map(|(at, place)| (at + 1, place)).collect()
+        places
     }
 }
 
@@ -195,6 +224,13 @@ pub fn enter(root: &Path) -> Result<()> {
     pivot_root(".", ".").context("pivot_root")?;
     umount2(".", MntFlags::MNT_DETACH).context("cannot let go of the host's root")?;
     std::env::set_current_dir("/").context("/")
+}
+
+/// What the layers over the mount at a place of the host are named by: also when the host has other mounts at the next start.
+/// A path may be longer than a name.
+fn layer_name(place: &Path) -> String {
+    let digest = Sha256::digest(place.as_os_str().as_bytes());
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The table of mounts (mountinfo, proc(5)).
@@ -249,33 +285,6 @@ fn mount_(
     mount(source, at, kind, flags, (!data.is_empty()).then_some(data))
 }
 
-/// Unpacks an archive, gzipped or not, to `rootfs`, which is there when all of it is.
-fn unpack(archive: &Path, rootfs: &Path) -> Result<()> {
-    let partial = rootfs.with_extension("partial");
-    let unpack = || -> Result<()> {
-        let mut file = base::file::open_regular(archive)?;
-        let mut magic = [0; 2];
-        let size = file.read(&mut magic)?;
-        file.rewind()?;
-        let reader: Box<dyn Read> = match magic {
-            [0x1f, 0x8b] if size == 2 => Box::new(flate2::read::GzDecoder::new(io::BufReader::new(file))),
-            _ => Box::new(io::BufReader::with_capacity(1 << 18, file)),
-        };
-        tree::remove(&partial)?;
-        fs::create_dir_all(&partial)?;
-        let mut tar = tar::Archive::new(reader);
-        tar.set_preserve_permissions(true);
-        tar.set_preserve_ownerships(true);
-        tar.set_overwrite(true);
-        tar.unpack(&partial)?;
-        fs::rename(&partial, rootfs)?;
-        Ok(())
-    };
-    unpack().with_context(|| {
-        format!("--rootfs {}: cannot unpack it (a tar archive, gzipped or not)", archive.display())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,30 +300,5 @@ mod tests {
     #[test]
     fn separators_in_paths_are_escaped() {
         assert_eq!(escape(Path::new("/a:b,c")), r"/a\:b\,c");
-    }
-
-    #[test]
-    fn an_archive_is_unpacked_gzipped_or_not_and_something_else_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(2);
-        header.set_mode(0o755);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_cksum();
-        builder.append_data(&mut header, "bin/x", &b"hi"[..]).unwrap();
-        let plain = builder.into_inner().unwrap();
-        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        io::Write::write_all(&mut gz, &plain).unwrap();
-        for (name, bytes) in [("a.tar", plain.clone()), ("a.tgz", gz.finish().unwrap())] {
-            fs::write(dir.path().join(name), bytes).unwrap();
-            let to = dir.path().join(format!("root-{name}"));
-            unpack(&dir.path().join(name), &to).unwrap();
-            assert_eq!(fs::read(to.join("bin/x")).unwrap(), b"hi");
-        }
-        fs::write(dir.path().join("bad"), "x".repeat(2000)).unwrap();
-        assert!(unpack(&dir.path().join("bad"), &dir.path().join("r")).is_err());
-        assert!(!dir.path().join("r").exists());
     }
 }

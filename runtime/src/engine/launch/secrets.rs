@@ -100,13 +100,19 @@ pub fn cover(lower: &Path, upper: &Path, mounts: &[PathBuf]) -> Result<()> {
         for path in passwords() {
             layer.without_passwords(path)?;
         }
-        for (top, depth) in TREES {
-            let (dir, depth) = start(Path::new(top), depth, lower);
+        static RESOLVED: OnceLock<Vec<(PathBuf, usize)>> = OnceLock::new();
+        for (top, depth) in RESOLVED.get_or_init(|| resolved(&TREES)) {
+            let (dir, depth) = start(top, *depth, lower);
             layer.walk(dir, depth)?;
         }
         Ok(())
     };
     cover().with_context(|| format!("cannot cover the host's secrets in {}", upper.display()))
+}
+
+/// These directories, those that are there, where symbolic links lead.
+fn resolved(dirs: &[(&str, usize)]) -> Vec<(PathBuf, usize)> {
+    dirs.iter().filter_map(|(dir, depth)| Some((fs::canonicalize(dir).ok()?, *depth))).collect()
 }
 
 /// Where a tree begins in the mount at `lower`, and its depth from there: a mount inside of the tree is a part of it.
@@ -313,7 +319,9 @@ fn is_public(mode: u32) -> bool {
 
 /// See [`DEPTHS`].
 fn depth_of(dir: &Path) -> Option<usize> {
-    DEPTHS.iter().find(|(path, _)| is_same(dir, Path::new(path))).map(|(_, depth)| *depth)
+    static RESOLVED: OnceLock<Vec<(PathBuf, usize)>> = OnceLock::new();
+    let depths = RESOLVED.get_or_init(|| resolved(&DEPTHS));
+    depths.iter().find(|(path, _)| is_same(dir, path)).map(|(_, depth)| *depth)
 }
 
 fn is_password_list(path: &Path) -> bool {
