@@ -56,6 +56,11 @@ impl Addr {
         }
     }
 
+    /// Its lifetime does not end.
+    pub fn is_permanent(&self) -> bool {
+        self.flags & libc::IFA_F_PERMANENT != 0
+    }
+
     fn parse(body: &[u8]) -> Option<Addr> {
         let header = AddressHeader::parse(body).ok()?;
         let attributes = body.get(header.buffer_len()..)?;

@@ -31,6 +31,8 @@ pub struct Link {
     pub up: bool,
     /// Up and with carrier (IFF_RUNNING).
     pub running: bool,
+    /// It has no carrier because a program says so (IFLA_PROTO_DOWN).
+    pub proto_down: bool,
     /// The loopback interface (IFF_LOOPBACK).
     pub loopback: bool,
     /// Set to take all packets (IFF_PROMISC, as asked for by a user).
@@ -136,6 +138,7 @@ impl Link {
                 }
                 libc::IFLA_LINK => link.peer_index = u32_of(value).filter(|index| *index != 0),
                 libc::IFLA_LINK_NETNSID => link.peer_netnsid = u32_of(value).map(|id| id as i32),
+                libc::IFLA_PROTO_DOWN => link.proto_down = value.first().is_some_and(|down| *down != 0),
                 libc::IFLA_LINKINFO => link.read_info(value),
                 libc::IFLA_AF_SPEC => link.conf = LinkConf::parse(value),
                 _ => {}

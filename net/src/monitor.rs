@@ -72,9 +72,13 @@ pub enum Told {
         /// The index that it had.
         index: u32,
     },
-    /// A link got an IPv4 address, or lost an address. IPv6 addresses are told again and again while routers announce their
-    /// prefix, so new ones are not.
+    /// A link got an IPv4 address, or lost an address.
     Address {
+        /// The link's index.
+        index: u32,
+    },
+    /// A link got an IPv6 address, or the lifetime of one changed, as it does again and again while routers announce the prefix.
+    AddressSet {
         /// The link's index.
         index: u32,
     },
@@ -291,6 +295,7 @@ fn link(kind: u16, family: i32, body: &[u8]) -> Option<Told> {
         }
         libc::RTM_DELLINK if family == libc::AF_UNSPEC => Some(Told::LinkGone { index }),
         libc::RTM_NEWADDR if family == libc::AF_INET => Some(Told::Address { index }),
+        libc::RTM_NEWADDR if family == libc::AF_INET6 => Some(Told::AddressSet { index }),
         libc::RTM_DELADDR => Some(Told::Address { index }),
         _ => None,
     }

@@ -22,6 +22,8 @@ const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NDA_VLAN: u16 = 5;
 const NDA_PORT: u16 = 6;
+const NDA_VNI: u16 = 7;
+const NDA_IFINDEX: u16 = 8;
 
 /// A neighbour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct Fdb {
     pub dst: Option<IpAddr>,
     /// Of a VXLAN device: the remote host's UDP port, where it is not the device's own.
     pub port: Option<u16>,
+    /// Of a VXLAN device: packets go by a VNI, or a link, that is not the device's own.
+    pub is_diverted: bool,
     /// The VLAN.
     pub vlan: Option<u16>,
     /// Entered for good, not learned.
@@ -83,6 +87,7 @@ impl Fdb {
             mac,
             dst: wire::find(attributes, NDA_DST).and_then(ip_of),
             port: port.map(u16::from_be_bytes),
+            is_diverted: [NDA_VNI, NDA_IFINDEX].iter().any(|kind| wire::find(attributes, *kind).is_some()),
             vlan: wire::find(attributes, NDA_VLAN).and_then(wire::u16_of),
             permanent: is_permanent(header),
         })

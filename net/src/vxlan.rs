@@ -60,6 +60,9 @@ pub struct Vxlanning {
     pub learning: bool,
     /// It gets its settings packet by packet (IFLA_VXLAN_COLLECT_METADATA), and has no VNI of its own.
     pub external: bool,
+    /// An option differs from the kernel's default that [`Vxlan`] leaves there: another link below, a default remote host, TTL,
+    /// TOS, flow label, DF, the number of forwarding entries.
+    pub is_altered: bool,
 }
 
 impl Vxlanning {
@@ -74,6 +77,9 @@ impl Vxlanning {
             port: port.map_or(0, u16::from_be_bytes),
             learning: flag(ifla::LEARNING),
             external: flag(ifla::COLLECT_METADATA),
+            is_altered: ifla::LEFT
+                .iter()
+                .any(|kind| wire::find(data, *kind).is_some_and(|value| value.iter().any(|byte| *byte != 0))),
         }
     }
 }
@@ -86,6 +92,8 @@ mod ifla {
     pub const PORT: u16 = 15;
     pub const LOCAL6: u16 = 17;
     pub const COLLECT_METADATA: u16 = 25;
+    /// GROUP, LINK, TTL, TOS, LIMIT, GROUP6, LABEL and DF: what can be changed later, and is 0 or missing by default.
+    pub const LEFT: [u16; 8] = [2, 3, 5, 6, 9, 16, 26, 29];
 }
 
 fn info(settings: Vec<InfoVxlan>) -> LinkAttribute {
@@ -193,7 +201,7 @@ mod tests {
                 assert_eq!(link.alias.as_deref(), wanted.alias);
                 let vxlan = link.vxlan.unwrap();
                 let local = Some(wanted.local);
-                let expected = Vxlanning { vni: 4711, local, port: 4789, learning: false, external: false };
+                let expected = Vxlanning { vni: 4711, local, port: 4789, ..Vxlanning::default() };
                 assert_eq!(vxlan, expected);
                 assert_eq!(netlink.addrs(Some(link.index)).unwrap(), [], "it has a link-local address");
 
@@ -238,7 +246,7 @@ mod tests {
             netlink.run(batch).unwrap();
             let entry = |index, last, dst, port| {
                 let (mac, dst) = (mac(last), Some(ip(dst)));
-                Fdb { index, mac, dst, port, vlan: None, permanent: true }
+                Fdb { index, mac, dst, port, is_diverted: false, vlan: None, permanent: true }
             };
             let sorted = |mut found: Vec<Fdb>| {
                 found.sort_by_key(|entry| entry.mac);

@@ -10,6 +10,7 @@ use net::{Route, Told};
 use ovl_api::model::is_single;
 use ovl_api::names;
 
+use crate::dump;
 use crate::model::{HostName, Model, Touched};
 use crate::objects::{BLOCK_METRIC, Dev, Forward, Mac, RouteKey, UNREACHABLE_METRIC};
 use crate::rules;
@@ -74,6 +75,7 @@ pub fn piece(told: Told) -> Option<(Piece, Seen)> {
         Told::Link { index, .. }
         | Told::LinkGone { index }
         | Told::Address { index }
+        | Told::AddressSet { index }
         | Told::LocalGone { index }
         | Told::ForwardingOff { index: Some(index) } => (Piece::Device(index), Seen::Gone),
         Told::ForwardChain => (Piece::ForwardChains, Seen::Gone),
@@ -86,10 +88,7 @@ pub fn piece(told: Told) -> Option<(Piece, Seen)> {
             (Piece::Neigh(neigh.index, neigh.ip), Seen::Neigh(neigh.mac.filter(|_| neigh.permanent)))
         }
         Told::FdbGone(entry) => (Piece::Forward(entry.index, entry.mac), Seen::Gone),
-        Told::Fdb(entry) => {
-            let forward = Forward { ip: entry.dst, port: entry.port, permanent: entry.permanent };
-            (Piece::Forward(entry.index, entry.mac), Seen::Forward(forward))
-        }
+        Told::Fdb(entry) => (Piece::Forward(entry.index, entry.mac), Seen::Forward(dump::forward(&entry))),
         Told::TableGone(table) | Told::TableChanged(table)
             if (table.family, &*table.name) == (rules::FAMILY, rules::NAME) =>
         {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use net::route::{MAIN_TABLE, Route, RouteFilter, UNICAST, UNREACHABLE};
-use net::{Addr, Link, Netlink};
+use net::{Addr, Fdb, Link, Netlink, Vxlanning};
 use ovl_api::names::{DEVICE_ALIAS, ROUTE_PROTOCOL};
 
 use crate::objects::{AddrRole, Dev, Forward, Objects, RouteKey, Target};
@@ -45,8 +45,7 @@ pub fn dump(netlink: &mut Netlink, links: &[Link], wanted: &Objects, underlay: &
     for index in devices {
         let Some(dev) = names.get(&index) else { continue };
         for entry in netlink.fdb(Some(index))? {
-            let forward = Forward { ip: entry.dst, port: entry.port, permanent: entry.permanent };
-            dumped.forwards.push(((dev.clone(), entry.mac), forward));
+            dumped.forwards.push(((dev.clone(), entry.mac), forward(&entry)));
         }
     }
     let filter =
@@ -68,18 +67,31 @@ pub fn dump(netlink: &mut Netlink, links: &[Link], wanted: &Objects, underlay: &
     Ok(dumped)
 }
 
+/// A forwarding entry as it is there.
+pub fn forward(entry: &Fdb) -> Forward {
+    let Fdb { dst, port, permanent, is_diverted, .. } = *entry;
+    Forward { ip: dst, port, permanent, is_diverted }
+}
+
 /// What an address can be for, as it is there.
 pub fn role(addr: &Addr) -> AddrRole {
-    if addr.may_be_source() { AddrRole::Own } else { AddrRole::Shared }
+    if !addr.is_permanent() {
+        AddrRole::Cut
+    } else if addr.may_be_source() {
+        AddrRole::Own
+    } else {
+        AddrRole::Shared
+    }
 }
 
 /// A link as it is there.
 pub fn shown(link: &Link) -> Shown {
     let alias = link.alias.clone().unwrap_or_default();
     let ours = link.vxlan.is_some() && link.name.starts_with("vx-") && alias.starts_with(DEVICE_ALIAS);
+    let altered = |vxlan: Vxlanning| vxlan.is_altered || link.proto_down;
     Shown {
         index: link.index,
-        vxlan: link.vxlan,
+        vxlan: link.vxlan.map(|vxlan| Vxlanning { is_altered: altered(vxlan), ..vxlan }),
         up: link.up,
         group: link.group,
         mac: link.mac,

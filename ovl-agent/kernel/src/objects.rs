@@ -86,6 +86,8 @@ pub struct Forward {
     pub port: Option<u16>,
     /// Entered for good, not learned.
     pub permanent: bool,
+    /// Packets go by another VNI or link than the device's; never when desired.
+    pub is_diverted: bool,
 }
 
 /// What an address of this host is for.
@@ -95,7 +97,8 @@ pub enum AddrRole {
     Own,
     /// Every host has it, so answers to it would stay on the host that receives them: never a source.
     Shared,
-    /// Never desired: it is there, and its route in table local is gone, without which the kernel takes no packets for it.
+    /// Never desired: it is there, and its route in table local is gone, without which the kernel takes no packets for it; or its
+    /// lifetime ends.
     Cut,
 }
 

@@ -376,9 +376,12 @@ fn compare<'a, K: Ord, V: PartialEq>(
 /// the kernel's defaults.
 fn same_device(wanted: &Device, shown: &Shown) -> bool {
     shown.vxlan.is_some_and(|vxlan| {
-        let Vxlanning { vni, local, port, external, .. } = vxlan;
+        let Vxlanning { vni, local, port, external, is_altered, .. } = vxlan;
         let lost_ipv6 = wanted.ipv6 && shown.mtu < MIN_MTU_V6;
-        !external && !lost_ipv6 && (vni, local, port) == (wanted.vni, Some(wanted.local), wanted.port)
+        !external
+            && !is_altered
+            && !lost_ipv6
+            && (vni, local, port) == (wanted.vni, Some(wanted.local), wanted.port)
     })
 }
 

@@ -263,7 +263,10 @@ impl Scene<'_> {
         }
         if tunnelled {
             let port = (host.port != me.port).then_some(host.port);
-            objects.forwards.insert((dev, mac), Forward { ip: Some(host.vtep), port, permanent: true });
+            objects.forwards.insert(
+                (dev, mac),
+                Forward { ip: Some(host.vtep), port, permanent: true, is_diverted: false },
+            );
         }
     }
 

@@ -66,11 +66,12 @@ fn object(op: &Op) -> String {
         Op::SetNeigh(dev, ip, mac) => format!("neighbour {ip} ({}) on {dev}", mac_text(*mac)),
         Op::DelNeigh(dev, ip) => format!("neighbour {ip} on {dev}"),
         Op::SetForward(dev, mac, forward) | Op::DelForward(dev, mac, forward) => {
-            let Forward { ip, port, permanent } = forward;
+            let Forward { ip, port, permanent, is_diverted } = forward;
             let ip = ip.map(|ip| format!(" to {ip}")).unwrap_or_default();
             let port = port.map(|port| format!(" port {port}")).unwrap_or_default();
             let learned = if *permanent { "" } else { " (learned)" };
-            format!("forwarding of {}{ip}{port} on {dev}{learned}", mac_text(*mac))
+            let diverted = if *is_diverted { " (by another VNI or link)" } else { "" };
+            format!("forwarding of {}{ip}{port} on {dev}{learned}{diverted}", mac_text(*mac))
         }
         Op::SetRoute(key, target) | Op::DelRoute(key, target) => match target {
             Target::Unreachable => format!("route {} unreachable", key.dst),

@@ -75,6 +75,10 @@ fn neighbours_and_forwarding() {
         );
         let replace = format!("bridge fdb replace {mac} dev {DEV} dst 192.0.2.77");
         scene.mends(&replace, &["to 192.0.2.2 on vx-0123456789ab was changed"], 1);
+        for diverted in ["vni 77", "via lo"] {
+            let line = format!("bridge fdb replace {mac} dev {DEV} dst 192.0.2.2 {diverted}");
+            scene.mends(&line, &["to 192.0.2.2 on vx-0123456789ab was changed"], 1);
+        }
         let foreign = format!("bridge fdb add 02:00:00:00:00:09 dev {DEV} dst 192.0.2.78 port 99");
         scene.mends(&foreign, &["02:00:00:00:00:09 to 192.0.2.78 port 99"], 1);
         // As if learned.
@@ -108,6 +112,8 @@ fn addresses() {
         scene.mends(&global, &["address 10.42.0.1/32 of vx-0123456789ab was changed: restored"], 1);
         let preferred = format!("ip addr change fd42::1/128 dev {DEV} preferred_lft forever");
         scene.mends(&preferred, &["address fd42::1/128 of vx-0123456789ab was changed: restored"], 1);
+        let ends = format!("ip addr change fd42::2/128 dev {DEV} valid_lft 1000 preferred_lft 900");
+        scene.mends(&ends, &["address fd42::2/128 of vx-0123456789ab was changed: restored"], 30);
         let local =
             format!("ip addr del $(ip -6 -o addr show dev {DEV} scope link | awk '{{print $4}}') dev {DEV}");
         scene.mends(&local, &["address fe80::"], 30);

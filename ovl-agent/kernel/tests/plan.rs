@@ -36,11 +36,14 @@ fn macs() -> impl Strategy<Value = Mac> {
 }
 
 fn forward() -> impl Strategy<Value = Forward> {
-    (0..3u8, any::<bool>(), prop::option::of(Just(99))).prop_map(|(last, permanent, port)| Forward {
-        ip: Some([192, 0, 2, last].into()),
-        port,
-        permanent,
-    })
+    (0..3u8, any::<bool>(), prop::option::of(Just(99)), any::<bool>()).prop_map(
+        |(last, permanent, port, is_diverted)| Forward {
+            is_diverted,
+            ip: Some([192, 0, 2, last].into()),
+            port,
+            permanent,
+        },
+    )
 }
 
 fn dsts() -> Vec<IpNetwork> {
@@ -101,7 +104,9 @@ fn wanted() -> impl Strategy<Value = Objects> {
                         .collect(),
                     forwards: forwards
                         .into_iter()
-                        .map(|(key, forward)| (key, Forward { permanent: true, ..forward }))
+                        .map(|(key, forward)| {
+                            (key, Forward { permanent: true, is_diverted: false, ..forward })
+                        })
                         .collect(),
                     routes,
                 }

@@ -96,7 +96,7 @@ impl Watcher {
                 std::mem::replace(&mut self.last, now) != now
             }
             Told::LinkGone { index } | Told::Address { index } => index == link || gone,
-            Told::Link { .. } => gone,
+            Told::Link { .. } | Told::AddressSet { .. } => gone,
             _ => false,
         }
     }

@@ -185,6 +185,10 @@ impl Reconciler {
             return Ok(false);
         }
         let addrs = self.netlink.addrs(Some(index))?;
+        // One more address can bring a route that goes before those to the blocks.
+        if addrs.iter().any(|addr| !wanted.addrs.contains_key(&(dev.clone(), addr.net))) {
+            return Ok(false);
+        }
         for ((_, net), role) in wanted.addrs.iter().filter(|((on, _), _)| on == dev) {
             let there = addrs.iter().any(|addr| addr.net == *net && dump::role(addr) == *role);
             if !there || !self.is_local(net.ip())? {

@@ -39,6 +39,11 @@ impl Scene {
         let view = view("a", &hosts, networks, &blocks, std::slice::from_ref(&one));
         let mut scene = Scene { host: TestHost::new("a", &["192.0.2.1/24"]), view };
         assert!(scene.host.full(&scene.view).is_complete());
+        // The kernel adds them in the background, and a busy one takes longer than a pass waits.
+        scene.wait_while(
+            "for net in $(ip -6 -o addr show type vxlan | awk '{print $4}'); do \
+             ip -6 route show table local | grep -qF \"local ${net%/*} \" || echo $net; done",
+        );
         scene.host.attach(network, &one);
         let full = scene.host.full(&scene.view);
         assert!(full.is_empty(), "{full:#?}");
