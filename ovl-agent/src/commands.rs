@@ -1,7 +1,7 @@
 //! The commands that ask the agent of this host, through its socket.
 
 use crate::args::{Command, Format, NetworkCommand, NodeCommand, Output};
-use crate::table::table;
+use crate::table::{plain, table};
 use anyhow::Result;
 use ovl_api::Client;
 use ovl_api::model::{Encap, Network};
@@ -90,7 +90,7 @@ fn status(status: &Status) -> String {
     let more = status.held_records.len().saturating_sub(SHOWN);
     rows.extend((more > 0).then(|| ["Held record".to_owned(), format!("and {more} more")]));
     rows.extend(status.notice.iter().map(|notice| ["Notice".to_owned(), notice.clone()]));
-    rows.iter().map(|[name, value]| format!("{:<14}{value}\n", format!("{name}:"))).collect()
+    rows.iter().map(|[name, value]| format!("{:<14}{}\n", format!("{name}:"), plain(value))).collect()
 }
 
 /// What other programs changed in the kernel, in rows.
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_status_says_why_the_store_is_away_and_what_is_held_back() {
-        let record = HeldRecord { key: "c/hosts/h2".into(), why: "invalid port 0".into() };
+        let record = HeldRecord { key: "c/hosts/h2\u{1b}[2J\n".into(), why: "invalid port 0".into() };
         let given = Status {
             host: "h1".into(),
             version: "0.1.0".into(),
@@ -214,7 +214,7 @@ mod tests {
         assert!(text.contains("Connected:    no\n"), "{text}");
         assert!(text.contains("Store error:  connection refused\n"), "{text}");
         assert!(text.contains("Held back:    3 of 8 hosts vanished\n"), "{text}");
-        assert!(text.contains("Held record:  c/hosts/h2: invalid port 0\n"), "{text}");
+        assert!(text.contains("Held record:  c/hosts/h2\\u{1b}[2J\\n: invalid port 0\n"), "{text}");
         assert!(text.contains("Notice:       this node was renamed\n"), "{text}");
         assert!(text.contains("Problem:      net.ipv4.ip_forward is 0\n"), "{text}");
         let repair = "Last repair:  2026-01-01T00:00:00Z: route 10.42.0.64/26 was missing: restored (and 2 more), after 12 ms; \

@@ -60,7 +60,7 @@ where
             return writeln!(out, "{}", serde_json::Value::Object(line));
         }
         // One line an event, whatever is in it.
-        let message = fields.message.replace('\n', " ");
+        let message = crate::table::plain(&fields.message.replace('\n', " "));
         write!(out, "{time} {:>5} {message}", metadata.level())?;
         for (name, value) in fields.others {
             write!(out, " {name}={value:?}")?;
@@ -115,7 +115,7 @@ mod tests {
         let layer =
             tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).event_format(Lines { json });
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
-            tracing::info!(network = "ov", "route\n\"10.42.3.0/26\" added");
+            tracing::info!(network = "ov\u{1b}[0m", "route\u{1b}[2J\n\"10.42.3.0/26\" added");
         });
         String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
     }
@@ -123,7 +123,10 @@ mod tests {
     #[test]
     fn an_event_is_one_line_of_text() {
         let line = logged(false);
-        assert!(line.ends_with("  INFO route \"10.42.3.0/26\" added network=\"ov\"\n"), "{line}");
+        assert!(
+            line.ends_with("  INFO route\\u{1b}[2J \"10.42.3.0/26\" added network=\"ov\\u{1b}[0m\"\n"),
+            "{line}"
+        );
         assert_eq!(line.matches('\n').count(), 1);
     }
 
@@ -131,8 +134,8 @@ mod tests {
     fn an_event_is_one_json_object() {
         let line = logged(true);
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(value["message"], "route\n\"10.42.3.0/26\" added");
+        assert_eq!(value["message"], "route\u{1b}[2J\n\"10.42.3.0/26\" added");
         assert_eq!(value["level"], "info");
-        assert_eq!(value["network"], "ov");
+        assert_eq!(value["network"], "ov\u{1b}[0m");
     }
 }
