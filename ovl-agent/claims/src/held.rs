@@ -40,6 +40,14 @@ enum Value {
     Single(SingleClaim),
 }
 
+impl Held {
+    /// A node's record, which may become valid again.
+    pub(crate) fn host(why: String, host: Host, changed: Revision) -> Held {
+        let waiting = Some(Waiting { value: Value::Host(host), changed });
+        Held { why, deleted: false, restored: false, waiting }
+    }
+}
+
 impl State {
     /// Takes what was read of a key, unless it must be held back.
     pub(crate) fn apply_read(&mut self, read: Read<'_>, changed: Revision) {
@@ -60,12 +68,18 @@ impl State {
     }
 
     fn apply_checked(&mut self, read: Read<'_>, changed: Revision) {
+        self.note_vtep(&read, changed);
         let outlasted = self.outlasts(&read, changed);
         let restored = outlasted.is_some();
         let why = match outlasted.map_or_else(|| self.check(&read), Err) {
             Ok(()) => {
                 self.release(&read);
-                return self.apply_valid(read, changed);
+                let node = match read {
+                    Read::Host(name, _) | Read::Live(name, _) => Some(name),
+                    _ => None,
+                };
+                self.apply_valid(read, changed);
+                return node.into_iter().for_each(|name| self.check_sharers(name));
             }
             Err(why) => why,
         };
@@ -272,6 +286,7 @@ impl State {
         if let Some(network) = self.view.networks.values().find(inside) {
             return Err(format!("invalid vtep \"{vtep}\": it is in the network {}", network.name));
         }
+        self.check_vtep(name, host)?;
         if let Some(before) = self.view.hosts.get(name)
             && before.id != host.id
             && self.owns_something(name)

@@ -48,6 +48,7 @@ mod tests;
 mod token;
 mod told;
 mod validate;
+mod vteps;
 
 pub use conf::{NodeConf, TakeOver, Timing};
 pub use node::{Grant, Node, NodeStatus};

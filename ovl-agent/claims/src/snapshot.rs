@@ -88,6 +88,7 @@ impl State {
         if self.is_other(snapshot) {
             // Revisions of before mean nothing here.
             self.touched.clear();
+            self.vteps.clear();
         } else {
             self.touched.retain(|_, touched| *touched > snapshot.revision);
         }

@@ -139,6 +139,8 @@ pub(crate) struct State {
     /// Own blocks whose key was deleted while they are in use: they are claimed again, and nothing is given of them
     /// until then.
     pub(crate) lost: BTreeSet<(String, IpNetwork)>,
+    /// The VTEPs that the nodes' records say.
+    pub(crate) vteps: crate::vteps::Vteps,
     /// This host's record is not as this host wrote it: it is to be written again.
     pub(crate) rejoin: bool,
     /// The watch reported that this host's record was deleted or spoiled without a mark of removal; until everything was read.

@@ -90,6 +90,48 @@ fn invalid_store_records_are_held_back_and_traffic_goes_on() {
     lab.down();
 }
 
+/// A node that was started with another's address: what was there first keeps its routes.
+#[test]
+fn second_node_with_a_vtep_is_held_back_while_the_first_is_alive() {
+    let lab = Cluster::bare(2);
+    lab.network("--subnet 10.42.0.0/16 ov");
+    let members: Vec<_> = HOSTS.iter().map(|on| lab.run(on, &format!("c-{on}"), "--network ov")).collect();
+    let members: Vec<_> = members.iter().collect();
+    let flow = Flow::among(&lab, &members);
+    let network: Value = serde_json::from_str(&get(&lab, "/weft/c/networks/ov")).unwrap_or_default();
+    let host2: Value = serde_json::from_str(&get(&lab, "/weft/c/hosts/host2")).unwrap_or_default();
+    let vtep = host2["vtep"].as_str().unwrap_or_default();
+    let before = lab.kernel_of(&["host1"]);
+    // The first of the store's keys is the younger record.
+    let record =
+        |vtep: &str| format!(r#"{{"name":"copy","id":"{:032x}","epoch":1,"vtep":"{vtep}","port":4789}}"#, 7);
+    let claim = format!(r#"{{"host":"copy","id":"{:032x}","epoch":1}}"#, 7);
+    let id = network["id"].as_str().unwrap_or_default();
+    let block = format!("blocks/{id}/4-0a2af000-26");
+    put(&lab, "/weft/c/hosts/copy", &record(vtep));
+    put(&lab, "/weft/c/live/copy", "{}");
+    put(&lab, &format!("/weft/c/{block}"), &claim);
+    let both = [block.clone(), "hosts/copy".to_owned()];
+    lab.soon("it is held back", || {
+        both.iter().all(|key| held(&lab, "host1").iter().any(|is| is.ends_with(key)))
+    });
+    let status = lab.exec("host1", "ovl-agent status").ok().stdout;
+    assert!(status.contains("the node host2, which is alive, has it too"), "{status}");
+    lab.exec("host1", "ovl-agent sync").ok();
+    assert_eq!(lab.kernel_of(&["host1"]), before, "nothing of it reaches the kernel");
+    // It moves to an address of its own.
+    put(&lab, "/weft/c/hosts/copy", &record("10.99.0.77"));
+    lab.soon("it is in force", || held(&lab, "host1").is_empty());
+    lab.soon("it has a route", || lab.kernel_of(&["host1"]) != before);
+    for key in [&block, "live/copy", "hosts/copy"] {
+        etcdctl(&lab, &format!("del /weft/c/{key}"));
+    }
+    lab.soon("nothing of it is left", || lab.kernel_of(&["host1"]) == before);
+    flow.none_lost();
+    lab.remove(&members);
+    lab.down();
+}
+
 #[test]
 fn deleted_store_records_are_put_back_and_no_ping_is_lost() {
     let lab = Cluster::bare(2);

@@ -306,6 +306,97 @@ async fn addresses_of_this_node_are_no_other_nodes_vtep() {
     assert!(one.look(|state| state.held.is_empty() && state.view.hosts.contains_key("two")));
 }
 
+/// A node's record with this last byte of its VTEP.
+async fn put_node(kv: &Kv, name: &str, vtep: u8) {
+    let record =
+        TWO.replace("two", name).replace("aa", &format!("{name}-id")).replace("250", &vtep.to_string());
+    put(kv, &keys::host(name), &record).await;
+}
+
+/// The nodes in force but this one, with the last byte of their VTEPs.
+fn vteps(inner: &Inner) -> Vec<(String, u8)> {
+    let last = |ip: IpAddr| ip.to_string().rsplit('.').next().and_then(|byte| byte.parse().ok()).unwrap_or(0);
+    let others = |state: &mut crate::state::State| {
+        let mut others: Vec<_> =
+            state.view.hosts.values().filter(|host| host.name != "one").cloned().collect();
+        others.sort_by(|a, b| a.name.cmp(&b.name));
+        others.into_iter().map(|host| (host.name, last(host.vtep))).collect()
+    };
+    inner.update(|state| others(state))
+}
+
+fn nodes(expected: &[(&str, u8)]) -> Vec<(String, u8)> {
+    expected.iter().map(|(name, vtep)| ((*name).to_owned(), *vtep)).collect()
+}
+
+#[tokio::test]
+async fn vtep_of_living_node_is_no_other_nodes() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    // The last of the store's keys was there first.
+    put_node(&kv, "zoe", 250).await;
+    put(&kv, &keys::live("zoe"), "").await;
+    put_node(&kv, "abe", 250).await;
+    put(&kv, &keys::live("abe"), "").await;
+    read(&one).await;
+    assert_eq!((held(&one), vteps(&one)), (vec![keys::host("abe")], nodes(&[("zoe", 250)])));
+    assert!(why(&one, &keys::host("abe")).contains("zoe"), "{}", why(&one, &keys::host("abe")));
+    // What the watch shows does the same; who writes a record anew is not the younger one for it.
+    put_node(&kv, "bob", 250).await;
+    put_node(&kv, "zoe", 250).await;
+    follow(&one, &kv).await;
+    read(&one).await;
+    assert_eq!(
+        (held(&one), vteps(&one)),
+        (vec![keys::host("abe"), keys::host("bob")], nodes(&[("zoe", 250)]))
+    );
+    delete(&kv, &keys::host("bob")).await;
+    // A dead node keeps no address, and has it again when it returns.
+    delete(&kv, &keys::live("zoe")).await;
+    follow(&one, &kv).await;
+    assert_eq!((held(&one), vteps(&one)), (vec![], nodes(&[("abe", 250), ("zoe", 250)])));
+    put(&kv, &keys::live("zoe"), "").await;
+    follow(&one, &kv).await;
+    assert_eq!((held(&one), vteps(&one)), (vec![keys::host("abe")], nodes(&[("zoe", 250)])));
+    // It is in force as soon as it has another one.
+    put_node(&kv, "abe", 251).await;
+    follow(&one, &kv).await;
+    assert_eq!((held(&one), vteps(&one)), (vec![], nodes(&[("abe", 251), ("zoe", 250)])));
+}
+
+#[tokio::test]
+async fn vtep_that_changes_nodes_is_in_force_at_once() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    for (name, vtep) in [("abe", 250), ("bob", 251)] {
+        put_node(&kv, name, vtep).await;
+        put(&kv, &keys::live(name), "").await;
+    }
+    read(&one).await;
+    // The new one's record comes before the old one's says where it is now.
+    put_node(&kv, "bob", 250).await;
+    follow(&one, &kv).await;
+    assert_eq!((held(&one), vteps(&one)), (vec![keys::host("bob")], nodes(&[("abe", 250), ("bob", 251)])));
+    put_node(&kv, "abe", 252).await;
+    follow(&one, &kv).await;
+    assert_eq!((held(&one), vteps(&one)), (vec![], nodes(&[("abe", 252), ("bob", 250)])));
+    // Two that change places.
+    put_node(&kv, "abe", 250).await;
+    put_node(&kv, "bob", 252).await;
+    follow(&one, &kv).await;
+    assert_eq!((held(&one), vteps(&one)), (vec![], nodes(&[("abe", 250), ("bob", 252)])));
+    // One that is removed has none.
+    put(
+        &kv,
+        &keys::host("abe"),
+        &TWO.replace("two", "abe").replace("aa", "abe-id").replace("}", r#","removed":true}"#),
+    )
+    .await;
+    put_node(&kv, "bob", 250).await;
+    follow(&one, &kv).await;
+    assert_eq!((held(&one), vteps(&one)), (vec![], nodes(&[("abe", 250), ("bob", 250)])));
+}
+
 #[tokio::test]
 async fn address_whose_record_cannot_be_understood_is_not_given() {
     let (dir, kv) = store().await;
