@@ -93,6 +93,7 @@ fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
     if plan.wants("scale") && plan.before.is_none() {
         scale::leases(plan, report)?;
         scale::ports(plan, report)?;
+        scale::all_ports(plan, report)?;
     }
     if plan.wants("run") {
         run::to_running(plan, report)?;

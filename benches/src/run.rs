@@ -84,6 +84,19 @@ fn stamped(file: &Path) -> Result<Duration> {
     }
 }
 
+/// How long it takes to run a container with these published ports, and to remove it.
+pub fn with_ports(plan: &Plan, ports: &str) -> Result<(Duration, Duration)> {
+    let side = Side::new("run-ports", &plan.runtime, &plan.weft)?;
+    let start = Instant::now();
+    side.must(&["run", "-d", "--name", "ports", "--network", "bench", "-p", ports, "sleep", "1000"])?;
+    let run = start.elapsed();
+    let start = Instant::now();
+    side.must(&["rm", "-f", "ports"])?;
+    let removed = start.elapsed();
+    side.must(&["network", "rm", "bench"])?;
+    Ok((run, removed))
+}
+
 /// The last budget of one host; with a previous build, both in turn.
 pub fn to_running(plan: &Plan, report: &mut Report) -> Result<()> {
     let mut sides = vec![Side::new("run", &plan.runtime, &plan.weft)?];

@@ -81,3 +81,24 @@ pub fn ports(plan: &Plan, report: &mut Report) -> Result<()> {
     report.row(what, Some(times[0]), times[1], Unit::Ms, Budget::RatioAtMost(1.2));
     spaces.iter().try_for_each(|netns| delete(netns))
 }
+
+/// A container with every TCP port of the host, and one of the runtime's with as many as sockets may be open nearly anywhere.
+pub fn all_ports(plan: &Plan, report: &mut Report) -> Result<()> {
+    let machine = Machine::new("all-ports")?;
+    let ports: Vec<u16> = (1..=u16::MAX).collect();
+    let chain = Chain::published(&plan.weft, &machine, &ports);
+    let netns = fresh("all-ports")?;
+    machine.enter()?;
+    let mut attachment = Attachment::new("all-ports", &netns);
+    let (add, del) = (chain.add(&mut attachment)?, chain.del(&attachment)?);
+    delete(&netns)?;
+    let row = |report: &mut Report, what: &str, time: Duration| {
+        report.row(what, None, median(&[time]), Unit::Ms, Budget::AtMost(5_000.0));
+    };
+    row(report, "ADD with 65,535 published ports", add);
+    row(report, "DEL of it", del);
+    let (run, removed) = crate::run::with_ports(plan, "1001-9000:1001-9000")?;
+    row(report, "runtime run -d with 8,000 published ports", run);
+    row(report, "runtime rm -f of it", removed);
+    Ok(())
+}

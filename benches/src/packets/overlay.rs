@@ -9,22 +9,32 @@ use crate::report::{Budget, Report, Unit, median_of};
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 const NAMES: [&str; 2] = ["by VXLAN", "by direct routing"];
 
-/// The hosts' agents, stopped for as long as this is there: they would repair the rules that are taken away.
+/// The hosts' agents and the containers' supervisors, stopped for as long as this is there: they would repair the rules that
+/// are taken away.
 struct Stopped(Vec<Pid>);
 
 impl Stopped {
     fn new() -> Result<Stopped> {
         let mut stopped = Stopped(Vec::new());
         for host in ["host1", "host2"] {
-            let file = Path::new("/run/weft/labs/lab/hosts").join(host).join("agent/pid");
-            let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            let pid = Pid::from_raw(text.split_whitespace().next().unwrap_or_default().parse()?);
-            kill(pid, Signal::SIGSTOP)?;
-            stopped.0.push(pid);
+            let dir = Path::new("/run/weft/labs/lab/hosts").join(host);
+            let text = std::fs::read_to_string(dir.join("agent/pid"))?;
+            let mut pids = vec![text.split_whitespace().next().unwrap_or_default().parse()?];
+            for container in std::fs::read_dir(dir.join("root/containers"))? {
+                let state: Value =
+                    serde_json::from_slice(&std::fs::read(container?.path().join("state.json"))?)?;
+                let pid = state["supervisor_pid"].as_i64().context("a container without a supervisor")?;
+                pids.push(i32::try_from(pid)?);
+            }
+            for pid in pids {
+                kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
+                stopped.0.push(Pid::from_raw(pid));
+            }
         }
         Ok(stopped)
     }
@@ -38,7 +48,7 @@ impl Drop for Stopped {
     }
 }
 
-/// Two hosts, and a way from a container to another by each network. The agents do nothing.
+/// Two hosts, and a way from a container to another by each network. Nothing repairs their rules.
 struct Between<'a> {
     _stopped: Stopped,
     _lab: Lab<'a>,

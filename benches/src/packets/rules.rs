@@ -31,7 +31,7 @@ pub fn each(plan: &Plan, netns: &Path, names: &str, ways: &mut [Way], report: &m
     for at in rules(&lines) {
         let without = [&lines[..at], &lines[at + 1..]].concat();
         let mut times = [(); 2].map(|()| vec![Vec::new(); ways.len()]);
-        for _ in 0..plan.rounds.div_ceil(20) {
+        for _ in 0..plan.rounds.div_ceil(40) {
             for (lines, times) in [&lines, &without].into_iter().zip(&mut times) {
                 load(lines)?;
                 for (way, times) in ways.iter_mut().zip(times) {
@@ -46,7 +46,9 @@ pub fn each(plan: &Plan, netns: &Path, names: &str, ways: &mut [Way], report: &m
             true => "    -".to_owned(),
             false => format!("{:5.0}", median_of(with) - median_of(without)),
         });
-        report.note(&format!("{}  {}", costs.collect::<String>(), lines[at].trim()));
+        let line = format!("{}  {}", costs.collect::<String>(), lines[at].trim());
+        eprintln!("{line}");
+        report.note(&line);
     }
     load(&lines)
 }
