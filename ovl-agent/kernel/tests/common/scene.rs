@@ -42,7 +42,7 @@ impl Scene {
         // The kernel adds them in the background, and a busy one takes longer than a pass waits.
         scene.wait_while(
             "for net in $(ip -6 -o addr show type vxlan | awk '{print $4}'); do \
-             ip -6 route show table local | grep -qF \"local ${net%/*} \" || echo $net; done",
+             ip -6 route show table local | grep -qF \"local ${net%/*} \" || echo $net; done | grep .",
         );
         scene.host.attach(network, &one);
         let full = scene.host.full(&scene.view);
