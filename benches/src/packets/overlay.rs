@@ -7,9 +7,11 @@ use crate::Plan;
 use crate::overlay::Lab;
 use crate::report::{Budget, Report, Unit, median_of};
 use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 const NAMES: [&str; 2] = ["by VXLAN", "by direct routing"];
@@ -48,8 +50,28 @@ impl Drop for Stopped {
     }
 }
 
+/// The network namespace that this thread was in: it goes back there. `lab down` ends no process in the namespace that it is
+/// started in.
+struct Home(File);
+
+impl Home {
+    fn new() -> Result<Home> {
+        Ok(Home(File::open("/proc/thread-self/ns/net")?))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Err(error) = setns(&self.0, CloneFlags::CLONE_NEWNET) {
+            eprintln!("bench: cannot leave a host of the lab: {error}");
+        }
+    }
+}
+
 /// Two hosts, and a way from a container to another by each network. Nothing repairs their rules.
 struct Between<'a> {
+    // Dropped in this order.
+    _home: Home,
     _stopped: Stopped,
     _lab: Lab<'a>,
     hosts: [PathBuf; 2],
@@ -59,6 +81,7 @@ struct Between<'a> {
 impl<'a> Between<'a> {
     fn new(plan: &'a Plan) -> Result<Between<'a>> {
         let lab = Lab::up(plan)?;
+        let home = Home::new()?;
         let hosts = ["host1", "host2"].map(|host| Path::new("/run/weft/labs/lab/netns").join(host));
         let way = |network: &str, from: &str, to: &str| {
             let address = lab.address("host2", to, network)?;
@@ -66,7 +89,7 @@ impl<'a> Between<'a> {
             Way::new(&from, &to, PORT, &format!("{address}:{PORT}"))
         };
         let ways = [way("vx", "v1", "v2")?, way("di", "d1", "d2")?];
-        Ok(Between { _stopped: Stopped::new()?, _lab: lab, hosts, ways })
+        Ok(Between { _home: home, _stopped: Stopped::new()?, _lab: lab, hosts, ways })
     }
 }
 
