@@ -5,7 +5,9 @@
 use crate::error::{Error, Refusal, Result};
 use crate::link::{self, Link};
 use crate::netlink::Netlink;
+use crate::route::Family;
 use crate::socket::{Answers, Outgoing, emit};
+use crate::wire;
 
 /// Changes to be sent together.
 #[derive(Debug, Default)]
@@ -44,9 +46,20 @@ impl Outcome {
         self.answers.reply(ticket.0).and_then(Link::parse)
     }
 
+    /// Whether packets of the family are forwarded, as [`Batch::forwarding`] asked; `None` when the kernel did not say.
+    pub fn forwarding(&self, ticket: Ticket) -> Option<bool> {
+        let attributes = self.answers.reply(ticket.0)?.get(netconf::HEADER..)?;
+        wire::find(attributes, netconf::FORWARDING).and_then(wire::u32_of).map(|value| value != 0)
+    }
+
+    /// The number of the error with which something was refused.
+    pub(crate) fn errno(&self, ticket: Ticket) -> Option<i32> {
+        self.answers.refusal(ticket.0).map(|refusal| refusal.errno)
+    }
+
     /// Whether the kernel said that it does not have what was asked for.
     pub fn is_unknown(&self, ticket: Ticket) -> bool {
-        self.answers.refusal(ticket.0).is_some_and(|refusal| refusal.errno == libc::ENOENT)
+        self.errno(ticket) == Some(libc::ENOENT)
     }
 }
 
@@ -56,6 +69,17 @@ const GONE: &[i32] = &[libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAV
 /// What a lookup may find: nothing; or that the kernel cannot look for one such thing, as for neighbours before Linux 5.0.
 const LOOKED_FOR: &[i32] =
     &[libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL, libc::EOPNOTSUPP, libc::EINVAL];
+
+/// RTM_GETNETCONF and its answer (linux/rtnetlink.h, linux/netconf.h).
+mod netconf {
+    pub const GET: u16 = 82;
+    /// struct netconfmsg, padded.
+    pub const HEADER: usize = 4;
+    pub const IFINDEX: u16 = 1;
+    pub const FORWARDING: u16 = 2;
+    /// NETCONFA_IFINDEX_ALL
+    pub const ALL: u32 = u32::MAX;
+}
 
 impl Batch {
     /// No change yet.
@@ -139,6 +163,21 @@ impl Batch {
         let message = link::request(0, Some(name));
         let what = format!("look up interface {name}");
         self.push_lookup(what, libc::RTM_GETLINK, |bytes| emit(bytes, &message))
+    }
+
+    /// Asks whether the namespace forwards packets of a family (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding).
+    pub fn forwarding(&mut self, family: Family) -> Ticket {
+        let family = if family == Family::V4 { libc::AF_INET } else { libc::AF_INET6 };
+        self.push_lookup("look up what is forwarded".into(), netconf::GET, |bytes| {
+            bytes.extend([family as u8, 0, 0, 0]);
+            wire::put_u32(bytes, netconf::IFINDEX, netconf::ALL);
+        })
+    }
+
+    /// Has the last change succeed whatever becomes of it, and returns where the outcome has it.
+    pub(crate) fn probing(&mut self) -> Ticket {
+        self.passing(&[libc::EINVAL, libc::EPERM, libc::ENODEV, libc::EOPNOTSUPP]);
+        Ticket(self.ops.len().saturating_sub(1))
     }
 
     /// Adds a lookup; that there is no such thing is no error.

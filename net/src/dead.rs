@@ -21,7 +21,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::{ForkResult, fork};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Outcome, Ticket};
 use crate::change::LinkSet;
 use crate::error::Result;
 use crate::link::Link;
@@ -106,6 +106,16 @@ pub fn reap(netlink: &mut Netlink) -> Result<()> {
     netlink.run(batch).map(|_| ())
 }
 
+/// Asks, in a batch, whether there are dead links: [`are_found`].
+pub fn look_for(batch: &mut Batch) -> Ticket {
+    batch.link_group_probe(DEAD_GROUP).probing()
+}
+
+/// Whether there are dead links, as [`look_for`] asked.
+pub fn are_found(outcome: &Outcome, ticket: Ticket) -> bool {
+    outcome.errno(ticket) == Some(libc::EINVAL)
+}
+
 /// Are there dead links in the namespace of `netlink`? One request, whatever the number of links: the kernel is asked to
 /// change them in a way that it must refuse.
 pub fn remain(netlink: &mut Netlink) -> Result<bool> {
@@ -128,14 +138,29 @@ pub fn remain(netlink: &mut Netlink) -> Result<bool> {
 /// Where no process can be made the dead are deleted on the spot. A caller that may not change links starts no child: it
 /// would hold the name while others, who may, leave their dead to it.
 pub fn reap_soon(housekeeping: impl FnOnce()) -> Result<Option<u32>> {
-    reap_soon_and_close(Vec::new(), housekeeping)
+    reap_soon_and_close(Vec::new(), Caller::Unknown, housekeeping)
+}
+
+/// What is known of the caller of [`reap_soon_and_close`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// It has just changed links of this namespace.
+    ChangesLinks,
+    /// Nothing: the kernel is asked whether it may change links.
+    Unknown,
 }
 
 /// As [`reap_soon`], and has the child close these files: closing a socket of nftables waits until what was deleted, by
 /// whatever socket, is out of use everywhere, another 5 to 20 ms ([`crate::firewall::Firewall::handle`]). When another's
 /// child does the work it gets the files.
-pub fn reap_soon_and_close(files: Vec<OwnedFd>, housekeeping: impl FnOnce()) -> Result<Option<u32>> {
-    if remain(&mut Netlink::open()?).is_err_and(|error| error.errno() == Some(libc::EPERM)) {
+pub fn reap_soon_and_close(
+    files: Vec<OwnedFd>,
+    caller: Caller,
+    housekeeping: impl FnOnce(),
+) -> Result<Option<u32>> {
+    if caller == Caller::Unknown
+        && remain(&mut Netlink::open()?).is_err_and(|error| error.errno() == Some(libc::EPERM))
+    {
         return Ok(None);
     }
     let lock = match lock() {

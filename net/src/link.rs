@@ -58,6 +58,8 @@ pub struct Link {
 pub struct LinkConf {
     /// net.ipv4.conf.IF.forwarding
     pub forwarding4: Option<bool>,
+    /// net.ipv4.conf.IF.route_localnet
+    pub localnet: Option<bool>,
     /// net.ipv6.conf.IF.accept_ra or autoconf is not 0.
     pub hears_routers: Option<bool>,
     /// net.ipv6.conf.IF.disable_ipv6
@@ -76,6 +78,7 @@ impl LinkConf {
         };
         LinkConf {
             forwarding4: value(conf4, 0),
+            localnet: value(conf4, 25),
             hears_routers: value(conf6, 3)
                 .zip(value(conf6, 5))
                 .map(|(accept_ra, autoconf)| accept_ra || autoconf),

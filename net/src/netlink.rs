@@ -23,6 +23,11 @@ impl Netlink {
         netns.run(Netlink::open)?
     }
 
+    /// As [`crate::ns::cookie`], of the socket's namespace.
+    pub fn cookie(&self) -> Option<u64> {
+        self.channel.cookie()
+    }
+
     /// Brings the loopback interface up.
     pub fn loopback_up(&mut self) -> Result<()> {
         self.set("lo", &LinkSet { up: Some(true), ..LinkSet::default() })

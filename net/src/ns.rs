@@ -25,7 +25,11 @@ const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 
 /// Returns the number of the calling thread's network namespace, which no other has until the next boot; `None` before Linux 5.14.
 pub fn cookie() -> Option<u64> {
-    let socket = UnixDatagram::unbound().ok()?;
+    cookie_of(&UnixDatagram::unbound().ok()?)
+}
+
+/// As [`cookie`], of the network namespace in which this socket was made.
+pub fn cookie_of(socket: &impl AsRawFd) -> Option<u64> {
     let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
     // SAFETY: the descriptor is open for as long as `socket` lives; the kernel writes at most `len` bytes, which `cookie` has.
     let asked = unsafe {

@@ -160,6 +160,11 @@ impl Channel {
         Ok(Channel { socket, sequence: 1, buffer: Vec::with_capacity(RECEIVE) })
     }
 
+    /// See [`crate::ns::cookie`].
+    pub fn cookie(&self) -> Option<u64> {
+        crate::ns::cookie_of(&self.socket)
+    }
+
     /// Has the kernel check and honour the filters of dump requests (NETLINK_GET_STRICT_CHK, Linux 4.20; older kernels
     /// ignore the filter, so the reader of a dump filters as well).
     pub fn strict(&self) {

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use nix::fcntl::{OFlag, open, openat};
@@ -13,16 +14,18 @@ use crate::route::Family;
 
 /// The key of a setting of one interface: `net/ipv4/conf/IFNAME/KEY`. Slashes, because an interface's name may hold dots.
 pub fn conf(family: Family, ifname: &str, key: &str) -> String {
-    format!("{}/{key}", conf_dir(family, ifname))
+    format!("{}/{ifname}/{key}", conf_dir(family))
 }
 
-fn conf_dir(family: Family, ifname: &str) -> String {
-    let family = match family {
-        Family::V4 => "ipv4",
-        Family::V6 => "ipv6",
-    };
-    format!("net/{family}/conf/{ifname}")
+fn conf_dir(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "net/ipv4/conf",
+        Family::V6 => "net/ipv6/conf",
+    }
 }
+
+/// To look up paths in a directory.
+const O_DIR: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_DIRECTORY).union(OFlag::O_PATH);
 
 /// The file of a setting, named with slashes (`net/ipv4/conf/eth0.5/arp_notify`) or dots (`net.ipv4.ip_forward`). As with
 /// sysctl(8) the first separator decides, and the other character stands for itself: `net.ipv4.conf.eth0/5.arp_notify`.
@@ -76,30 +79,55 @@ pub fn write_if_there(key: &str, value: &str) -> Result<()> {
     }
 }
 
-/// As [`write_if_there`], for several settings of an interface, each with its value: the path is looked up once, which takes
-/// longer the more network namespaces have used theirs.
-///
-/// # Errors
-/// As [`write_if_there`]; those before the one that is refused have their value.
-pub fn write_conf(family: Family, ifname: &str, values: &[(&str, &str)]) -> Result<()> {
-    let dir_key = conf_dir(family, ifname);
-    let flags = OFlag::O_CLOEXEC | OFlag::O_DIRECTORY | OFlag::O_PATH;
-    let dir = match open(&path(&dir_key)?, flags, Mode::empty()) {
-        Err(nix::Error::ENOENT) => return Ok(()),
-        opened => opened.map_err(|errno| failed("look up", &dir_key, errno.into()))?,
-    };
-    for (key, value) in values {
-        let write = || {
-            let file = openat(&dir, *key, OFlag::O_CLOEXEC | OFlag::O_WRONLY, Mode::empty())?;
-            File::from(file).write_all(value.as_bytes())
-        };
-        match write() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            written => written
-                .map_err(|error| failed(&format!("write {value:?} to"), &conf(family, ifname, key), error))?,
+/// The settings of the interfaces of one network namespace, in the family `net.ipv4.conf` or `net.ipv6.conf`, whatever namespace
+/// the thread is in later. Looking anything up below /proc/sys/net takes longer the more namespaces have done so (they
+/// share one directory cache), which is paid once here.
+#[derive(Debug)]
+pub struct InterfaceConf {
+    dir: OwnedFd,
+    family: Family,
+}
+
+impl InterfaceConf {
+    /// Opens those of the thread's network namespace; `None` when the kernel has none of this family.
+    ///
+    /// # Errors
+    /// They cannot be looked up.
+    pub fn open(family: Family) -> Result<Option<InterfaceConf>> {
+        let key = conf_dir(family);
+        match open(&path(key)?, O_DIR, Mode::empty()) {
+            Err(nix::Error::ENOENT) => Ok(None),
+            opened => {
+                let dir = opened.map_err(|errno| failed("look up", key, errno.into()))?;
+                Ok(Some(InterfaceConf { dir, family }))
+            }
         }
     }
-    Ok(())
+
+    /// Gives settings of an interface values, without looking at those that they have; what the kernel does not have is skipped.
+    ///
+    /// # Errors
+    /// A setting is refused; those before it have their value.
+    pub fn write(&self, ifname: &str, values: &[(&str, &str)]) -> Result<()> {
+        let key = conf(self.family, ifname, "");
+        let dir = match openat(&self.dir, ifname, O_DIR, Mode::empty()) {
+            Err(nix::Error::ENOENT) => return Ok(()),
+            opened => opened.map_err(|errno| failed("look up", &key, errno.into()))?,
+        };
+        for (name, value) in values {
+            let write = || {
+                let file = openat(&dir, *name, OFlag::O_CLOEXEC | OFlag::O_WRONLY, Mode::empty())?;
+                File::from(file).write_all(value.as_bytes())
+            };
+            match write() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                written => written.map_err(|error| {
+                    failed(&format!("write {value:?} to"), &format!("{key}{name}"), error)
+                })?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// As [`set`], and false when the kernel has no such setting, as without IPv6.
@@ -138,6 +166,29 @@ mod tests {
         for wrong in ["", "net/../kernel", "/etc/passwd", "net..x", "net.ipv4.", "../x"] {
             assert!(path(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn settings_are_written_from_another_namespace() {
+        testns::in_fresh(|| {
+            let own = InterfaceConf::open(Family::V6).unwrap().unwrap();
+            let read = |key| get(&conf(Family::V6, "lo", key)).unwrap();
+            let before = read("accept_ra");
+            let other = testns::another();
+            let others = other.run(|| InterfaceConf::open(Family::V6)).unwrap().unwrap().unwrap();
+            others.write("lo", &[("accept_ra", "2"), ("no_such_thing", "1"), ("autoconf", "0")]).unwrap();
+            assert_eq!(read("accept_ra"), before);
+            let there = other.run(|| (read("accept_ra"), read("autoconf"))).unwrap();
+            assert_eq!(there, ("2".into(), "0".into()));
+            own.write("lo", &[("accept_ra", "0")]).unwrap();
+            assert_eq!(
+                (read("accept_ra"), other.run(|| read("accept_ra")).unwrap()),
+                ("0".into(), "2".into())
+            );
+            own.write("nothing", &[("accept_ra", "0")]).unwrap();
+            let wrong = own.write("lo", &[("accept_ra", "x")]).unwrap_err().to_string();
+            assert!(wrong.contains("net/ipv6/conf/lo/accept_ra"), "{wrong}");
+        });
     }
 
     #[test]

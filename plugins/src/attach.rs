@@ -7,7 +7,9 @@ use cni::Error;
 use cni::request::Request;
 use cni::types::{Interface, Route as RouteConf};
 use ipnetwork::IpNetwork;
+use net::dead::Caller;
 use net::names::clip_network;
+use net::sysctl::InterfaceConf;
 use net::{
     Batch, DEAD_GROUP, Family, Link, LinkConf, LinkSet, Netlink, Netns, NewAddr, Owner, PortSet, Route, Veth,
     dead, mac_text, sysctl,
@@ -59,12 +61,26 @@ pub struct Pair {
     pub interfaces: [Interface; 2],
 }
 
-/// The kernel's socket in the container, opened before anything is changed.
+/// What is open in the container.
+pub struct Inside {
+    /// The kernel's socket.
+    pub netlink: Netlink,
+    /// The interfaces' settings of IPv6; `None`: there are none, or they cannot be looked up.
+    ipv6: Option<InterfaceConf>,
+    /// Those of the host. The second look-up in a row takes a fraction of the first one's time.
+    host_ipv6: Option<InterfaceConf>,
+}
+
+/// Opens the kernel's socket in the container, and its settings, before anything is changed.
 ///
 /// # Errors
 /// Code 103 when the interface exists already.
-pub fn open_container(netns: &Netns, ifname: &str) -> Result<Netlink, Error> {
-    let mut netlink = Netlink::open_in(netns).coded()?;
+pub fn open_container(netns: &Netns, ifname: &str) -> Result<Inside, Error> {
+    let open = || (Netlink::open(), InterfaceConf::open(Family::V6));
+    let (netlink, ipv6) = netns.run(open).coded()?;
+    let mut netlink = netlink.coded()?;
+    // What cannot be looked up cannot be written either, which is reported where it is needed.
+    let (ipv6, host_ipv6) = (ipv6.unwrap_or_default(), InterfaceConf::open(Family::V6).unwrap_or_default());
     if netlink.link(ifname).coded()?.is_some() {
         // A DEL that was not told the namespace could not rename this end; its other end waits among the dead.
         dead::reap(&mut Netlink::open().coded()?).coded()?;
@@ -72,7 +88,7 @@ pub fn open_container(netns: &Netns, ifname: &str) -> Result<Netlink, Error> {
             return Err(Error::new(EXISTS, format!("the container has an interface {ifname} already")));
         }
     }
-    Ok(netlink)
+    Ok(Inside { netlink, ipv6, host_ipv6 })
 }
 
 /// Fails when the name of the host's end is in use by a link that is not this attachment's: two attachments can have the
@@ -81,8 +97,12 @@ pub fn open_container(netns: &Netns, ifname: &str) -> Result<Netlink, Error> {
 /// # Errors
 /// Code 103, naming the link and its label.
 pub fn check_name(host: &mut Netlink, owner: &Owner) -> Result<(), Error> {
-    let name = owner.host_veth();
-    match host.link(&name).coded()? {
+    check_owner(host.link(&owner.host_veth()).coded()?, owner)
+}
+
+/// As [`check_name`], of the link that was found.
+pub fn check_owner(found: Option<Link>, owner: &Owner) -> Result<(), Error> {
+    match found {
         Some(link) if link.alias.as_deref() != Some(&owner.alias()) => Err(name_in_use(&link)),
         _ => Ok(()),
     }
@@ -113,7 +133,7 @@ pub fn need_host_link(host: &mut Netlink, owner: &Owner) -> Result<Link, Error> 
 }
 
 /// Makes the pair: the host's end up and in its bridge, the container's end down.
-pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted<'_>) -> Result<Pair, Error> {
+pub fn make_pair(netlink: &mut Netlink, inside: &mut Inside, wanted: &Wanted<'_>) -> Result<Pair, Error> {
     let name = wanted.owner.host_veth();
     let alias = wanted.owner.alias();
     let (mac, peer_mac) = (random_mac(), wanted.mac);
@@ -127,18 +147,18 @@ pub fn make_pair(netlink: &mut Netlink, container: &mut Netlink, wanted: &Wanted
         port: wanted.port,
         ..Veth::new(&name, &wanted.owner.ifname, wanted.netns)
     };
-    let far = match netlink.create_veth_towards(&veth, container) {
+    let far = match netlink.create_veth_towards(&veth, &mut inside.netlink) {
         // The container has no such interface, so what has our name is left of an attachment that died half-way.
         Err(error) if error.is_existing() => {
             check_name(netlink, wanted.owner)?;
             dead::detach(netlink, &name, &alias, None, "").coded()?;
-            netlink.create_veth_towards(&veth, container)
+            netlink.create_veth_towards(&veth, &mut inside.netlink)
         }
         made => made,
     };
     let far = far.coded()?;
     // Before the container's end is up. What a bridge's port receives is the bridge's.
-    match ignore_routers(&name) {
+    match ignore_routers(inside.host_ipv6.as_ref(), &name) {
         Err(error) if wanted.master.is_none() => return Err(error),
         _ => {}
     }
@@ -208,23 +228,25 @@ pub struct Settings<'a> {
 /// Brings the container's interface up and gives it addresses and routes: everything in one exchange.
 pub fn configure(
     netns: &Netns,
-    netlink: &mut Netlink,
+    inside: &mut Inside,
     ifname: &str,
     index: u32,
     settings: &Settings<'_>,
 ) -> Result<(), Error> {
     // Looking anything up below /proc/sys/net costs more with every namespace in which that was done before (they share one
     // directory cache), so what is right already is not written. Netlink takes none of these settings.
+    let ipv6 = inside.ipv6.as_ref();
     if settings.addresses.iter().any(IpNetwork::is_ipv6) {
-        netns.run(|| prepare(ifname, settings)).coded()??;
+        if ipv6.is_none_or(|conf| prepare_by(conf, ifname, settings).is_err()) {
+            netns.run(|| prepare(ifname, settings)).coded()??;
+        }
     } else if settings.routers != Routers::Kernel && settings.conf.ipv6_off == Some(false) {
         // Routes of IPv6 need it, with or without an address.
         let has_routes = settings.routes.iter().any(|route| route.dst.is_ipv6());
-        let ignore = || match has_routes {
-            true => ignore_routers(ifname),
-            false => set_ipv6(ifname, "disable_ipv6", "1"),
-        };
-        settings.routers.outcome(netns.run(ignore).coded()?)?;
+        let values: &[_] = if has_routes { &IGNORE_ROUTERS } else { &[("disable_ipv6", "1")] };
+        if ipv6.is_none_or(|conf| conf.write(ifname, values).is_err()) {
+            settings.routers.outcome(netns.run(|| set_all_ipv6(ifname, values)).coded()?)?;
+        }
     }
     let mut batch = Batch::new();
     for &net in settings.addresses {
@@ -251,7 +273,7 @@ pub fn configure(
     if settings.at_once {
         batch.lookup(ifname);
     }
-    netlink.run(batch).coded()?;
+    inside.netlink.run(batch).coded()?;
     Ok(())
 }
 
@@ -293,29 +315,33 @@ pub fn optional<T, E: Display>(set: Result<T, E>) {
     }
 }
 
-/// The settings of IPv6 that the kernel takes only through /proc; this thread is in the container.
-fn prepare(ifname: &str, settings: &Settings<'_>) -> Result<(), Error> {
-    set_ipv6("lo", "disable_ipv6", "0")?;
-    let is_off = settings.conf.ipv6_off != Some(false);
+/// What keeps a link from taking anything from router advertisements.
+const IGNORE_ROUTERS: [(&str, &str); 2] = [("accept_ra", "0"), ("autoconf", "0")];
+
+/// The settings of IPv6 that the kernel takes only through /proc: those that the container needs, and the others.
+fn of_ipv6(settings: &Settings<'_>) -> [Vec<(&'static str, &'static str)>; 3] {
+    let on = (settings.conf.ipv6_off != Some(false)).then_some(("disable_ipv6", "0"));
     let ignores = settings.routers != Routers::Kernel && settings.conf.hears_routers == Some(true);
-    let mut values = Vec::new();
-    values.extend(is_off.then_some(("disable_ipv6", "0")));
-    values.extend(ignores.then_some([("accept_ra", "0"), ("autoconf", "0")]).into_iter().flatten());
-    let needed = values.len();
-    values.extend([("keep_addr_on_down", "1"), ("ndisc_notify", "1")]);
-    values.extend(settings.dad.then_some(("enhanced_dad", "1")));
-    values.push(("accept_dad", if settings.dad { "1" } else { "0" }));
-    if sysctl::write_conf(Family::V6, ifname, &values).is_ok() {
-        return Ok(());
-    }
-    // One by one, as where /proc/sys is read-only.
-    if is_off {
-        set_ipv6(ifname, "disable_ipv6", "0")?;
-    }
-    if ignores {
-        settings.routers.outcome(ignore_routers(ifname))?;
-    }
-    values[needed..].iter().for_each(|(key, value)| optional(set_ipv6(ifname, key, value)));
+    let ignores = ignores.then_some(IGNORE_ROUTERS).into_iter().flatten();
+    let mut others = vec![("keep_addr_on_down", "1"), ("ndisc_notify", "1")];
+    others.extend(settings.dad.then_some(("enhanced_dad", "1")));
+    others.push(("accept_dad", if settings.dad { "1" } else { "0" }));
+    [on.into_iter().collect(), ignores.collect(), others]
+}
+
+/// Makes the settings of IPv6.
+fn prepare_by(conf: &InterfaceConf, ifname: &str, settings: &Settings<'_>) -> net::Result<()> {
+    conf.write("lo", &[("disable_ipv6", "0")])?;
+    conf.write(ifname, &of_ipv6(settings).concat())
+}
+
+/// As [`prepare_by`], one by one, where one was refused, as with a read-only /proc/sys; this thread is in the container.
+fn prepare(ifname: &str, settings: &Settings<'_>) -> Result<(), Error> {
+    let [on, ignores, others] = of_ipv6(settings);
+    set_ipv6("lo", "disable_ipv6", "0")?;
+    set_all_ipv6(ifname, &on)?;
+    settings.routers.outcome(set_all_ipv6(ifname, &ignores))?;
+    others.iter().for_each(|(key, value)| optional(set_ipv6(ifname, key, value)));
     Ok(())
 }
 
@@ -326,15 +352,15 @@ fn set_ipv6(ifname: &str, key: &str, value: &str) -> Result<(), Error> {
 }
 
 /// As [`sysctl::ignore_routers`], for a link that was made just now: what it has is not read.
-fn ignore_routers(link: &str) -> Result<(), Error> {
-    set_all_ipv6(link, &[("accept_ra", "0"), ("autoconf", "0")])
+fn ignore_routers(conf: Option<&InterfaceConf>, link: &str) -> Result<(), Error> {
+    match conf.map(|conf| conf.write(link, &IGNORE_ROUTERS)) {
+        Some(Ok(())) => Ok(()),
+        _ => set_all_ipv6(link, &IGNORE_ROUTERS),
+    }
 }
 
 /// As [`set_ipv6`], for several settings.
 fn set_all_ipv6(ifname: &str, values: &[(&str, &str)]) -> Result<(), Error> {
-    if sysctl::write_conf(Family::V6, ifname, values).is_ok() {
-        return Ok(());
-    }
     values.iter().try_for_each(|(key, value)| set_ipv6(ifname, key, value))
 }
 
@@ -357,7 +383,7 @@ pub fn kernel_route(index: u32, route: &RouteConf) -> Route {
 pub fn remove(owner: &Owner, netns: &Netns) -> Result<(), Error> {
     let mut netlink = Netlink::open().coded()?;
     if dead::detach(&mut netlink, &owner.host_veth(), &owner.alias(), Some(netns), &owner.ifname).coded()? {
-        firewall::finish(None)?;
+        firewall::finish(None, Caller::ChangesLinks)?;
     }
     Ok(())
 }
@@ -383,10 +409,15 @@ pub fn sweep(host: &mut Netlink, links: &[Link], request: &Request, failures: &m
 /// What the child of a DEL that was killed left behind is deleted soon; an ADD, which looks for it, does not wait for that.
 pub fn bury(plugin: &str, host: &mut Netlink) {
     match dead::remain(host) {
-        Ok(true) => drop(firewall::finish(None)),
+        Ok(true) => bury_found(),
         Ok(false) => {}
         Err(error) => eprintln!("{plugin}: {error}"),
     }
+}
+
+/// As [`bury`], where something was found.
+pub fn bury_found() {
+    drop(firewall::finish(None, Caller::Unknown));
 }
 
 #[cfg(test)]

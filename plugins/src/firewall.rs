@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use net::firewall::nft::{Kind, Nftables, Records};
 use net::firewall::{Firewall, PortMapping, What, ipt, ipt::Iptables};
 use net::names::clip_container;
-use net::{Owner, dead};
+use net::{Owner, dead, dead::Caller};
 use ovl_api::model::parse_exceptions;
 use std::time::Duration;
 
@@ -150,9 +150,12 @@ pub fn release(firewall: &dyn Firewall) {
 }
 
 /// Done with firewalls after a DEL, perhaps with dead links: a child process does what takes its time.
-pub fn finish<'a>(firewalls: impl IntoIterator<Item = &'a dyn Firewall>) -> Result<(), Error> {
+pub fn finish<'a>(
+    firewalls: impl IntoIterator<Item = &'a dyn Firewall>,
+    caller: Caller,
+) -> Result<(), Error> {
     let handles = firewalls.into_iter().filter_map(Firewall::handle).collect();
-    dead::reap_soon_and_close(handles, tidy_quietly).coded().map(drop)
+    dead::reap_soon_and_close(handles, caller, tidy_quietly).coded().map(drop)
 }
 
 /// Drops the empty frame of iptables, which no child does: it takes programs. That of nftables is left to [`finish`].

@@ -8,20 +8,28 @@ use cni::Version;
 use cni::plugin::Plugin;
 use cni::request::Request;
 use cni::types::AddResult;
+use net::Netlink;
 use net::firewall::nft::{self, Content, Kind, NetnsMark, Nftables, Record, Records, Restored};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+static RECORDS: OnceLock<Option<Records>> = OnceLock::new();
+
+fn find(cookie: Option<u64>) -> Option<Records> {
+    let records = Records::of_cookie(&place::run().join("rules"), cookie);
+    records.inspect_err(|error| eprintln!("rules are not kept for another program's flush: {error}")).ok()
+}
+
 /// The records of the host's network namespace; `None`, after a message, when it cannot be identified.
 pub fn records() -> Option<&'static Records> {
-    static RECORDS: OnceLock<Option<Records>> = OnceLock::new();
-    let find = || {
-        let records = Records::below(&place::run().join("rules"));
-        records.inspect_err(|error| eprintln!("rules are not kept for another program's flush: {error}")).ok()
-    };
-    RECORDS.get_or_init(find).as_ref()
+    RECORDS.get_or_init(|| find(net::ns::cookie())).as_ref()
+}
+
+/// Identifies the host's network namespace by a socket that is open in it, which saves [`records`] one.
+pub fn identify(host: &Netlink) {
+    RECORDS.get_or_init(|| find(host.cookie()));
 }
 
 /// Opens nftables: what another program removed is restored with the first addition.
@@ -30,6 +38,7 @@ pub fn records() -> Option<&'static Records> {
 /// The kernel has none, or refuses.
 pub fn nftables() -> net::Result<Nftables> {
     let nft = Nftables::open()?;
+    RECORDS.get_or_init(|| find(nft.cookie()));
     Ok(match records() {
         Some(records) => nft.with_records(records.clone()),
         None => nft,

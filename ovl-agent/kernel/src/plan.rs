@@ -399,7 +399,7 @@ pub fn is_as_made(group: u32, ipv6: bool, shown: &Shown) -> bool {
 
 /// The settings that differ.
 fn settings(shown: &Shown, ipv6: bool) -> impl Iterator<Item = Setting> + use<> {
-    let LinkConf { forwarding4, hears_routers, ipv6_off } = shown.conf;
+    let LinkConf { forwarding4, hears_routers, ipv6_off, .. } = shown.conf;
     let found = [
         (Setting::Ipv6On, ipv6 && ipv6_off == Some(true)),
         (Setting::IgnoreRouters, hears_routers == Some(true)),

@@ -19,7 +19,7 @@ use net::firewall::Firewall;
 use net::firewall::forward::{self, Traffic};
 use net::firewall::nft::{Content, Kind, Nftables};
 use net::names::BRIDGE_ALIAS;
-use net::{Batch, Link, Netlink, Netns, Owner, PortSet, sysctl};
+use net::{Batch, Family, Link, Netlink, Netns, Owner, PortSet, dead, sysctl};
 use std::time::Duration;
 
 /// How long duplicate address detection may take; the kernel needs one to two seconds.
@@ -37,11 +37,15 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     // What is declared after it is gone when it undoes: the lock, above all.
     let mut rollback = Rollback::new();
     let mut host = Netlink::open().coded()?;
+    rules::identify(&host);
     let mut container = attach::open_container(&netns, &request.ifname)?;
-    attach::check_name(&mut host, &owner)?;
     // From now on nobody removes the bridge.
     let lock = BridgeLock::shared()?;
-    let found = link::inspect(&mut host, &conf)?;
+    let mut batch = Batch::new();
+    let (of_name, of_bridge) = (batch.lookup(&owner.host_veth()), batch.lookup(&conf.bridge));
+    let found = host.run(batch).coded()?;
+    attach::check_owner(found.link(of_name), &owner)?;
+    let found = link::check_found(found.link(of_bridge), &conf)?;
     let iptables = conf.masquerade.filter(|backend| *backend != Backend::Nftables);
     let mut firewall = iptables.map(|backend| backend.open()).transpose()?;
 
@@ -70,7 +74,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         attach::make_pair(&mut host, &mut container, &wanted(request, &conf, &owner, &netns, &bridge, mac))?;
     vlan::set_port(&mut host, &conf, pair.host)?;
     if ipam.needs_link() {
-        attach::bring_up(&mut host, &mut container, &pair)?;
+        attach::bring_up(&mut host, &mut container.netlink, &pair)?;
         lease = Lease::take(request, &ipam, &conf, &mut rollback)?;
         gateway = lease.put_gateways(&mut host, &conf, &bridge, &mut rollback)?;
         sources::watch(request, &conf, mac, sources::bound(&conf, &ipam, mac, &lease.addresses))?;
@@ -94,16 +98,19 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         // the bridge sends, and the container's first packets are not lost.
         batch.lookup(&pair.interfaces[0].name);
     }
+    let is_ours = bridge.alias.as_deref() == Some(BRIDGE_ALIAS);
     // A bridge that Weft did not make may have another hardware address now that it has another port.
-    let bridge_now = batch.lookup(&bridge.name);
+    let bridge_now = (!is_ours).then(|| batch.lookup(&bridge.name));
     let facing = gateway.as_ref().map_or(bridge.index, |link| link.index);
     let known = addresses.iter().map(|address| batch.neigh_lookup(facing, address.ip()));
     let known: Vec<_> = known.collect();
+    let dead = dead::look_for(&mut batch);
     let found = host.run(batch).coded()?;
+    let are_dead = dead::are_found(&found, dead);
     let is_unknown = known.into_iter().all(|ticket| found.is_unknown(ticket));
-    let bridge = found.link(bridge_now).unwrap_or(bridge);
+    let bridge = bridge_now.and_then(|ticket| found.link(ticket)).unwrap_or(bridge);
     if conf.dad && !conf.disable_container_interface {
-        container.wait_for_dad(pair.container, DAD_PATIENCE).coded()?;
+        container.netlink.wait_for_dad(pair.container, DAD_PATIENCE).coded()?;
     }
     rollback.on_failure("the masquerading", || {
         rules::forget(request, &[Kind::Link]);
@@ -119,11 +126,10 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         |link: &Link| Interface { name: link.name.clone(), mac: link.mac_text(), ..Interface::default() };
     result.interfaces = vec![interface(&bridge)];
     if !conf.disable_container_interface {
-        attach::settle(&mut container, &addresses);
+        attach::settle(&mut container.netlink, &addresses);
         // A bridge that Weft made has had no neighbours but those of its attachments.
-        let is_first = is_new && is_unknown && bridge.alias.as_deref() == Some(BRIDGE_ALIAS);
-        if !is_first {
-            attach::announce(&mut container, pair.container, mac, &addresses);
+        if !(is_ours && is_new && is_unknown) {
+            attach::announce(&mut container.netlink, pair.container, mac, &addresses);
         }
     }
     result.interfaces.extend(pair.interfaces);
@@ -134,7 +140,9 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         result.dns = request.conf.dns.clone();
     }
     rollback.keep();
-    attach::bury("bridge", &mut host);
+    if are_dead {
+        attach::bury_found();
+    }
     Ok(result)
 }
 
@@ -192,7 +200,7 @@ impl Lease {
         let (index, added) = (link.index, change.add.clone());
         rollback.on_failure("the gateway's addresses", move || link::withdraw_addresses(conf, index, &added));
         link::change_addresses(host, &link, change)?;
-        forwarding(&self.gateways)?;
+        forwarding(host, &self.gateways)?;
         Ok(Some(link))
     }
 }
@@ -222,12 +230,20 @@ fn wanted<'a>(
 }
 
 /// The host forwards packets of the families for which it is the gateway.
-fn forwarding(gateways: &[IpNetwork]) -> Result<(), Error> {
-    if gateways.iter().any(IpNetwork::is_ipv4) {
-        sysctl::set("net/ipv4/ip_forward", "1").coded()?;
-    }
-    if gateways.iter().any(IpNetwork::is_ipv6) {
-        sysctl::set("net/ipv6/conf/all/forwarding", "1").coded()?;
+fn forwarding(host: &mut Netlink, gateways: &[IpNetwork]) -> Result<(), Error> {
+    let families = [
+        (Family::V4, gateways.iter().any(IpNetwork::is_ipv4), "net/ipv4/ip_forward"),
+        (Family::V6, gateways.iter().any(IpNetwork::is_ipv6), "net/ipv6/conf/all/forwarding"),
+    ];
+    // Asked for by netlink, as a look-up in /proc/sys takes longer.
+    let mut batch = Batch::new();
+    let needed = families.into_iter().filter(|(_, is_needed, _)| *is_needed);
+    let asked: Vec<_> = needed.map(|(family, _, key)| (batch.forwarding(family), key)).collect();
+    let found = host.run(batch).coded()?;
+    for (ticket, key) in asked {
+        if found.forwarding(ticket) != Some(true) {
+            sysctl::set(key, "1").coded()?;
+        }
     }
     Ok(())
 }

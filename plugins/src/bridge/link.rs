@@ -16,7 +16,14 @@ use std::time::Duration;
 /// # Errors
 /// Code 7 when the name is another device's, code 2 when this kernel's bridges know no VLANs.
 pub fn inspect(netlink: &mut Netlink, conf: &Conf) -> Result<Option<Link>, Error> {
-    let found = netlink.link(&conf.bridge).coded()?;
+    check_found(netlink.link(&conf.bridge).coded()?, conf)
+}
+
+/// As [`inspect`], of the link that was found.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn check_found(found: Option<Link>, conf: &Conf) -> Result<Option<Link>, Error> {
     if let Some(link) = &found {
         let Some(bridging) = link.bridge else {
             let kind = link.kind.as_deref().unwrap_or("physical");

@@ -24,7 +24,7 @@ pub use lock::BridgeLock;
 use net::firewall::nft::{Kind, Nftables};
 use net::firewall::{Firewall, What};
 use net::names::ALIAS_PREFIX;
-use net::{Netlink, Netns, Owner, dead};
+use net::{Netlink, Netns, Owner, dead, dead::Caller};
 
 /// The plugin.
 pub struct Bridge;
@@ -44,11 +44,13 @@ impl Plugin for Bridge {
 
     /// Every step is taken, whatever becomes of the others, and none needs what ADD returned.
     fn del(&self, request: &Request) -> Result<(), Error> {
+        let mut failures = Failures::default();
+        let host = failures.value(Netlink::open().coded());
+        host.iter().for_each(rules::identify);
         rules::forget(request, &[Kind::Link, Kind::Watch]);
         let owner = owner(request);
         let netns = netns::open_for_del(request);
-        let mut failures = Failures::default();
-        failures.note(detach(&owner, netns.as_ref()));
+        let detached = host.and_then(|mut host| failures.value(detach(&mut host, &owner, netns.as_ref())));
         failures.note(ipam_client::del(request));
         let conf = Conf::of(request)
             .inspect_err(|error| {
@@ -61,7 +63,7 @@ impl Plugin for Bridge {
         let watch = failures.value(unwatch(&owner));
         let opened = firewalls.iter().map(AsRef::as_ref);
         let opened = opened.chain(watch.iter().flatten().map(|nft| nft as &dyn Firewall));
-        failures.note(firewall::finish(opened));
+        failures.note(firewall::finish(opened, detached.unwrap_or(Caller::Unknown)));
         failures.outcome()
     }
 
@@ -85,13 +87,12 @@ impl Plugin for Bridge {
 }
 
 /// Takes the container's link out of service.
-fn detach(owner: &Owner, netns: Option<&Netns>) -> Result<(), Error> {
-    let mut host = Netlink::open().coded()?;
-    if dead::detach(&mut host, &owner.host_veth(), &owner.alias(), netns, &owner.ifname).coded()? {
-        return Ok(());
+fn detach(host: &mut Netlink, owner: &Owner, netns: Option<&Netns>) -> Result<Caller, Error> {
+    if dead::detach(host, &owner.host_veth(), &owner.alias(), netns, &owner.ifname).coded()? {
+        return Ok(Caller::ChangesLinks);
     }
     // The reference plugins give the host's end a random name. What they made is found from its other end.
-    let Some(netns) = netns else { return Ok(()) };
+    let Some(netns) = netns else { return Ok(Caller::Unknown) };
     let mut container = Netlink::open_in(netns).coded()?;
     match container.link(&owner.ifname).coded()? {
         Some(link) if link.kind.as_deref() == Some("veth") => {
@@ -100,9 +101,12 @@ fn detach(owner: &Owner, netns: Option<&Netns>) -> Result<(), Error> {
             let far = far.filter(|far| far.peer_index == Some(link.index));
             let labelled =
                 |far: &net::Link| far.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS_PREFIX));
-            if far.as_ref().is_some_and(labelled) { Ok(()) } else { container.delete(link.index).coded() }
+            if !far.as_ref().is_some_and(labelled) {
+                container.delete(link.index).coded()?;
+            }
+            Ok(Caller::Unknown)
         }
-        _ => Ok(()),
+        _ => Ok(Caller::Unknown),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::rules;
 use cni::Error;
 use cni::request::Request;
 use cni::types::AddResult;
+use net::dead::Caller;
 use net::firewall::nft::{Content, Kind};
 use net::{Batch, Family, Netlink, NewAddr, PortSet, Route, mac_text, sysctl};
 use nix::libc;
@@ -27,6 +28,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     // What is declared after it is gone when it undoes.
     let mut rollback = Rollback::new();
     let mut host = Netlink::open().coded()?;
+    rules::identify(&host);
     let mut container = attach::open_container(&netns, &request.ifname)?;
     let mut firewall = (conf.masquerade != Some(false)).then(|| conf.backend.open()).transpose()?;
 
@@ -40,7 +42,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
 
     rollback.on_failure("the link", || {
         remove_link(&owner, Some(&netns))?;
-        firewall::finish(None).map(drop)
+        firewall::finish(None, Caller::Unknown).map(drop)
     });
     let wanted = Wanted {
         owner: &owner,
@@ -97,7 +99,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     if !request.conf.dns.is_empty() {
         result.dns = request.conf.dns.clone();
     }
-    attach::settle(&mut container, &plan.addresses);
+    attach::settle(&mut container.netlink, &plan.addresses);
     rollback.keep();
     attach::bury("overlay", &mut host);
     Ok(result)

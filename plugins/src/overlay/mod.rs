@@ -21,6 +21,7 @@ use cni::request::Request;
 use cni::types::AddResult;
 use cni::{Error, code};
 use conf::Conf;
+use net::dead::Caller;
 use net::firewall::nft::Kind;
 use net::{DEAD_GROUP, Netlink, Netns, Owner, dead};
 use ovl_api::ClientError;
@@ -59,7 +60,7 @@ impl Plugin for Overlay {
         if free {
             failures.note(give_back(&conf, &detach(&conf, request)));
         }
-        failures.note(firewall::finish(firewalls.iter().map(AsRef::as_ref)));
+        failures.note(firewall::finish(firewalls.iter().map(AsRef::as_ref), Caller::Unknown));
         failures.outcome()
     }
 

@@ -16,6 +16,7 @@ use cni::{Error, code};
 use conf::{Conf, container_addresses, usable};
 use local::Localnet;
 use net::conntrack::{self, UdpFlow};
+use net::dead::Caller;
 use net::firewall::nft::{Content, Kind};
 use net::firewall::{PortMapping, Protocol, PublishOptions, What};
 
@@ -88,9 +89,10 @@ impl Plugin for Portmap {
             record(&options);
         }
         firewall.publish(&owner, &addresses, &ports, &options).coded()?;
-        if let Some(link) = link {
+        if let Some(mut link) = link {
             // A DEL of the last port may have cleared it since the first look.
             if options.localnet.is_none() {
+                link.refresh()?;
                 options.localnet = link.to_record();
                 if options.localnet.is_some() {
                     if is_recorded {
@@ -99,7 +101,10 @@ impl Plugin for Portmap {
                     firewall.publish(&owner, &addresses, &ports, &options).coded()?;
                 }
             }
-            link.allow()?;
+            // A DEL that clears it from now on finds this port, and sets it again. iptables' has no such look.
+            if !(is_recorded && link.is_set()) {
+                link.allow()?;
+            }
         }
         forget_udp(&ports)?;
         firewall::release(firewall.as_ref());
@@ -126,7 +131,7 @@ impl Plugin for Portmap {
                     failures.note(firewall::supported(unpublished));
                     failures.note(firewall::tidy_iptables(firewall.as_mut()));
                 }
-                failures.note(firewall::finish(firewalls.iter().map(AsRef::as_ref)));
+                failures.note(firewall::finish(firewalls.iter().map(AsRef::as_ref), Caller::Unknown));
             }
             // A host without this firewall has no ports in it either.
             Err(error) if error.code == crate::errors::NO_KERNEL_SUPPORT => {}

@@ -215,6 +215,11 @@ impl Nftables {
         Ok(Nftables { socket: Socket::open()?, services: Services::default(), records: None })
     }
 
+    /// See [`crate::ns::cookie`].
+    pub fn cookie(&self) -> Option<u64> {
+        self.socket.cookie()
+    }
+
     /// Fails when the kernel has no nftables, or the caller may not use them.
     pub fn probe(&mut self) -> Result<()> {
         self.socket.generation().and_then(|generation| match generation {
@@ -333,9 +338,12 @@ impl Firewall for Nftables {
         let keys = |map: fn(IpNetwork) -> Map| {
             addrs.iter().map(|net| Key::address(map(*net), net.ip())).collect::<Vec<_>>()
         };
-        let mut removed = self.delete(keys(Map::masq), &whose)?;
-        if removed < addrs.len() {
-            let (excepting, seen) = self.with_companions(keys(Map::masq_except))?;
+        let (plain, excepting) = (keys(Map::masq), keys(Map::masq_except));
+        let known: Vec<&Key> = plain.iter().chain(&excepting).collect();
+        let is_any = self.find(&known)?.iter().any(Option::is_some);
+        let mut removed = if is_any { self.delete(plain, &whose)? } else { 0 };
+        if is_any && removed < addrs.len() {
+            let (excepting, seen) = self.with_companions(excepting)?;
             let excepted = self.delete(excepting, &whose)?;
             // Restored between the two looks, an address is found without its exceptions.
             let is_late = excepted > 0 && seen.is_some_and(|seen| seen.is_empty());

@@ -47,7 +47,15 @@ impl Records {
     /// # Errors
     /// The namespace cannot be identified.
     pub fn below(base: &Path) -> Result<Records> {
-        let id = match ns::cookie() {
+        Records::of_cookie(base, ns::cookie())
+    }
+
+    /// As [`Records::below`], with the namespace's [`ns::cookie`], as the caller knows it.
+    ///
+    /// # Errors
+    /// As [`Records::below`].
+    pub fn of_cookie(base: &Path, cookie: Option<u64>) -> Result<Records> {
+        let id = match cookie {
             Some(cookie) => cookie.to_string(),
             // Linux before 5.14. Another namespace may get the same number later, in which no attachment of this one is.
             None => format!("ns{}", ns::Netns::current()?.id().1),

@@ -52,10 +52,17 @@ impl Nftables {
         while !keys.is_empty() {
             let part = keys.split_off(keys.len().saturating_sub(at_once));
             // What is seen after the generation was read is what will be deleted, or the kernel refuses (ERESTART).
-            let generation = self.socket.generation()?;
-            let found = self.find(&part.iter().collect::<Vec<_>>())?;
-            let theirs: Vec<Key> =
-                found.into_iter().flatten().filter(|e| whose(&e.tag)).map(|e| e.key).collect();
+            let (mut generation, mut theirs) = (0, Vec::new());
+            let mut questions = vec![Question::Generation];
+            questions.extend(part.iter().map(Question::Element));
+            self.socket.ask(&questions, |index, answer| match (index, answer) {
+                (0, answer) => generation = generation_of(answer),
+                (_, Ok(m)) => {
+                    let found = Element::parse_all(part[index - 1].map, m.attrs()).pop();
+                    theirs.extend(found.filter(|e| whose(&e.tag)).map(|e| e.key));
+                }
+                _ => {}
+            })?;
             let mut batch = self.socket.batch(table, Some(generation));
             push_deletions(&mut batch, &theirs);
             let Err(errors) = self.socket.commit(batch)? else {

@@ -378,6 +378,11 @@ impl Socket {
         Ok(generation)
     }
 
+    /// See [`crate::ns::cookie`].
+    pub fn cookie(&self) -> Option<u64> {
+        crate::ns::cookie_of(&self.raw)
+    }
+
     /// See [`crate::firewall::Firewall::handle`].
     pub fn handle(&self) -> Option<OwnedFd> {
         self.raw.as_fd().try_clone_to_owned().ok()

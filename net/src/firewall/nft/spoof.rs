@@ -6,6 +6,7 @@
 //! before it does, and nothing passes unwatched.
 
 use super::element::{Element, Key, Map, Value};
+use super::socket::Question;
 use super::table::Table;
 use super::{Nftables, Wanted};
 use crate::firewall::is_stale;
@@ -97,6 +98,12 @@ impl Nftables {
 
     /// Takes that back. It need not be told the addresses, and looks up what is the owner's alone, however many there are.
     pub fn unwatch(&mut self, owner: &Owner) -> Result<()> {
+        // Most hosts watch no container.
+        let mut is_there = false;
+        self.socket.ask(&[Question::Table(Table::Bridge)], |_, answer| is_there = answer.is_ok())?;
+        if !is_there {
+            return Ok(());
+        }
         let (mut keys, found) = self.of_port(owner)?;
         keys.extend(self.companions(&found)?);
         let removed = self.delete(keys, &|tag| owner.same(tag))?;
