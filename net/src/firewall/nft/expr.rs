@@ -83,6 +83,8 @@ pub enum Verdict {
     Drop,
     Return,
     Jump(&'static str),
+    /// As a jump, and the chain's end is that of the one before it.
+    Goto(&'static str),
 }
 
 /// One rule.
@@ -478,6 +480,7 @@ impl Rule {
             Verdict::Drop => (0, None),
             Verdict::Return => (-5, None),
             Verdict::Jump(chain) => (-3, Some(chain)),
+            Verdict::Goto(chain) => (-4, Some(chain)),
         };
         self.expr("immediate", |w| {
             w.u32(1, VERDICT);

@@ -49,6 +49,8 @@ impl Frame {
                 chain("input", hooked(INPUT), input(rules.port)),
                 chain("forward", hooked(FORWARD), forward(rules.underlay)),
                 chain("services", None, services.drop()),
+                chain("sources", None, sources()),
+                chain("astray", None, astray()),
                 chain("foreign", None, foreign()),
                 chain("errors4", None, errors(false)),
                 chain("errors6", None, errors(true)),
@@ -144,13 +146,18 @@ fn fnv(bytes: &[u8]) -> u32 {
 /// Forged sources, before connections are tracked: an answer to one would make a connection that lets its sender in. A
 /// container sends from addresses that are routed to it by its link alone, and a network's address is the source of packets
 /// only by the link that its route leads to: a container's, the network's device, or with direct routing the underlay's.
-/// Other nodes' VXLAN packets, which are most of what the underlay's link brings, have to pass the cheap rules alone.
+/// Other nodes' VXLAN packets, which are most of what the underlay's link brings, have to pass the cheap rules alone, and a
+/// container's have one way looked up.
 fn prerouting(port: u16, underlay: u32) -> Vec<Rule> {
-    let from_container = Rule::new().grouped(Way::In).by_veth().group_in(Way::In, Map::Groups).no_way_back();
+    let icmp = |v6| match underlay {
+        0 => Rule::new().icmp(v6).grouped(Way::In).group_in(Way::In, Map::Groups),
+        link => Rule::new().icmp(v6).not_from_loopback().not_by_link(Way::In, link),
+    };
+    let from_container = Rule::new().grouped(Way::In).by_veth().group_in(Way::In, Map::Groups);
     let mut rules = vec![
-        from_container
-            .then(Verdict::Jump("foreign"))
-            .commented("from an address that is not the container's"),
+        icmp(false).then(Verdict::Jump("errors4")).commented("ICMP by another link"),
+        icmp(true).then(Verdict::Jump("errors6")).commented("ICMP by another link, IPv6"),
+        from_container.then(Verdict::Goto("sources")).commented("from a container"),
     ];
     if underlay != 0 {
         let vxlan =
@@ -158,22 +165,23 @@ fn prerouting(port: u16, underlay: u32) -> Vec<Rule> {
         rules.push(vxlan(false, Map::Vteps4).then(Verdict::Return).commented("VXLAN of another node"));
         rules.push(vxlan(true, Map::Vteps6).then(Verdict::Return).commented("VXLAN of another node, IPv6"));
     }
-    let forged = |v6, set| {
-        Rule::new()
-            .not_from_loopback()
-            .address_and_family_in(Side::Source, v6, set)
-            .no_way_back()
-            .then(Verdict::Drop)
-    };
-    rules.push(forged(false, Map::Nets4).commented("a network's address by another link"));
-    rules.push(forged(true, Map::Nets6).commented("a network's address by another link, IPv6"));
-    let icmp = |v6| match underlay {
-        0 => Rule::new().icmp(v6).grouped(Way::In).group_in(Way::In, Map::Groups),
-        link => Rule::new().icmp(v6).not_from_loopback().not_by_link(Way::In, link),
-    };
-    rules.push(icmp(false).then(Verdict::Jump("errors4")).commented("ICMP by another link"));
-    rules.push(icmp(true).then(Verdict::Jump("errors6")).commented("ICMP by another link, IPv6"));
+    let astray = Rule::new().not_from_loopback().no_way_back().then(Verdict::Jump("astray"));
+    rules.push(astray.commented("by another link than the way back"));
     rules
+}
+
+/// To look for an address in sets of ranges takes longer than to look up the way back, which nearly all packets have.
+fn astray() -> Vec<Rule> {
+    let forged = |v6, set| Rule::new().address_and_family_in(Side::Source, v6, set).then(Verdict::Drop);
+    vec![
+        forged(false, Map::Nets4).commented("a network's address by another link"),
+        forged(true, Map::Nets6).commented("a network's address by another link, IPv6"),
+    ]
+}
+
+fn sources() -> Vec<Rule> {
+    let foreign = Rule::new().no_way_back().then(Verdict::Jump("foreign"));
+    vec![foreign.commented("from an address that is not the container's")]
 }
 
 /// ICMP errors about packets to a node, which the way to it alone may send, and that is the underlay's link. The kernel believes

@@ -132,13 +132,12 @@ const FULL: &str = r#"table inet weft-overlay {
 
 	chain prerouting {
 		type filter hook prerouting priority raw; policy accept;
-		iifgroup != "default" meta iifkind "veth" iifgroup @groups fib saddr . iif oif 0 jump foreign comment "from an address that is not the container's"
-		iif "lo" udp dport 4789 ip saddr @vteps4 return comment "VXLAN of another node"
-		iif "lo" udp dport 4789 ip6 saddr @vteps6 return comment "VXLAN of another node, IPv6"
-		iif != "lo" ip saddr . meta nfproto @nets4 fib saddr . iif oif 0 drop comment "a network's address by another link"
-		iif != "lo" ip6 saddr . meta nfproto @nets6 fib saddr . iif oif 0 drop comment "a network's address by another link, IPv6"
 		meta l4proto icmp iif != "lo" iif != "lo" jump errors4 comment "ICMP by another link"
 		meta l4proto ipv6-icmp iif != "lo" iif != "lo" jump errors6 comment "ICMP by another link, IPv6"
+		iifgroup != "default" meta iifkind "veth" iifgroup @groups goto sources comment "from a container"
+		iif "lo" udp dport 4789 ip saddr @vteps4 return comment "VXLAN of another node"
+		iif "lo" udp dport 4789 ip6 saddr @vteps6 return comment "VXLAN of another node, IPv6"
+		iif != "lo" fib saddr . iif oif 0 jump astray comment "by another link than the way back"
 	}
 
 	chain input {
@@ -167,6 +166,15 @@ const FULL: &str = r#"table inet weft-overlay {
 
 	chain services {
 		socket mark 0x10000000 drop comment "to a service of Weft"
+	}
+
+	chain sources {
+		fib saddr . iif oif 0 jump foreign comment "from an address that is not the container's"
+	}
+
+	chain astray {
+		ip saddr . meta nfproto @nets4 drop comment "a network's address by another link"
+		ip6 saddr . meta nfproto @nets6 drop comment "a network's address by another link, IPv6"
 	}
 
 	chain foreign {
