@@ -46,7 +46,7 @@ impl Container {
         let stdio = if options.detach {
             Stdio::Nothing
         } else if options.tty {
-            Stdio::Terminal
+            Stdio::Terminal(tty::known_size())
         } else {
             let (output, to_output) = pipe()?;
             let (errors, to_errors) = pipe()?;
@@ -176,8 +176,7 @@ fn follow_window(terminal: &OwnedFd) -> Result<()> {
     changes.add(Signal::SIGWINCH);
     changes.thread_block().context("cannot watch the window")?;
     let follow = move || {
-        let (rows, columns) = tty::size();
-        if rows > 0 && columns > 0 {
+        if let Some((rows, columns)) = tty::known_size() {
             let _ = sys::set_window_size(terminal.as_fd(), rows, columns);
         }
     };

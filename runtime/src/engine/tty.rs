@@ -39,6 +39,11 @@ pub fn size() -> (u16, u16) {
     sizes.into_iter().flatten().next().unwrap_or_default()
 }
 
+/// The same, if it is known.
+pub fn known_size() -> Option<(u16, u16)> {
+    Some(size()).filter(|(rows, columns)| *rows > 0 && *columns > 0)
+}
+
 /// Refuses what Docker refuses: a terminal for the container, fed from something that is none.
 pub fn check(tty: bool, stdin_wanted: bool) -> Result<()> {
     if tty && stdin_wanted && !stdin().is_terminal() {

@@ -52,8 +52,8 @@ pub struct Program<'a> {
 pub enum Stdio {
     /// Pipes; without one for input that is /dev/null.
     Pipes(Option<OwnedFd>, OwnedFd, OwnedFd),
-    /// A new terminal of the container, whose master is handed over.
-    Terminal,
+    /// A new terminal of the container, whose master is handed over, with this size (rows, columns) if it is known.
+    Terminal(Option<(u16, u16)>),
     /// /dev/null.
     Nothing,
 }
@@ -71,7 +71,7 @@ impl Program<'_> {
         let read = |path| user::read(Path::new(path)).map_err(|message| Failure { code: 126, message });
         let user = user::resolve(self.user, &read("/etc/passwd")?, &read("/etc/group")?)
             .map_err(|message| Failure { code: 126, message })?;
-        let is_terminal = matches!(self.stdio, Stdio::Terminal);
+        let is_terminal = matches!(self.stdio, Stdio::Terminal(_));
         self.stdio.take(&self.null, &user, report)?;
         drop(self.null);
         // Nothing of the host stays open: not for the program, and not for a working directory of /proc/self/fd/N.
@@ -97,8 +97,8 @@ impl Stdio {
         let owner = Some(Uid::from_raw(user.uid));
         let null = || null.try_clone().context("cannot copy /dev/null");
         let (input, output, errors) = match self {
-            Self::Terminal => {
-                let slave = terminal(user, report)?;
+            Self::Terminal(size) => {
+                let slave = terminal(user, size, report)?;
                 (slave.try_clone()?, slave.try_clone()?, slave)
             }
             Self::Nothing => (null()?, null()?, null()?),
@@ -118,10 +118,13 @@ impl Stdio {
 }
 
 /// A new terminal of the container's own devpts, made the controlling one, its master handed over.
-fn terminal(user: &user::User, report: &Reporter) -> Result<OwnedFd> {
+fn terminal(user: &user::User, size: Option<(u16, u16)>, report: &Reporter) -> Result<OwnedFd> {
     let master = place::open_file(Path::new("/dev/ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY)
         .context("cannot open /dev/ptmx")?;
     sys::unlock_terminal(master.as_fd()).context("cannot unlock the terminal")?;
+    if let Some((rows, columns)) = size {
+        sys::set_window_size(master.as_fd(), rows, columns).context("cannot set the terminal's size")?;
+    }
     let slave = sys::terminal_peer(master.as_fd()).context("cannot open the terminal's other end")?;
     // Group 5 is tty, as devpts is mounted.
     fchown(&slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(5)))

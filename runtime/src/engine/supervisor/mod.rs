@@ -28,7 +28,7 @@ use super::cgroup::Cgroup;
 use super::launch::{Plan, Root, Stdio};
 use super::release::{self, Lock};
 use super::wire::{self, Frame};
-use super::{Failure, etc, process, sys, volumes};
+use super::{Failure, etc, process, volumes};
 use crate::paths::Paths;
 use crate::spec::{NetMode, Spec};
 use crate::state::{Container, State, Status, now};
@@ -205,7 +205,14 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
         volumes: volumes::prepare(&paths, &container.spec.volumes)?,
         cgroup: cgroup.as_ref(),
     };
-    let (ours, theirs) = stdio(container)?;
+    // The first client begins with the size of its window, so that the terminal has it from its first moment.
+    let size = match client.map(Frame::read) {
+        Some(Ok(Some(Frame::Hello { rows: rows @ 1.., columns: columns @ 1.., .. }))) => {
+            Some((rows, columns))
+        }
+        _ => None,
+    };
+    let (ours, theirs) = stdio(container, size)?;
     // It mounts its root while its networks are attached.
     let pending = plan.begin(theirs)?;
     drop(plan);
@@ -213,11 +220,6 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
     container.state.attachments = network::attach(&paths, &release::with_ports(container), &path)?;
     etc::write(container, &hostname)?;
     let listener = wire::listen(&container.run_dir()).context("cannot listen on attach.sock")?;
-    // The first client begins with the size of its window, so that the terminal has it from its first moment.
-    let size = match client.map(Frame::read) {
-        Some(Ok(Some(Frame::Hello { rows, columns, .. }))) => Some((rows, columns)),
-        _ => None,
-    };
     let log = log::Log::open(&container.dir().join("log.json")).context("cannot open the log")?;
     let mut launched = pending.finish()?;
     let heard = std::mem::take(&mut launched.heard);
@@ -231,9 +233,6 @@ fn launch(container: &mut Container, client: Option<&UnixStream>) -> Result<Serv
     state.error.clear();
     state.notes.extend(heard.notes);
     let terminal = heard.terminal;
-    if let (Some(terminal), Some((rows, columns @ 1..))) = (&terminal, size) {
-        let _ = sys::set_window_size(terminal.as_fd(), rows, columns);
-    }
     let addresses = etc::addresses(&container.state.attachments);
     match container.save_state().and_then(|()| held.serve(&addresses)) {
         Ok(proxy) => Ok(Service::new(launched, ours, terminal, log, listener, proxy)),
@@ -278,9 +277,10 @@ pub struct Pipes {
     errors: Option<OwnedFd>,
 }
 
-fn stdio(container: &Container) -> Result<(Pipes, Stdio)> {
+/// `size` is that of the terminal (rows, columns).
+fn stdio(container: &Container, size: Option<(u16, u16)>) -> Result<(Pipes, Stdio)> {
     if container.spec.tty {
-        return Ok((Pipes::default(), Stdio::Terminal));
+        return Ok((Pipes::default(), Stdio::Terminal(size)));
     }
     let pipe = || pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe");
     let input = if container.spec.stdin_open { Some(pipe()?) } else { None };
