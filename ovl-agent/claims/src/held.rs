@@ -68,12 +68,19 @@ impl State {
     }
 
     fn apply_checked(&mut self, read: Read<'_>, changed: Revision) {
-        self.note_vtep(&read, changed);
+        // A node whose record is deleted has its address until the deletion is applied.
+        let is_deletion = matches!(read, Read::Host(_, None));
+        if !is_deletion {
+            self.note_vtep(&read, changed);
+        }
         let outlasted = self.outlasts(&read, changed);
         let restored = outlasted.is_some();
         let why = match outlasted.map_or_else(|| self.check(&read), Err) {
             Ok(()) => {
                 self.release(&read);
+                if is_deletion {
+                    self.note_vtep(&read, changed);
+                }
                 let node = match read {
                     Read::Host(name, _) | Read::Live(name, _) => Some(name),
                     _ => None,

@@ -110,7 +110,8 @@ impl State {
                 self.view_changed = true;
                 let key = keys::host(&name);
                 tracing::warn!(key, "store record held back: {why}");
-                self.held.insert(key, Held::host(why, host, since));
+                // A later value that waits already is what the node says now.
+                self.held.entry(key).or_insert_with(|| Held::host(why, host, since));
             }
         }
     }

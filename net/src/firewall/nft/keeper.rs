@@ -23,6 +23,8 @@ struct Keeper {
     next: Option<Instant>,
     /// Something changed since everything was looked at.
     is_due: bool,
+    /// Other programs' forward chains did.
+    is_forward_due: bool,
 }
 
 /// Whether this is news of a table of attachments, or of other programs' forward chains.
@@ -36,6 +38,11 @@ fn concerns(told: &Told) -> bool {
         Told::Missed | Told::ForwardChain => true,
         _ => false,
     }
+}
+
+/// Whether this is news of other programs' forward chains.
+fn concerns_forward(told: &Told) -> bool {
+    matches!(told, Told::Missed | Told::ForwardChain)
 }
 
 impl Keeper {
@@ -53,15 +60,17 @@ impl Keeper {
         }
         let mut nft = Nftables::open()?;
         let restored = if self.next.is_none_or(|next| now >= next) {
-            let restored = nft.restore(records)?;
-            self.is_due = false;
+            let restored = nft.restore(records, self.is_forward_due);
+            if restored.is_ok() {
+                (self.is_due, self.is_forward_due) = (false, false);
+            }
             self.next = Some(now + PAUSE.max(now.elapsed() * SHARE));
             restored
         } else {
-            nft.restore_if_lost(records)?
+            nft.restore_if_lost(records)
         };
         crate::dead::close_by_reaper(&nft.handle().into_iter().collect::<Vec<_>>());
-        Ok(restored)
+        restored
     }
 
     /// How long to wait at most for news.
@@ -92,17 +101,20 @@ pub fn keep_forever(records: &Records, report: &dyn Fn(Result<Restored>)) -> Res
 }
 
 fn watch(records: &Records, report: &dyn Fn(Result<Restored>), goes_on: &dyn Fn() -> bool) -> Result<()> {
-    let (mut monitor, mut keeper) = (Monitor::tables()?, Keeper::default());
+    let mut monitor = Monitor::tables()?;
+    let mut keeper = Keeper { is_forward_due: true, ..Keeper::default() };
     let mut news = true;
     while goes_on() {
         match keeper.look(records, news) {
             Ok(restored) if !restored.is_any() => {}
             looked => report(looked),
         }
-        news = monitor.wait_for(keeper.wait())?.iter().any(concerns);
+        let told = monitor.wait_for(keeper.wait())?;
+        keeper.is_forward_due |= told.iter().any(concerns_forward);
+        news = told.iter().any(concerns);
         if news {
             std::thread::sleep(SWARM);
-            monitor.read()?;
+            keeper.is_forward_due |= monitor.read()?.iter().any(concerns_forward);
         }
     }
     Ok(())

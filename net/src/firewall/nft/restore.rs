@@ -159,13 +159,15 @@ impl Nftables {
         self.restore_tables(&lost, records)
     }
 
-    /// Restores whatever the records name and the tables, or other programs' forward chains, miss.
+    /// Restores whatever the records name and the tables miss, and with `forward` also what other programs' forward chains do.
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn restore(&mut self, records: &Records) -> Result<Restored> {
+    pub fn restore(&mut self, records: &Records, forward: bool) -> Result<Restored> {
         let mut restored = self.restore_tables(&Table::OF_ATTACHMENTS, records)?;
-        restored.rules += self.accept(&restored.forward)?;
+        if forward {
+            restored.rules += self.accept(&restored.forward)?;
+        }
         Ok(restored)
     }
 
@@ -199,8 +201,9 @@ impl Nftables {
             let Err(errors) = self.socket.commit(batch)? else {
                 restored.elements += count.elements;
                 restored.tables += count.tables;
+                self.after(&goal)?;
                 restored.rules += self.accept(&goal.forward)?;
-                return self.after(&goal);
+                return Ok(());
             };
             if count.tables > 0 && errors.iter().all(|(errno, _)| *errno == libc::ENOENT) {
                 // A kernel that cannot ask for a socket's mark says this of the rule.

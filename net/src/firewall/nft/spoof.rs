@@ -99,8 +99,10 @@ impl Nftables {
     /// Takes that back. It need not be told the addresses, and looks up what is the owner's alone, however many there are.
     pub fn unwatch(&mut self, owner: &Owner) -> Result<()> {
         // Most hosts watch no container.
-        let mut is_there = false;
-        self.socket.ask(&[Question::Table(Table::Bridge)], |_, answer| is_there = answer.is_ok())?;
+        let mut is_there = true;
+        self.socket.ask(&[Question::Table(Table::Bridge)], |_, answer| {
+            is_there = !matches!(answer, Err(libc::ENOENT));
+        })?;
         if !is_there {
             return Ok(());
         }

@@ -125,14 +125,18 @@ impl Links {
             }
         }
         let mut renewed = self.renewed.subscribe();
-        let made = loop {
-            tokio::select! {
+        let (made, mut state) = loop {
+            let made = tokio::select! {
                 biased;
-                _ = renewed.changed() => {}
-                made = self.connect(deadline) => break made,
+                _ = renewed.changed() => continue,
+                made = self.connect(deadline) => made,
+            };
+            let state = self.state();
+            // It counts up while it has the state.
+            if !renewed.has_changed().unwrap_or(false) {
+                break (made, state);
             }
         };
-        let mut state = self.state();
         match made {
             Ok(link) => {
                 tracing::info!(endpoint = link.endpoint, "connected to etcd");
@@ -160,7 +164,8 @@ impl Links {
     /// Gives up the connection, or the one that is being made: when the address that it is made from is gone, it neither answers
     /// nor fails. Calls that may be carried out twice begin anew at once.
     pub(super) fn renew(&self) {
-        self.state().current = None;
+        let mut state = self.state();
+        state.current = None;
         self.renewed.send_modify(|times| *times += 1);
     }
 

@@ -1,10 +1,11 @@
 //! The unpacking of an archive, which may be anyone's, with little memory.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -55,7 +56,7 @@ fn entries(reader: impl Read, to: &Path) -> Result<()> {
     archive.set_preserve_ownerships(true);
     archive.set_overwrite(true);
     let to = fs::canonicalize(to)?;
-    let mut directories: Vec<(PathBuf, u64)> = Vec::new();
+    let mut directories: BTreeMap<PathBuf, u64> = BTreeMap::new();
     let mut entries = archive.entries()?;
     loop {
         left.set(HEADER);
@@ -68,10 +69,16 @@ fn entries(reader: impl Read, to: &Path) -> Result<()> {
         let is_unpacked = entry.unpack_in(&to)?;
         match entry.header().entry_type() {
             EntryType::Directory if is_unpacked => {
-                directories.push((entry.path()?.into_owned(), entry.header().mtime()?));
+                // However often an archive has it.
+                let names = |part: &Component<'_>| matches!(part, Component::Normal(_));
+                let path: PathBuf = entry.path()?.components().filter(names).collect();
+                if let Ok(mtime) = entry.header().mtime() {
+                    directories.insert(path, mtime);
+                }
             }
             // Holes have no end; what a file of them has in the archive is passed over with the next header.
-            EntryType::GNUSparse => continue,
+            EntryType::GNUSparse if is_unpacked => continue,
+            EntryType::GNUSparse => bail!("invalid name of an entry: it leads out of the archive"),
             _ => {}
         }
         io::copy(&mut entry, &mut io::sink())?;

@@ -95,12 +95,23 @@ impl Listener {
     pub fn listen(&self) -> Result<Heard> {
         let mut heard = Heard::default();
         let mut buffer = vec![0; LIMIT];
+        // Of a process that ended with the word to go on unread, the kernel says this before what it sent (unix(7)).
+        let mut reset = None;
         loop {
             let (size, fd) = match sys::receive(self.0.as_fd(), &mut buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset && reset.is_none() => {
+                    reset = Some(e);
+                    continue;
+                }
                 other => other.context("cannot hear from the new process")?,
             };
-            let Some((tag, text)) = buffer[..size].split_first() else { return Ok(heard) };
+            let Some((tag, text)) = buffer[..size].split_first() else {
+                return match reset {
+                    Some(error) => Err(error).context("the new process ended"),
+                    None => Ok(heard),
+                };
+            };
             let text = String::from_utf8_lossy(text);
             match tag {
                 b'N' => heard.notes.push(text.into_owned()),
@@ -111,5 +122,29 @@ impl Listener {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failure_of_a_process_that_did_not_wait_for_the_word_is_heard() {
+        let (listener, reporter) = pair().unwrap();
+        listener.go().unwrap();
+        reporter.fail(&Failure { code: 126, message: "why".into() });
+        drop(reporter);
+        let error = listener.listen().err().unwrap();
+        let failure = error.downcast_ref::<Failure>().map(|failure| (failure.code, failure.message.as_str()));
+        assert_eq!(failure, Some((126, "why")), "{error:#}");
+    }
+
+    #[test]
+    fn process_that_ends_without_a_word_is_no_program_that_runs() {
+        let (listener, reporter) = pair().unwrap();
+        listener.go().unwrap();
+        drop(reporter);
+        assert!(listener.listen().is_err());
     }
 }
