@@ -1,7 +1,7 @@
 //! Whole snapshots of the store, and the guard against many hosts vanishing at once.
 
 use crate::keys::{self, Key};
-use crate::record::Read;
+use crate::record::{self, Read};
 use crate::state::State;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Host, is_single};
@@ -48,12 +48,18 @@ impl State {
         self.too_many(missing.iter().filter(|name| !claims.contains(**name)).count())
     }
 
-    /// The same for changes that the watch told at once.
+    /// The same for changes that the watch reported at once. Those of nodes that were removed are among them, each with the
+    /// record that says so before.
     pub(crate) fn guard_changes(&self, changes: &[Change]) -> Option<String> {
         let mut last: BTreeMap<&str, bool> = BTreeMap::new();
+        let mut removed: HashSet<&str> = HashSet::new();
         for change in changes {
             if let Key::Host(name) = Key::parse(&change.key) {
                 last.insert(name, change.value.is_some());
+                let host = change.value.as_ref().and_then(|value| record::read::<Host>(value).ok());
+                if host.is_some_and(|host| host.removed) {
+                    removed.insert(name);
+                }
             }
         }
         if last.values().all(|there| *there) {
@@ -62,7 +68,7 @@ impl State {
         let owns = |name: &str| self.parts.values().any(|parts| parts.contains_key(name));
         let gone = |host: &&Host| {
             let name = host.name.as_str();
-            last.get(name) == Some(&false) && !owns(name)
+            last.get(name) == Some(&false) && !owns(name) && !removed.contains(name)
         };
         self.too_many(self.standing().filter(gone).count())
     }

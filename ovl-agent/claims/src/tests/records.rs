@@ -428,3 +428,44 @@ async fn removed_network_is_gone_before_the_watch_shows_its_last_block_go() {
     follow(&one, &kv).await;
     assert!(one.look(|state| state.network("web").is_none()) && held(&one).is_empty(), "{:?}", held(&one));
 }
+
+#[tokio::test]
+async fn nodes_that_were_removed_while_the_watch_lagged_are_no_fault() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    for (name, vtep) in [("abe", 250), ("bob", 251)] {
+        put_node(&kv, name, vtep).await;
+    }
+    read(&one).await;
+    let from = one.look(|state| state.revision) + 1;
+    for name in ["abe", "bob"] {
+        one.remove_node(name, false).await.unwrap();
+    }
+    let removed = changes(&kv, from).await;
+    assert_eq!(one.look(|state| state.guard_changes(&removed)), None);
+    // Of these the store says no more than that they are gone.
+    let vanished: Vec<_> = removed.into_iter().filter(|change| change.value.is_none()).collect();
+    assert!(one.look(|state| state.guard_changes(&vanished)).is_some());
+}
+
+#[tokio::test]
+async fn vtep_of_node_whose_deleted_record_is_held_back_stays_its_own() {
+    let (dir, kv) = store().await;
+    let one = frozen(dir.path(), "one", &kv).await;
+    let network = network(&one).await;
+    put_node(&kv, "zoe", 250).await;
+    put(&kv, &keys::live("zoe"), "").await;
+    let claim = r#"{"host":"zoe","id":"zoe-id","epoch":1}"#;
+    put(&kv, &keys::block(&network.id, "10.42.0.16/28".parse().unwrap()), claim).await;
+    read(&one).await;
+    assert_eq!(vteps(&one), nodes(&[("zoe", 250)]));
+    delete(&kv, &keys::host("zoe")).await;
+    put_node(&kv, "abe", 250).await;
+    put(&kv, &keys::live("abe"), "").await;
+    follow(&one, &kv).await;
+    assert_eq!(vteps(&one), nodes(&[("zoe", 250)]));
+    // It registers again, and is still the first.
+    put_node(&kv, "zoe", 250).await;
+    follow(&one, &kv).await;
+    assert_eq!((held(&one), vteps(&one)), (vec![keys::host("abe")], nodes(&[("zoe", 250)])));
+}
