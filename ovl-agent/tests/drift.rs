@@ -52,9 +52,9 @@ impl Scene {
         let Scene { device, .. } = self;
         let veth = &self.containers[0].veth;
         self.host().space.ok(&format!(
-            "for dev in {device} {veth}; do ip -d link show $dev | sed 's/^[0-9]*: //'; done; ip -br addr show type vxlan; \
+            "for dev in {device} {veth}; do ip -d link show $dev | sed 's/^[0-9]*: //'; done; ip -br addr show type vxlan | tr ' ' '\n' | sort; \
              ip -6 -o addr show dev {veth} to fe80::1 | awk '{{print $4}}'; \
-             ip route show table local dev {device}; ip -6 route show table local dev {device} | grep -v ^multicast; \
+             ip route show table local dev {device}; ip -6 route show table local dev {device} | grep -v ^multicast | sort; \
              sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.{device}.forwarding net.ipv4.conf.{veth}.forwarding; \
              ip route show proto 87; ip -6 route show proto 87; \
              ip neigh show nud permanent | sort; ip -6 neigh show nud permanent | sort; \
