@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // a failed unwrap is the report of the failed test
 use std::net::IpAddr;
 
-use ipam::{Ask, Attachment, Error, Lease, Range, RangeSet, Store};
+use ipam::{Allocated, Ask, Attachment, Error, Lease, Range, RangeSet, Store};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -43,6 +43,15 @@ impl Bench {
         requested: &[IpAddr],
         alive: &dyn Fn(&Lease) -> bool,
     ) -> Result<Vec<IpAddr>, Error> {
+        Ok(self.allocate(who, requested, alive)?.into_iter().map(|given| given.address).collect())
+    }
+
+    fn allocate(
+        &self,
+        who: &str,
+        requested: &[IpAddr],
+        alive: &dyn Fn(&Lease) -> bool,
+    ) -> Result<Vec<Allocated>, Error> {
         let attachment = holder(who);
         let ask = Ask {
             network: "web",
@@ -54,21 +63,12 @@ impl Bench {
         };
         let given = self.store.allocate(&ask, alive)?;
         self.store.check().unwrap();
-        Ok(given.into_iter().map(|a| a.address).collect())
+        Ok(given)
     }
 
     /// Whether the address that is given is one that was never given before.
     fn is_new(&self, who: &str, requested: &[IpAddr]) -> bool {
-        let attachment = holder(who);
-        let ask = Ask {
-            network: "web",
-            attachment: &attachment,
-            sets: &self.sets,
-            requested,
-            reserved: &self.reserved,
-            netns: None,
-        };
-        self.store.allocate(&ask, &|_| true).unwrap()[0].is_new
+        self.allocate(who, requested, &|_| true).unwrap()[0].is_new
     }
 
     fn release(&self, who: &str) -> usize {

@@ -83,14 +83,14 @@ impl Scene {
     fn comes_back(&self, harm: &str) -> u64 {
         let before = self.state();
         self.full_passes(|| {
-            // It may be mended before one can look.
+            // It may be repaired before one can look.
             let said = self.agents[0].said().len();
             self.host().space.ok(harm);
-            let mended = || {
+            let is_repaired = || {
                 let said = &self.agents[0].said()[said..];
                 said.contains("restored") || said.contains("unasked: removed")
             };
-            let back = within(|| mended() && self.state() == before);
+            let back = within(|| is_repaired() && self.state() == before);
             assert!(back, "{harm}: {before}\nnow {}\n{}", self.state(), self.agents[0].said());
             self.took.borrow_mut().push((harm.to_owned(), self.last_repair().took_ms));
             // What is changed again at once is restored after pauses that grow.

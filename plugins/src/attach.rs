@@ -407,16 +407,16 @@ pub fn sweep(host: &mut Netlink, links: &[Link], request: &Request, failures: &m
 }
 
 /// What the child of a DEL that was killed left behind is deleted soon; an ADD, which looks for it, does not wait for that.
-pub fn bury(plugin: &str, host: &mut Netlink) {
+pub fn reap(plugin: &str, host: &mut Netlink) {
     match dead::remain(host) {
-        Ok(true) => bury_found(),
+        Ok(true) => reap_found(),
         Ok(false) => {}
         Err(error) => eprintln!("{plugin}: {error}"),
     }
 }
 
-/// As [`bury`], where something was found.
-pub fn bury_found() {
+/// As [`reap`], where something was found.
+pub fn reap_found() {
     drop(firewall::finish(None, Caller::Unknown));
 }
 

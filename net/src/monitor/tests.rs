@@ -24,13 +24,13 @@ fn scene(test: impl FnOnce(Monitor, Netlink, u32) + Send) {
     });
 }
 
-/// Does it, and returns what was told of it, without the link-local addresses that become usable meanwhile.
+/// Executes a line of shell, and returns the notifications of it, without the link-local addresses that become usable meanwhile.
 fn after(monitor: &mut Monitor, line: &str) -> Vec<Told> {
     monitor.read().unwrap();
     let output = Command::new("sh").args(["-c", line]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    let told = monitor.read().unwrap();
-    told.into_iter().filter(|told| !matches!(told, Told::AddressSet { .. })).collect()
+    let news = monitor.read().unwrap();
+    news.into_iter().filter(|each| !matches!(each, Told::AddressSet { .. })).collect()
 }
 
 fn is_link(told: &Told, of: u32, is_up: bool, has_turned: bool) -> bool {

@@ -15,7 +15,7 @@ const KEPT: usize = 65_536;
 /// Waits for something to happen in the kernel. Without it (no socket, or one that fails) the regular passes are all there is.
 pub struct Watcher {
     shared: Arc<Shared>,
-    /// The underlay's index, and whether it carried packets, and its MTU, when that was told last.
+    /// The underlay's index, and whether it carried packets and its MTU by the last notification.
     last: (u32, Option<(bool, u32)>),
 }
 

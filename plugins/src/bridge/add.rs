@@ -141,7 +141,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     }
     rollback.keep();
     if are_dead {
-        attach::bury_found();
+        attach::reap_found();
     }
     Ok(result)
 }

@@ -101,7 +101,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     }
     attach::settle(&mut container.netlink, &plan.addresses);
     rollback.keep();
-    attach::bury("overlay", &mut host);
+    attach::reap("overlay", &mut host);
     Ok(result)
 }
 

@@ -80,13 +80,12 @@ impl Agent {
 
     /// Has the next question of a path answered with a problem.
     pub fn refuse_once(&self, path: &str, status: u16, kind: &str) {
-        let document = json!({"kind": kind, "message": format!("told to be {kind}")});
-        self.state.lock().unwrap().once.push((path.to_owned(), status, document));
+        self.state.lock().unwrap().once.push((path.to_owned(), status, problem(kind)));
     }
 
     /// Has a path answered with a problem.
     pub fn refuse(&self, path: &str, status: u16, kind: &str) {
-        self.answer(path, status, json!({"kind": kind, "message": format!("told to be {kind}")}));
+        self.answer(path, status, problem(kind));
     }
 
     /// Answers as ever again.
@@ -108,6 +107,10 @@ impl Agent {
     pub fn conf(&self, name: &str) -> Value {
         json!({"cniVersion": "1.1.0", "name": name, "type": "overlay", "socket": self.socket().to_str().unwrap()})
     }
+}
+
+fn problem(kind: &str) -> Value {
+    json!({"kind": kind, "message": format!("made to be {kind}")})
 }
 
 impl Drop for Agent {

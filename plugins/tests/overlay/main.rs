@@ -349,7 +349,7 @@ fn without_an_agent_add_and_status_say_what_to_start_and_change_nothing() {
     assert_eq!(agent.asked()[0].0, "/v1/status?network=web");
     agent.refuse("/v1/status?network=web", 503, "store");
     let outcome = host.call("STATUS", &conf).run();
-    assert!(outcome.code() == 50 && outcome.text().contains("told to be store"), "{}", outcome.text());
+    assert!(outcome.code() == 50 && outcome.text().contains("made to be store"), "{}", outcome.text());
 }
 
 #[test]
@@ -371,7 +371,7 @@ fn what_the_agent_refuses_has_its_code_and_changes_nothing() {
         agent.refuse("/v1/attach", status, kind);
         let outcome = host.about("ADD", &conf, "c1").run();
         assert_eq!(outcome.code(), code, "{kind}");
-        assert!(outcome.text().contains(&format!("told to be {kind}")), "{}", outcome.text());
+        assert!(outcome.text().contains(&format!("made to be {kind}")), "{}", outcome.text());
     }
     // Nothing was granted, so nothing is given back: it might be another's.
     assert!(agent.asked().iter().all(|(path, _)| path == "/v1/attach"));

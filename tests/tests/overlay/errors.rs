@@ -1,4 +1,4 @@
-//! ICMP errors made by hand in containers: the kernel believes whoever says that a packet was too large, and would lower the
+//! ICMP errors made by hand in containers: the kernel takes them from any source, and would lower the
 //! MTU of the way between two nodes, and with it that of all their containers.
 
 use crate::cluster::{Cluster, inside};

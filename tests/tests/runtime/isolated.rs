@@ -36,8 +36,8 @@ fn isolated_network_reaches_own_published_ports_with_br_netfilter() {
     let other = weft.traffic_container("other", "--network apart", "udp-serve [::]:9 client");
     let beside = weft.traffic_container("beside", "--network testbridge", "udp-serve [::]:9 client");
     let addresses = |container: &Container<'_>| {
-        let shown = container.sh("ip -j addr show dev eth0 scope global").ok().json();
-        let infos = shown[0]["addr_info"].as_array().cloned().unwrap_or_default();
+        let addresses = container.sh("ip -j addr show dev eth0 scope global").ok().json();
+        let infos = addresses[0]["addr_info"].as_array().cloned().unwrap_or_default();
         let one = |family: &str| {
             let info = infos.iter().find(|info| info["family"] == family);
             info.and_then(|info| info["local"].as_str()).unwrap_or_default().to_owned()

@@ -41,8 +41,8 @@ fn concerns(told: &Told) -> bool {
 }
 
 /// Whether this is news of other programs' forward chains.
-fn concerns_forward(told: &Told) -> bool {
-    matches!(told, Told::Missed | Told::ForwardChain)
+fn concerns_forward(news: &Told) -> bool {
+    matches!(news, Told::Missed | Told::ForwardChain)
 }
 
 impl Keeper {
@@ -109,9 +109,9 @@ fn watch(records: &Records, report: &dyn Fn(Result<Restored>), goes_on: &dyn Fn(
             Ok(restored) if !restored.is_any() => {}
             looked => report(looked),
         }
-        let told = monitor.wait_for(keeper.wait())?;
-        keeper.is_forward_due |= told.iter().any(concerns_forward);
-        news = told.iter().any(concerns);
+        let received = monitor.wait_for(keeper.wait())?;
+        keeper.is_forward_due |= received.iter().any(concerns_forward);
+        news = received.iter().any(concerns);
         if news {
             std::thread::sleep(SWARM);
             keeper.is_forward_due |= monitor.read()?.iter().any(concerns_forward);

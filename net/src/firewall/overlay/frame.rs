@@ -184,8 +184,8 @@ fn sources() -> Vec<Rule> {
     vec![foreign.commented("from an address that is not the container's")]
 }
 
-/// ICMP errors about packets to a node, which the way to it alone may send, and that is the underlay's link. The kernel believes
-/// whoever says that a packet was too large: a container would lower the MTU between nodes below what the networks need.
+/// ICMP errors about packets to a node, which the way to it alone may send, and that is the underlay's link. The kernel takes
+/// them from any source: a container would lower the MTU between nodes below what the networks need.
 /// Those about packets to this node itself would be for another one.
 fn errors(v6: bool) -> Vec<Rule> {
     // ICMP_ECHO and ICMP_ECHOREPLY (linux/icmp.h); ICMPv6's errors are those below 128.

@@ -21,7 +21,7 @@ impl Worker {
         }
         let found = self.find_underlay(address);
         let mut changed = false;
-        let told = match found {
+        let missing = match found {
             Ok((underlay, vtep, segment)) => {
                 let known = self.reconciler.underlay();
                 if (underlay.link, &underlay.name) != (known.link, &known.name) {
@@ -39,7 +39,7 @@ impl Worker {
                 if vtep != address {
                     changed = true;
                     tracing::warn!(
-                        "the underlay's address {address} is gone, it is {vtep} now; the other hosts are told"
+                        "the underlay's address {address} is gone, it is {vtep} now: the node's record gets that"
                     );
                 }
                 self.reconnect(vtep == address);
@@ -49,15 +49,15 @@ impl Worker {
             }
             Err(why) => Some(why),
         };
-        changed |= self.times.underlay.is_some() && told.is_none();
-        if told != self.times.underlay {
-            match &told {
+        changed |= self.times.underlay.is_some() && missing.is_none();
+        if missing != self.times.underlay {
+            match &missing {
                 Some(why) => tracing::warn!("the underlay with {address} is gone ({why}); waiting for it"),
                 None => tracing::info!("the underlay is back"),
             }
-            self.times.underlay = told;
+            self.times.underlay = missing;
         }
-        // The kernel does not tell of routes: while something is amiss it is looked at again and again.
+        // No route that changes is reported here: while something is amiss it is looked at again and again.
         let (address, others) = {
             let shown = self.parts.shown.borrow();
             (shown.address, shown.family)
