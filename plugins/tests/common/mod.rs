@@ -222,12 +222,33 @@ impl Host {
 
     /// What a DEL or a GC must leave as it was: links, addresses, routes, the firewall, files. Carrier changes later.
     pub fn picture(&self) -> String {
-        // The child that outlives a DEL is still at work.
-        self.eventually("! grep -q weft-reaper /proc/net/unix");
+        self.idle();
         self.sh(
             "ip -o link | sed 's/^[0-9]*: //' | cut -d' ' -f1 | sort; ip route | sed 's/linkdown *//'; ip -6 route | sed 's/linkdown *//'; nft list ruleset; \
              find /run /var/lib/weft /var/lib/cni -not -path '/run/netns*' | sort",
         )
+    }
+
+    /// Waits until no plugin of this host runs: the child that outlives a DEL removes what is unused as the last thing.
+    #[track_caller]
+    pub fn idle(&self) {
+        let start = std::time::Instant::now();
+        while let Some(process) = self.plugin_process() {
+            assert!(
+                start.elapsed() < std::time::Duration::from_secs(60),
+                "still running: {}",
+                process.display()
+            );
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// The executable of a process that is one of this host's plugins.
+    fn plugin_process(&self) -> Option<PathBuf> {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        processes
+            .filter_map(|process| std::fs::read_link(process.path().join("exe")).ok())
+            .find(|executable| executable.starts_with(self.bin.path()))
     }
 
     /// Waits until a script succeeds: what the kernel or a short-lived child does in the background.
