@@ -284,6 +284,28 @@ impl Netlink {
         self.links_where(message, |link| link.master == Some(master))
     }
 
+    /// Whether one of the ports of the bridge with that index is as asked for. The list is read no further than to the first
+    /// that is, so that the answer takes as long with a thousand ports as with one; a kernel that is not done with a list takes
+    /// no other request for one, and so the socket is closed.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn any_link_of_master(
+        self,
+        master: u32,
+        mut is_asked_for: impl FnMut(&Link) -> bool,
+    ) -> Result<bool> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Controller(master));
+        let mut body = Vec::new();
+        crate::socket::emit(&mut body, &message);
+        self.channel.strict();
+        self.channel.any("list the ports of a bridge", libc::RTM_GETLINK, &body, |kind, body| {
+            let link = Link::parse(body).filter(|link| link.master == Some(master));
+            kind == libc::RTM_NEWLINK && link.is_some_and(|link| is_asked_for(&link))
+        })
+    }
+
     /// The links of a device group.
     pub fn links_of_group(&mut self, group: u32) -> Result<Vec<Link>> {
         self.links_where(request(0, None), |link| link.group == group)
@@ -318,6 +340,41 @@ mod tests {
             assert_eq!(netlink.link("a-name-of-more-than-15-bytes").unwrap(), None);
             assert_eq!(netlink.link_at(4711).unwrap(), None);
             assert!(matches!(netlink.need_link("nothing"), Err(Error::NoLink(_))));
+        });
+    }
+
+    #[test]
+    fn a_port_is_found_among_many_and_in_no_other_bridge() {
+        testns::in_fresh(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let mut batch = crate::Batch::new();
+            for name in ["br0", "br1"] {
+                batch.bridge(&crate::Bridge { name, ..Default::default() });
+            }
+            netlink.run(batch).unwrap();
+            let (first, second) = (netlink.need_link("br0").unwrap(), netlink.need_link("br1").unwrap());
+            let other_end = crate::Netns::current().unwrap();
+            for number in 0..40 {
+                let (name, peer) = (format!("port{number}"), format!("peer{number}"));
+                let master = Some(first.index);
+                netlink
+                    .create_veth(&crate::Veth { master, ..crate::Veth::new(&name, &peer, &other_end) })
+                    .unwrap();
+            }
+            let any = |master, name: &str| {
+                Netlink::open().unwrap().any_link_of_master(master, |link| link.name == name).unwrap()
+            };
+            assert!(any(first.index, "port0") && any(first.index, "port39"));
+            assert!(!any(first.index, "peer0") && !any(first.index, "br0"));
+            assert!(!any(second.index, "port0") && !any(4711, "port0"));
+            // Read no further than to the first: what the kernel sends at once is less than half of the list.
+            let mut seen = 0;
+            let is_first = |_: &Link| {
+                seen += 1;
+                true
+            };
+            assert!(Netlink::open().unwrap().any_link_of_master(first.index, is_first).unwrap());
+            assert_eq!(seen, 1);
         });
     }
 

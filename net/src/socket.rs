@@ -231,9 +231,29 @@ impl Channel {
                 return Ok(found);
             }
         }
-        let refusal =
-            Refusal { errno: libc::EAGAIN, text: Some("they change faster than they can be read".into()) };
-        Err(Error::Kernel { what: what.to_owned(), refusal })
+        Err(changing(what))
+    }
+
+    /// Whether an object of a kind is as asked for: [`Channel::dump`] that ends with the first one.
+    pub fn any(
+        mut self,
+        what: &str,
+        kind: u16,
+        body: &[u8],
+        mut is_asked_for: impl FnMut(u16, &[u8]) -> bool,
+    ) -> Result<bool> {
+        for _ in 0..DUMP_TRIES {
+            let mut found = false;
+            let take = &mut |kind, body: &[u8]| {
+                found |= is_asked_for(kind, body);
+                !found
+            };
+            let is_whole = self.dump_while(what, kind, body, take)?;
+            if found || is_whole {
+                return Ok(found);
+            }
+        }
+        Err(changing(what))
     }
 
     /// One dump; false when it was interrupted.
@@ -243,6 +263,20 @@ impl Channel {
         kind: u16,
         body: &[u8],
         take: &mut dyn FnMut(u16, &[u8]),
+    ) -> Result<bool> {
+        self.dump_while(what, kind, body, &mut |kind, body| {
+            take(kind, body);
+            true
+        })
+    }
+
+    /// As [`Channel::dump_once`], until `take` returns false, after which the channel must not be used any more.
+    fn dump_while(
+        &mut self,
+        what: &str,
+        kind: u16,
+        body: &[u8],
+        take: &mut dyn FnMut(u16, &[u8]) -> bool,
     ) -> Result<bool> {
         let mut out = Outgoing::new();
         out.control(kind, NLM_F_DUMP, |bytes| bytes.extend_from_slice(body));
@@ -264,7 +298,8 @@ impl Channel {
                             None => Ok(whole),
                         };
                     }
-                    kind => take(kind, message.body),
+                    kind if take(kind, message.body) => {}
+                    _ => return Ok(whole),
                 }
             }
         }
@@ -306,6 +341,13 @@ impl Channel {
             }
         }
     }
+}
+
+/// Every try of a dump was interrupted.
+fn changing(what: &str) -> Error {
+    let refusal =
+        Refusal { errno: libc::EAGAIN, text: Some("they change faster than they can be read".into()) };
+    Error::Kernel { what: what.to_owned(), refusal }
 }
 
 /// One received message.

@@ -196,20 +196,6 @@ fn inet_chains(services: Services) -> Vec<Chain> {
             ],
         ),
         chain(
-            "postrouting",
-            hook("nat", 4, 100),
-            vec![
-                Rule::new()
-                    .translated_by_us()
-                    .address_in(Side::Destination, false, Map::HairpinAll4)
-                    .masquerade(),
-                Rule::new()
-                    .translated_by_us()
-                    .address_in(Side::Destination, true, Map::HairpinAll6)
-                    .masquerade(),
-            ],
-        ),
-        chain(
             "forward",
             hook("filter", 2, 0),
             vec![
@@ -266,14 +252,17 @@ pub fn chain_of(scope: Scope) -> String {
     match scope {
         Scope::Subnet(net) => format!("subnet-{}", net_name(net)),
         Scope::Excepting(net) => format!("except-{}", net_name(net)),
+        Scope::All => "postrouting".into(),
     }
 }
 
-/// Matches what is to be masqueraded when it leaves the scope's subnet, which has no host bits.
-fn leaving(scope: Scope) -> Rule {
+/// Matches what is to be masqueraded when it leaves the scope's subnet, which has no host bits; nothing when the scope has
+/// none.
+fn leaving(scope: Scope) -> Option<Rule> {
     let (net, masq) = match scope {
         Scope::Subnet(net) => (net, Map::Masq(net)),
         Scope::Excepting(net) => (net, Map::MasqExcept(net)),
+        Scope::All => return None,
     };
     let v6 = net.is_ipv6();
     let multicast = match v6 {
@@ -284,19 +273,24 @@ fn leaving(scope: Scope) -> Rule {
     // A container without a subnet is alone in its own.
     let rule = if is_hosts(net) { rule } else { rule.not_address(Side::Destination, net) };
     let rule = rule.not_address(Side::Destination, multicast);
-    match scope {
-        Scope::Subnet(_) => rule,
+    Some(match scope {
         Scope::Excepting(net) => rule.pair_not_in(v6, Map::Except(net)),
-    }
+        _ => rule,
+    })
 }
 
-/// What a scope needs besides its sets and its rule in [`UNTRANSLATED`]: a chain that masquerades what leaves the subnet, and what comes to published
-/// ports from the subnet itself or from the host's loopback. It hangs in the hook by itself, so that no rule has to lead
-/// to it.
+/// What a scope needs besides its sets and its rule in [`UNTRANSLATED`]: a chain that masquerades what leaves the subnet, and
+/// what comes to published ports from the subnet itself, from the host's loopback, or, for [`Scope::All`], from anywhere. It
+/// hangs in the hook by itself, so that no rule has to lead to it.
 fn scope_chain(scope: Scope) -> Chain {
-    let mut rules = vec![leaving(scope).masquerade()];
-    if let Scope::Subnet(net) = scope {
-        rules.extend(hairpins(net));
+    let mut rules: Vec<_> = leaving(scope).map(Rule::masquerade).into_iter().collect();
+    match scope {
+        Scope::Subnet(net) => rules.extend(hairpins(net)),
+        Scope::Excepting(_) => {}
+        Scope::All => rules.extend([false, true].map(|v6| {
+            let set = Map::hairpin_all(v6);
+            Rule::new().translated_by_us().address_in(Side::Destination, v6, set).masquerade()
+        })),
     }
     chain(&chain_of(scope), hook("nat", 4, 100), rules)
 }
@@ -381,9 +375,10 @@ pub fn push_scope(batch: &mut Batch, scope: Scope) {
     let chain = scope_chain(scope);
     chain.push(batch);
     chain.push_rules(batch);
+    let Some(leaving) = leaving(scope) else { return };
     batch.push("add a rule to", msg::NEWRULE, flag::CREATE | flag::APPEND, |w| {
         w.str(2, UNTRANSLATED);
-        w.bytes(4 | 0x8000, leaving(scope).then(Verdict::Drop).bytes());
+        w.bytes(4 | 0x8000, leaving.then(Verdict::Drop).bytes());
         w.bytes(7, &user_comment(0, &comment_of(scope)));
     });
 }
@@ -393,6 +388,7 @@ fn comment_of(scope: Scope) -> String {
     match scope {
         Scope::Subnet(net) => net.to_string(),
         Scope::Excepting(net) => format!("{net} with exceptions"),
+        Scope::All => "all".into(),
     }
 }
 
@@ -416,8 +412,9 @@ pub fn census(table: Table, scopes: &[Scope]) -> Vec<(String, usize)> {
     let of_scopes = scopes.iter().map(|scope| scope_chain(*scope));
     // Without the mark there are more rules.
     let all = chains(table, Services::Marked).into_iter().chain(of_scopes).map(|c| (c.name, c.rules.len()));
-    // Of the scopes in question, each has a rule there.
-    all.map(|(name, count)| if name == UNTRANSLATED { (name, scopes.len()) } else { (name, count) }).collect()
+    // Of the scopes in question, each that masquerades what leaves a subnet has a rule there.
+    let untranslated = scopes.iter().filter(|scope| leaving(**scope).is_some()).count();
+    all.map(|(name, count)| if name == UNTRANSLATED { (name, untranslated) } else { (name, count) }).collect()
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ fn has_attachments(netlink: &mut Netlink, link: &str) -> Result<bool> {
     let is_attachment = |link: &Link| {
         link.alias.as_deref().is_some_and(|alias| alias.starts_with("weft:") && alias != BRIDGE_ALIAS)
     };
-    Ok(netlink.links_of_master(bridge)?.iter().any(is_attachment))
+    Netlink::open()?.any_link_of_master(bridge, is_attachment)
 }
 
 impl Nftables {

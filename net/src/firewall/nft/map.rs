@@ -127,6 +127,10 @@ pub enum Scope {
     Subnet(IpNetwork),
     /// For masquerading with exceptions.
     Excepting(IpNetwork),
+    /// For published ports all of whose traffic is masqueraded. It is no part of the frame: wherever there is a rule that
+    /// masquerades, the kernel goes through all connections at each link that goes down and at each address that is removed
+    /// (nf_nat_masquerade.c), for which a DEL waits.
+    All,
 }
 
 impl Map {
@@ -167,13 +171,11 @@ impl Map {
     ];
 
     /// Those of the frame of the table for IP.
-    pub const FRAME: [Map; 15] = [
+    pub const FRAME: [Map; 13] = [
         Map::Ports4,
         Map::Ports4At,
         Map::Ports6,
         Map::Ports6At,
-        Map::HairpinAll4,
-        Map::HairpinAll6,
         Map::Guarded,
         Map::Closed,
         Map::Sealed,
@@ -267,9 +269,10 @@ impl Map {
             HOSTS6 => Some(hosts(true)),
             text => text.replace('_', ":").parse().ok(),
         };
-        let with_hosts = [Map::HairpinSelf4, Map::HairpinSelf6].into_iter().find(|map| map.name() == name);
-        if table == Table::Inet && with_hosts.is_some() {
-            return with_hosts;
+        let of_scopes = [Map::HairpinSelf4, Map::HairpinSelf6, Map::HairpinAll4, Map::HairpinAll6];
+        let of_scope = of_scopes.into_iter().find(|map| map.name() == name);
+        if table == Table::Inet && of_scope.is_some() {
+            return of_scope;
         }
         match name.split_once('-') {
             Some(("masq", text)) => net(text).map(Map::Masq),
@@ -310,6 +313,7 @@ impl Map {
                 maps
             }
             Scope::Excepting(net) => vec![Map::MasqExcept(net), Map::Except(net)],
+            Scope::All => vec![Map::HairpinAll4, Map::HairpinAll6],
         }
     }
 
@@ -320,6 +324,7 @@ impl Map {
             Map::MasqExcept(net) | Map::Except(net) => Some(Scope::Excepting(net)),
             Map::HairpinSelf4 => Some(Scope::Subnet(hosts(false))),
             Map::HairpinSelf6 => Some(Scope::Subnet(hosts(true))),
+            Map::HairpinAll4 | Map::HairpinAll6 => Some(Scope::All),
             _ => None,
         }
     }

@@ -150,6 +150,7 @@ impl Wanted {
             self.scopes.push(Scope::Subnet(subnet(net)));
             if options.masq_all {
                 self.element(Key::address(Map::hairpin_all(net.is_ipv6()), net.ip()), Value::None, &tag);
+                self.scopes.push(Scope::All);
             }
         }
         Ok(())

@@ -26,14 +26,6 @@ const FULL: &str = r#"table inet weft {
 		elements = { 2001:db8::1 . 132 . 9000 comment "web/abc/eth0" : fd00::3 . 9001 }
 	}
 
-	set hairpin4_all {
-		type ipv4_addr
-	}
-
-	set hairpin6_all {
-		type ipv6_addr
-	}
-
 	set guarded {
 		type ifname
 		elements = { "br0" }
@@ -140,12 +132,6 @@ const FULL: &str = r#"table inet weft {
 		ip6 daddr ::1 return
 		meta nfproto ipv6 ct label set 87 dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
 		meta nfproto ipv6 ct label set 87 dnat ip6 to meta l4proto . th dport map @ports6
-	}
-
-	chain postrouting {
-		type nat hook postrouting priority srcnat; policy accept;
-		ct status dnat ct label 87 ip daddr @hairpin4_all masquerade
-		ct status dnat ct label 87 ip6 daddr @hairpin6_all masquerade
 	}
 
 	chain forward {

@@ -77,9 +77,38 @@ fn check_tells_what_is_missing() {
         assert!(text.contains("belongs to web/a/eth0"), "{text}");
         let text = message(fw.check_publish(&owner("a"), &addrs(3), &[tcp(None, 8080, 81)], &plain()));
         assert!(text.contains("ports4"), "{text}");
-        run("nft flush chain inet weft postrouting");
+        run("nft flush chain inet weft output");
         let text = message(fw.check_masquerade(&owner("a"), &addrs(3)));
+        assert!(text.contains("output") && text.contains("0 of its 1 rules"), "{text}");
+    });
+}
+
+/// A rule that masquerades makes each DEL wait for a walk through all connections.
+#[test]
+fn rules_that_masquerade_are_there_while_they_are_needed() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let mut fw = Nftables::open().unwrap();
+        let masquerading = || ruleset().matches(" masquerade\n").count();
+        run("ip link add br0 type bridge");
+        fw.guard("br0").unwrap();
+        let guarded = ruleset();
+        assert_eq!(masquerading(), 0, "{guarded}");
+        let all = PublishOptions { masq_all: true, ..plain() };
+        fw.publish(&owner("a"), &addrs(3), &[tcp(None, 8080, 80)], &all).unwrap();
+        assert!(ruleset().contains("ip daddr @hairpin4_all masquerade"), "{}", ruleset());
+        fw.check_publish(&owner("a"), &addrs(3), &[tcp(None, 8080, 80)], &all).unwrap();
+        run("nft flush chain inet weft postrouting");
+        let text =
+            fw.check_publish(&owner("a"), &addrs(3), &[tcp(None, 8080, 80)], &all).unwrap_err().to_string();
         assert!(text.contains("postrouting") && text.contains("0 of its 2 rules"), "{text}");
+        fw.unpublish(&owner("a"), &[tcp(None, 8080, 80)]).unwrap();
+        fw.tidy().unwrap();
+        assert_eq!(ruleset(), guarded);
+        fw.publish(&owner("b"), &addrs(4), &[tcp(None, 8080, 80)], &plain()).unwrap();
+        assert!(!ruleset().contains("hairpin4_all"), "{}", ruleset());
     });
 }
 
