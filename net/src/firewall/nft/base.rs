@@ -104,9 +104,9 @@ impl Services {
     }
 }
 
-fn chains(table: Table, services: Services) -> Vec<Chain> {
+fn chains(table: Table) -> Vec<Chain> {
     match table {
-        Table::Inet => inet_chains(services),
+        Table::Inet => inet_chains(),
         Table::Bridge => bridge_chains(),
         // They depend on the host: see [`crate::firewall::overlay`].
         Table::Overlay => Vec::new(),
@@ -145,8 +145,8 @@ const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
 
-fn inet_chains(services: Services) -> Vec<Chain> {
-    use Verdict::{Accept, Drop, Jump, Return};
+fn inet_chains() -> Vec<Chain> {
+    use Verdict::{Drop, Jump, Return};
     vec![
         // Publishing on 127.0.0.1 needs route_localnet on the bridge, and that would let others reach this host's
         // loopback services by the wire (CVE-2020-8558).
@@ -172,6 +172,13 @@ fn inet_chains(services: Services) -> Vec<Chain> {
                 Rule::new().source_is_behind(Map::Bridges).then(Drop),
             ],
         ),
+    ]
+}
+
+/// The chains of [`Scope::Tracked`].
+fn tracked_chains(services: Services) -> Vec<Chain> {
+    use Verdict::{Accept, Drop, Jump, Return};
+    vec![
         chain(
             "prerouting",
             hook("nat", 0, -100),
@@ -247,12 +254,13 @@ pub fn rules_of(answer: std::result::Result<&Message<'_>, i32>) -> usize {
 /// The chain for packets that the address translation passes over.
 pub const UNTRANSLATED: &str = "untranslated";
 
-/// The name of a scope's chain.
+/// The name of a scope's chain; of several, of the one that tells whether they are there.
 pub fn chain_of(scope: Scope) -> String {
     match scope {
         Scope::Subnet(net) => format!("subnet-{}", net_name(net)),
         Scope::Excepting(net) => format!("except-{}", net_name(net)),
         Scope::All => "postrouting".into(),
+        Scope::Tracked => "forward".into(),
     }
 }
 
@@ -262,7 +270,7 @@ fn leaving(scope: Scope) -> Option<Rule> {
     let (net, masq) = match scope {
         Scope::Subnet(net) => (net, Map::Masq(net)),
         Scope::Excepting(net) => (net, Map::MasqExcept(net)),
-        Scope::All => return None,
+        Scope::All | Scope::Tracked => return None,
     };
     let v6 = net.is_ipv6();
     let multicast = match v6 {
@@ -282,17 +290,18 @@ fn leaving(scope: Scope) -> Option<Rule> {
 /// What a scope needs besides its sets and its rule in [`UNTRANSLATED`]: a chain that masquerades what leaves the subnet, and
 /// what comes to published ports from the subnet itself, from the host's loopback, or, for [`Scope::All`], from anywhere. It
 /// hangs in the hook by itself, so that no rule has to lead to it.
-fn scope_chain(scope: Scope) -> Chain {
+fn scope_chains(scope: Scope, services: Services) -> Vec<Chain> {
     let mut rules: Vec<_> = leaving(scope).map(Rule::masquerade).into_iter().collect();
     match scope {
         Scope::Subnet(net) => rules.extend(hairpins(net)),
         Scope::Excepting(_) => {}
+        Scope::Tracked => return tracked_chains(services),
         Scope::All => rules.extend([false, true].map(|v6| {
             let set = Map::hairpin_all(v6);
             Rule::new().translated_by_us().address_in(Side::Destination, v6, set).masquerade()
         })),
     }
-    chain(&chain_of(scope), hook("nat", 4, 100), rules)
+    vec![chain(&chain_of(scope), hook("nat", 4, 100), rules)]
 }
 
 /// Masquerades what comes to published ports.
@@ -352,8 +361,8 @@ fn push_set(batch: &mut Batch, map: Map) {
 }
 
 /// Adds the batch's table with all of its frame to it; it must not be there yet (EEXIST).
-pub fn push(batch: &mut Batch, services: Services) {
-    push_frame(batch, COMMENT, &chains(batch.table(), services));
+pub fn push(batch: &mut Batch) {
+    push_frame(batch, COMMENT, &chains(batch.table()));
 }
 
 /// Adds the batch's table with its sets and maps and these chains to it.
@@ -363,18 +372,21 @@ pub fn push_frame(batch: &mut Batch, comment: &str, chains: &[Chain]) {
         w.bytes(6, &user_comment(0, comment));
     });
     batch.table().frame().iter().for_each(|map| push_set(batch, *map));
+    push_chains(batch, chains);
+}
+
+/// Adds chains, and then their rules, which may lead to any of them.
+fn push_chains(batch: &mut Batch, chains: &[Chain]) {
     chains.iter().for_each(|chain| chain.push(batch));
     chains.iter().for_each(|chain| chain.push_rules(batch));
 }
 
 /// Adds what a scope needs to a batch; it must not be there yet (EEXIST), or its rules would be doubled.
-pub fn push_scope(batch: &mut Batch, scope: Scope) {
+pub fn push_scope(batch: &mut Batch, scope: Scope, services: Services) {
     for map in Map::of_scope(scope) {
         push_set(batch, map);
     }
-    let chain = scope_chain(scope);
-    chain.push(batch);
-    chain.push_rules(batch);
+    push_chains(batch, &scope_chains(scope, services));
     let Some(leaving) = leaving(scope) else { return };
     batch.push("add a rule to", msg::NEWRULE, flag::CREATE | flag::APPEND, |w| {
         w.str(2, UNTRANSLATED);
@@ -389,6 +401,7 @@ fn comment_of(scope: Scope) -> String {
         Scope::Subnet(net) => net.to_string(),
         Scope::Excepting(net) => format!("{net} with exceptions"),
         Scope::All => "all".into(),
+        Scope::Tracked => "tracked".into(),
     }
 }
 
@@ -409,12 +422,18 @@ pub fn push_scope_deletion(batch: &mut Batch, scope: Scope, rules: &[(String, Ve
 
 /// The names of the table's and these scopes' chains, and how many rules each has.
 pub fn census(table: Table, scopes: &[Scope]) -> Vec<(String, usize)> {
-    let of_scopes = scopes.iter().map(|scope| scope_chain(*scope));
-    // Without the mark there are more rules.
-    let all = chains(table, Services::Marked).into_iter().chain(of_scopes).map(|c| (c.name, c.rules.len()));
     // Of the scopes in question, each that masquerades what leaves a subnet has a rule there.
     let untranslated = scopes.iter().filter(|scope| leaving(**scope).is_some()).count();
-    all.map(|(name, count)| if name == UNTRANSLATED { (name, untranslated) } else { (name, count) }).collect()
+    let of_table = chains(table).into_iter().map(|chain| (chain.name, chain.rules.len()));
+    let of_scopes = scopes.iter().flat_map(|scope| census_of(*scope));
+    let counted = |(name, count)| if name == UNTRANSLATED { (name, untranslated) } else { (name, count) };
+    of_table.chain(of_scopes.map(counted)).collect()
+}
+
+/// The names of a scope's chains, and how many rules each has for itself.
+pub fn census_of(scope: Scope) -> Vec<(String, usize)> {
+    // Without the mark there are more rules.
+    scope_chains(scope, Services::Marked).into_iter().map(|chain| (chain.name, chain.rules.len())).collect()
 }
 
 #[cfg(test)]

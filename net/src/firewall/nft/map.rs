@@ -1,5 +1,6 @@
 //! The sets and maps of the tables: their names, the types of their keys and values, and how they are made.
 
+mod frames;
 mod listing;
 
 use super::table::Table;
@@ -120,9 +121,13 @@ pub enum Map {
     StoresHere,
 }
 
-/// What the table gets with the first container of a subnet that needs it: sets, a chain and a rule.
+/// What the table gets with the first element that needs it: sets, chains and rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
+    /// For all that asks or changes the state of connections, and what is decided before or after that. Without it the kernel
+    /// need not track connections for Weft, which takes a microsecond of each packet. It comes before the other scopes, which
+    /// need it, and goes with the table.
+    Tracked,
     /// For masquerading and published ports.
     Subnet(IpNetwork),
     /// For masquerading with exceptions.
@@ -134,71 +139,6 @@ pub enum Scope {
 }
 
 impl Map {
-    /// Those of the bridge table.
-    pub const BRIDGE_FRAME: [Map; 9] = [
-        Map::Watched,
-        Map::Sources,
-        Map::SourceOf,
-        Map::Bound,
-        Map::Bound6,
-        Map::AddressOf,
-        Map::Addresses4,
-        Map::Addresses6,
-        Map::Targets6,
-    ];
-
-    /// Those of the overlay's table.
-    pub const OVERLAY_FRAME: [Map; 19] = [
-        Map::Vnis,
-        Map::Vteps4,
-        Map::Vteps6,
-        Map::Nodes4,
-        Map::Nodes6,
-        Map::Paths4,
-        Map::Paths6,
-        Map::VxlanPorts,
-        Map::Groups,
-        Map::GroupPairs,
-        Map::Internal,
-        Map::Routed,
-        Map::Direct4,
-        Map::Direct6,
-        Map::Nets4,
-        Map::Nets6,
-        Map::Stores4,
-        Map::Stores6,
-        Map::StoresHere,
-    ];
-
-    /// Those of the frame of the table for IP.
-    pub const FRAME: [Map; 13] = [
-        Map::Ports4,
-        Map::Ports4At,
-        Map::Ports6,
-        Map::Ports6At,
-        Map::Guarded,
-        Map::Closed,
-        Map::Sealed,
-        Map::Isolated,
-        Map::Proxied,
-        Map::BridgePairs,
-        Map::Bridges,
-        Map::Strict,
-        Map::Localnet,
-    ];
-
-    /// Those of them whose elements are bridges.
-    pub const OF_BRIDGES: [Map; 8] = [
-        Map::Bridges,
-        Map::Strict,
-        Map::Guarded,
-        Map::Closed,
-        Map::Sealed,
-        Map::Isolated,
-        Map::Proxied,
-        Map::BridgePairs,
-    ];
-
     /// The table that has it.
     pub fn table(self) -> Table {
         if Map::OVERLAY_FRAME.contains(&self) {
@@ -269,8 +209,8 @@ impl Map {
             HOSTS6 => Some(hosts(true)),
             text => text.replace('_', ":").parse().ok(),
         };
-        let of_scopes = [Map::HairpinSelf4, Map::HairpinSelf6, Map::HairpinAll4, Map::HairpinAll6];
-        let of_scope = of_scopes.into_iter().find(|map| map.name() == name);
+        let hairpins = [Map::HairpinSelf4, Map::HairpinSelf6, Map::HairpinAll4, Map::HairpinAll6];
+        let of_scope = Map::TRACKED.into_iter().chain(hairpins).find(|map| map.name() == name);
         if table == Table::Inet && of_scope.is_some() {
             return of_scope;
         }
@@ -314,6 +254,7 @@ impl Map {
             }
             Scope::Excepting(net) => vec![Map::MasqExcept(net), Map::Except(net)],
             Scope::All => vec![Map::HairpinAll4, Map::HairpinAll6],
+            Scope::Tracked => Map::TRACKED.into(),
         }
     }
 
@@ -325,7 +266,7 @@ impl Map {
             Map::HairpinSelf4 => Some(Scope::Subnet(hosts(false))),
             Map::HairpinSelf6 => Some(Scope::Subnet(hosts(true))),
             Map::HairpinAll4 | Map::HairpinAll6 => Some(Scope::All),
-            _ => None,
+            map => Map::TRACKED.contains(&map).then_some(Scope::Tracked),
         }
     }
 

@@ -158,6 +158,8 @@ impl Wanted {
 
     /// Sorted by map, so that each map's elements go into one message, and each key once.
     fn sorted(mut self) -> Self {
+        self.scopes
+            .extend(self.elements.iter().any(|e| e.key.map.scope().is_some()).then_some(Scope::Tracked));
         self.elements.sort_by(|a, b| a.key.cmp(&b.key));
         self.elements.dedup_by(|a, b| a.key == b.key);
         self.scopes.sort();

@@ -103,6 +103,16 @@ impl Nftables {
             if plan.done.len() == wanted.elements.len() {
                 return Ok(false);
             }
+            if self.lacks_frame(table, &plan)? {
+                in_vain += 1;
+                if in_vain == 1 {
+                    self.rebuild(table)?;
+                } else if in_vain > VAIN {
+                    return Err(broken(table));
+                }
+                look = Look::Thorough;
+                continue;
+            }
             let batch = self.compose(&wanted, &plan);
             let is_shared = |(index, element): (usize, &Element)| {
                 element.tag.is_empty() && plan.done.binary_search(&index).is_err()
@@ -119,7 +129,7 @@ impl Nftables {
             }
             // With table and chains there, or made in the same batch, only a map can be missing; or others undid them.
             let only_missing = errors.iter().all(|(errno, _)| *errno == libc::ENOENT);
-            if plan.table && only_missing && self.services == Services::Marked {
+            if plan.scopes.contains(&Scope::Tracked) && only_missing && self.services == Services::Marked {
                 // The batch makes all that it names: an expression is missing.
                 self.services = Services::All;
                 continue;
@@ -134,6 +144,15 @@ impl Nftables {
             look = Look::Thorough;
         }
         Err(refused(&format!("add to {table}, which others change all the time"), libc::EBUSY))
+    }
+
+    /// Whether what the plan adds to a table would work without the frame's rules, as in a table of another program.
+    fn lacks_frame(&mut self, table: Table, plan: &Plan) -> Result<bool> {
+        if plan.table || !plan.scopes.contains(&Scope::Tracked) {
+            return Ok(false);
+        }
+        let maps = self.socket.maps(table)?;
+        Ok(!table.frame().iter().all(|map| maps.contains(map)))
     }
 
     /// Restores from the records what another program removed, so that no table is made with this attachment alone. Returns
@@ -156,9 +175,9 @@ impl Nftables {
     fn compose(&mut self, wanted: &Wanted, plan: &Plan) -> Batch {
         let mut batch = self.socket.batch(wanted.table(), plan.generation);
         if plan.table {
-            base::push(&mut batch, self.services);
+            base::push(&mut batch);
         }
-        plan.scopes.iter().for_each(|scope| base::push_scope(&mut batch, *scope));
+        plan.scopes.iter().for_each(|scope| base::push_scope(&mut batch, *scope, self.services));
         push_deletions(&mut batch, &plan.dead);
         // They are in the elements' order.
         let mut done = plan.done.iter().peekable();
@@ -232,7 +251,9 @@ impl Nftables {
         }
         plan.dead.sort();
         plan.dead.dedup();
-        plan.generation = (!plan.dead.is_empty()).then_some(generation);
+        // When nothing was changed in between, what is missing of the tracked scope's is an expression that the kernel lacks.
+        let tells_by_failing = !plan.table && plan.scopes.contains(&Scope::Tracked);
+        plan.generation = (tells_by_failing || !plan.dead.is_empty()).then_some(generation);
         Ok(plan)
     }
 

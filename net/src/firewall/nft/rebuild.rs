@@ -40,7 +40,7 @@ impl Nftables {
                 },
             )?;
             let maps = self.socket.maps(table)?;
-            if !is_ours || table.frame().iter().all(|map| maps.contains(map)) {
+            if !is_ours || table.is_complete(&maps) {
                 return Ok(false);
             }
             if std::mem::take(&mut in_vain) {
@@ -57,8 +57,8 @@ impl Nftables {
             elements.dedup_by(|a, b| a.key == b.key);
             let mut batch = self.socket.batch(table, Some(generation));
             batch.push("delete", msg::DELTABLE, 0, |_| {});
-            base::push(&mut batch, self.services);
-            scopes.iter().for_each(|scope| base::push_scope(&mut batch, *scope));
+            base::push(&mut batch);
+            scopes.iter().for_each(|scope| base::push_scope(&mut batch, *scope, self.services));
             let what = ("add elements to", msg::NEWSETELEM, flag::CREATE);
             push_lists(&mut batch, what, &elements, |e| &e.key, |e, w| e.write(w));
             let Err(errors) = self.socket.commit(batch)? else { return Ok(true) };

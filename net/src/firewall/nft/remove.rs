@@ -197,12 +197,14 @@ impl Nftables {
             let maps = self.socket.maps(table)?;
             let mut unused: BTreeMap<Scope, bool> = BTreeMap::new();
             for map in &maps {
-                if let Some(scope) = map.scope() {
+                if let Some(scope) = map.scope().filter(|scope| *scope != Scope::Tracked) {
                     let still_unused = unused.get(&scope) != Some(&false) && self.is_empty(*map)?;
                     unused.insert(scope, still_unused);
                 }
             }
-            let frame: BTreeSet<Map> = maps.into_iter().filter(|map| table.frame().contains(map)).collect();
+            // What goes with the table: its frame, and the tracked scope.
+            let goes = |map: &Map| map.scope().is_none_or(|scope| scope == Scope::Tracked);
+            let frame: BTreeSet<Map> = maps.into_iter().filter(goes).collect();
             let mut batch = self.socket.batch(table, Some(generation));
             let (mut closed, mut recorded) = (Vec::new(), Vec::new());
             if frame.contains(&Map::Localnet) {

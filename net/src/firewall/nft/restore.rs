@@ -147,16 +147,31 @@ impl Nftables {
     pub fn restore_if_lost(&mut self, records: &Records) -> Result<Restored> {
         let mut lost = Vec::new();
         for table in Table::OF_ATTACHMENTS.into_iter().filter(|table| records.has_any(*table, None)) {
-            let chains = base::census(table, &[]);
-            let question = |chain| Question::Foreign { family: table.family(), table: table.name(), chain };
-            let questions: Vec<_> = chains.iter().map(|(name, _)| question(name.as_str())).collect();
-            let mut is_whole = true;
-            self.socket.ask(&questions, |index, answer| {
-                is_whole &= answer.is_ok() && base::rules_of(answer) >= chains[index].1;
-            })?;
-            lost.extend((!is_whole).then_some(table));
+            lost.extend((!self.has_chains(table)?).then_some(table));
         }
         self.restore_tables(&lost, records)
+    }
+
+    /// Whether the table has the chains of its frame with all their rules, and all of [`Scope::Tracked`] or none: one question.
+    fn has_chains(&mut self, table: Table) -> Result<bool> {
+        let of_frame = base::census(table, &[]);
+        let frame = of_frame.len();
+        let tracked = if table == Table::Inet { base::census_of(Scope::Tracked) } else { Vec::new() };
+        let chains: Vec<_> = of_frame.into_iter().chain(tracked).collect();
+        let question = |chain| Question::Foreign { family: table.family(), table: table.name(), chain };
+        let questions: Vec<_> = chains.iter().map(|(name, _)| question(name.as_str())).collect();
+        let (mut has_frame, mut has_tracked, mut lacks_tracked) = (true, false, false);
+        self.socket.ask(&questions, |index, answer| {
+            let is_there = answer.is_ok();
+            let is_whole = is_there && base::rules_of(answer) >= chains[index].1;
+            if index < frame {
+                has_frame &= is_whole;
+            } else {
+                has_tracked |= is_there;
+                lacks_tracked |= !is_whole;
+            }
+        })?;
+        Ok(has_frame && !(has_tracked && lacks_tracked))
     }
 
     /// Restores whatever the records name and the tables miss, and with `forward` also what other programs' forward chains do.
@@ -194,6 +209,8 @@ impl Nftables {
             if found.is_there && !found.is_ours {
                 return Ok(());
             }
+            let lacks_tracked =
+                goal.scopes.contains(&Scope::Tracked) && !found.scopes.contains(&Scope::Tracked);
             let (batch, count) = self.restoring(table, &goal, found);
             if batch.len() == 0 {
                 return Ok(());
@@ -205,7 +222,7 @@ impl Nftables {
                 restored.rules += self.accept(&goal.forward)?;
                 return Ok(());
             };
-            if count.tables > 0 && errors.iter().all(|(errno, _)| *errno == libc::ENOENT) {
+            if (count.tables > 0 || lacks_tracked) && errors.iter().all(|(errno, _)| *errno == libc::ENOENT) {
                 // A kernel that cannot ask for a socket's mark says this of the rule.
                 self.services = Services::All;
             }
@@ -229,7 +246,7 @@ impl Nftables {
         let add = ("add elements to", msg::NEWSETELEM, flag::CREATE);
         if found.is_whole {
             let scopes = goal.scopes.difference(&found.scopes);
-            scopes.for_each(|scope| base::push_scope(&mut batch, *scope));
+            scopes.for_each(|scope| base::push_scope(&mut batch, *scope, self.services));
             push_lists(&mut batch, add, &missing, |e| &e.key, |e, w| e.write(w));
             return (batch, count);
         }
@@ -237,8 +254,9 @@ impl Nftables {
         if found.is_there {
             batch.push("delete", msg::DELTABLE, 0, |_| {});
         }
-        base::push(&mut batch, self.services);
-        found.scopes.union(&goal.scopes).for_each(|scope| base::push_scope(&mut batch, *scope));
+        base::push(&mut batch);
+        let scopes = found.scopes.union(&goal.scopes);
+        scopes.for_each(|scope| base::push_scope(&mut batch, *scope, self.services));
         let derived: Vec<_> = found.elements.values().filter_map(derived).collect();
         let mut all = found.elements;
         for element in derived {
@@ -304,7 +322,7 @@ impl Nftables {
             return Ok(found);
         }
         let maps = self.socket.maps(table)?;
-        let has_frame = table.frame().iter().all(|map| maps.contains(map));
+        let is_complete = table.is_complete(&maps);
         for map in maps {
             found.scopes.extend(map.scope());
             self.socket.elements(map, |e| drop(found.elements.insert(e.key.clone(), e)))?;
@@ -312,8 +330,8 @@ impl Nftables {
         let rules = self.socket.rule_counts(table)?;
         let scopes: Vec<_> = found.scopes.iter().copied().collect();
         let census = base::census(table, &scopes);
-        found.is_whole =
-            has_frame && census.iter().all(|(chain, count)| rules.get(chain).copied().unwrap_or(0) >= *count);
+        found.is_whole = is_complete
+            && census.iter().all(|(chain, count)| rules.get(chain).copied().unwrap_or(0) >= *count);
         Ok(found)
     }
 }

@@ -35,6 +35,13 @@ impl Table {
         }
     }
 
+    /// Whether all sets and maps are among these that the table is made with, and each scope of which there is one: a table
+    /// that an earlier version made may lack some.
+    pub fn is_complete(self, maps: &[Map]) -> bool {
+        let of_scopes = maps.iter().filter_map(|map| map.scope()).flat_map(Map::of_scope);
+        self.frame().iter().copied().chain(of_scopes).all(|map| maps.contains(&map))
+    }
+
     /// The sets and maps that it is made with.
     pub fn frame(self) -> &'static [Map] {
         match self {

@@ -6,6 +6,23 @@ use crate::testns;
 
 const FULL: &str = r#"table inet weft {
 	comment "Weft container networking"
+	set bridges {
+		type iface_index
+		comment "links of bridges with attachments"
+		elements = { "br0" }
+	}
+
+	set bridges_strict {
+		type ifname
+		comment "bridges that bring only sources behind them"
+		elements = { "br0" }
+	}
+
+	set localnet {
+		type ifname
+		comment "links with route_localnet set by Weft"
+	}
+
 	map ports4 {
 		type inet_proto . inet_service : ipv4_addr . inet_service
 		elements = { tcp . 8080 comment "web/abc/eth0" : 10.1.0.3 . 80 }
@@ -57,23 +74,6 @@ const FULL: &str = r#"table inet weft {
 		type ifname . ifname
 		comment "the same bridge, in and out"
 		elements = { "br0" . "br0" }
-	}
-
-	set bridges {
-		type iface_index
-		comment "links of bridges with attachments"
-		elements = { "br0" }
-	}
-
-	set bridges_strict {
-		type ifname
-		comment "bridges that bring only sources behind them"
-		elements = { "br0" }
-	}
-
-	set localnet {
-		type ifname
-		comment "links with route_localnet set by Weft"
 	}
 
 	set masq-10.1.0.0/16 {

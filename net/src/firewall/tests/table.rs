@@ -1,7 +1,9 @@
 //! What is in the table when: repeated and missing things, garbage collection, tidying, others' tables.
 
 use super::*;
-use crate::{names, testns};
+use crate::firewall::nft::{BridgeRules, Content, NetnsMark, Record, Records};
+use crate::{Netlink, names, testns};
+use std::os::unix::fs::MetadataExt;
 
 fn lines_with(what: &str) -> usize {
     ruleset().lines().filter(|line| line.contains(what)).count()
@@ -109,6 +111,93 @@ fn rules_that_masquerade_are_there_while_they_are_needed() {
         assert_eq!(ruleset(), guarded);
         fw.publish(&owner("b"), &addrs(4), &[tcp(None, 8080, 80)], &plain()).unwrap();
         assert!(!ruleset().contains("hairpin4_all"), "{}", ruleset());
+    });
+}
+
+/// Tracking takes a microsecond of each packet of the namespace.
+#[test]
+fn connections_are_not_tracked_for_a_bridge_without_masquerading_and_ports() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        run("ip link set lo up");
+        run("ip link add br0 type bridge");
+        let index = Netlink::open().unwrap().need_link("br0").unwrap().index;
+        let rules = BridgeRules {
+            link: "br0".into(),
+            index,
+            protected: true,
+            strict: true,
+            ..BridgeRules::default()
+        };
+        let mut fw = Nftables::open().unwrap();
+        fw.attach_bridge(&owner("a"), &[], &rules).unwrap();
+        fw.check_bridge(&owner("a"), &[], &rules).unwrap();
+        let untracked = ruleset();
+        for word in ["\tct ", "nat", "masquerade", "dnat", "hook forward", "hook input"] {
+            assert!(!untracked.contains(word), "{word}: {untracked}");
+        }
+        assert!(untracked.contains("iifname @bridges_strict drop"), "{untracked}");
+        let tracked = || {
+            let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+            count.trim().parse::<usize>().unwrap()
+        };
+        run("ping -c 1 -w 5 127.0.0.1");
+        assert_eq!(tracked(), 0);
+        // With the first port and the first masquerading they are, whichever comes first, and never made twice.
+        fw.publish(&owner("a"), &addrs(3), &[tcp(None, 8080, 80)], &plain()).unwrap();
+        fw.attach_bridge(&owner("a"), &addrs(3), &rules).unwrap();
+        fw.check_bridge(&owner("a"), &addrs(3), &rules).unwrap();
+        let whole = ruleset();
+        assert_eq!(whole.matches("hook forward").count(), 1, "{whole}");
+        assert!(whole.contains("ct state invalid jump untranslated"), "{whole}");
+        run("ping -c 1 -w 5 127.0.0.1");
+        assert!(tracked() > 0);
+    });
+}
+
+/// What another program took away of the chains that not every table has is restored, and nothing is where it was not needed.
+#[test]
+fn chains_that_came_later_are_restored_with_the_others() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::below(dir.path()).unwrap();
+        run("ip link add br0 type bridge");
+        let here = "/proc/thread-self/ns/net";
+        let meta = std::fs::metadata(here).unwrap();
+        let netns = NetnsMark { path: here.into(), id: (meta.dev(), meta.ino()) };
+        let rules =
+            BridgeRules { link: "br0".into(), protected: true, strict: true, ..BridgeRules::default() };
+        let link = |masqueraded: &[IpNetwork]| Record {
+            owner: owner("a"),
+            netns: Some(netns.clone()),
+            content: Content::Link {
+                masqueraded: masqueraded.to_vec(),
+                except: Vec::new(),
+                bridge: Some(rules.clone()),
+                forward: false,
+            },
+        };
+        let mut fw = Nftables::open().unwrap();
+        records.put(&link(&[])).unwrap();
+        assert!(fw.restore_if_lost(&records).unwrap().is_any());
+        let plain = ruleset();
+        assert!(!plain.contains("hook forward") && plain.contains("\"br0\""), "{plain}");
+        assert!(!fw.restore_if_lost(&records).unwrap().is_any());
+        records.put(&link(&addrs(3))).unwrap();
+        assert!(fw.restore(&records, false).unwrap().is_any());
+        let whole = ruleset();
+        assert!(whole.contains("hook forward"), "{whole}");
+        for damage in ["flush chain inet weft forward", "delete table inet weft"] {
+            run(&format!("nft {damage}"));
+            assert!(fw.restore_if_lost(&records).unwrap().is_any(), "{damage}");
+            assert_eq!(ruleset(), whole, "{damage}");
+        }
+        assert!(!fw.restore_if_lost(&records).unwrap().is_any());
     });
 }
 
