@@ -168,6 +168,7 @@ mod tests {
             id: "0".repeat(32),
             epoch: 2,
             vtep: "192.0.2.1".parse().unwrap(),
+            vtep_since: 1,
             segment: Some("192.0.2.0/24".parse().unwrap()),
             port: 4789,
             removed: false,

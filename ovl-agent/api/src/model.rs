@@ -74,6 +74,10 @@ pub struct Host {
     pub epoch: u64,
     /// The underlay address at which it takes VXLAN packets (its VTEP).
     pub vtep: IpAddr,
+    /// The store's revision since which that is its VTEP: of two nodes with the same one it is the first one's. 0: an earlier
+    /// release wrote the record.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub vtep_since: i64,
     /// The L2 segment of that address: hosts with the same one route directly. None where it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<IpNetwork>,
@@ -82,6 +86,10 @@ pub struct Host {
     /// Being removed: a fence between its claims and whoever gets them next.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// A container's interface on this host.

@@ -8,7 +8,7 @@ use crate::state::{Me, State};
 use crate::token::Token;
 use ovl_api::model::{Host, Network, is_single};
 use ovl_api::wire::Problem;
-use ovl_store::{Compare, KeyValue, Op, Snapshot, Txn};
+use ovl_store::{Compare, KeyValue, Op, Revision, Snapshot, Txn};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
@@ -59,9 +59,12 @@ impl Inner {
             let found: Option<(Host, i64)> = match entry {
                 None => None,
                 Some(entry) => match record::read::<Host>(&entry.value) {
-                    Ok(host) => Some((host, entry.changed)),
+                    Ok(mut host) => {
+                        record::fill_in(&mut host, entry.created);
+                        Some((host, entry.changed))
+                    }
                     Err(why) => {
-                        self.overwrite(entry, &id, &why).await?;
+                        self.overwrite(entry, &id, &why, done.revision).await?;
                         continue;
                     }
                 },
@@ -90,13 +93,13 @@ impl Inner {
                 (Some((host, _)), None) if alive.is_none() && !self.may_move(&host) => {
                     return Err(self.machine_differs(&host).into());
                 }
-                (None, None) => self.register(&key, alone).await?,
+                (None, None) => self.register(&key, alone, done.revision).await?,
                 (Some((host, changed)), None) if host.removed => {
                     self.set_me(None);
                     self.clear_host(&host, changed).await?;
                 }
                 (Some((host, changed)), None) => {
-                    let mine = self.record(host.epoch.max(epoch));
+                    let mine = self.record(host.epoch.max(epoch), Some(&host), done.revision);
                     if host == mine && self.renewed.load(Ordering::Relaxed) {
                         self.keep_epoch(host.epoch)?;
                         self.bind_identity()?;
@@ -108,7 +111,7 @@ impl Inner {
                         then: vec![Op::Put(key.clone(), keys::json(&mine), None), self.put_token().await?],
                         otherwise: Vec::new(),
                     };
-                    if self.commit(txn).await?.held {
+                    if self.put_record(&mine, txn).await? {
                         self.renewed.store(true, Ordering::Relaxed);
                     }
                 }
@@ -116,17 +119,18 @@ impl Inner {
         }
     }
 
-    /// Makes the record under the next epoch. The next look tells whether it was made.
-    async fn register(&self, key: &str, alone: Compare) -> Result<(), Trouble> {
+    /// Makes the record under the next epoch, after a look at the store as it was at the revision `at`. The next look shows
+    /// whether it was made.
+    async fn register(&self, key: &str, alone: Compare, at: Revision) -> Result<(), Trouble> {
         let before = lock(&self.identity).epoch;
         self.keep_epoch(before + 1)?;
-        let host = self.record(before + 1);
+        let host = self.record(before + 1, None, at);
         let txn = Txn {
             when: vec![Compare::Absent(key.to_owned()), alone],
             then: vec![Op::Put(key.to_owned(), keys::json(&host), None), self.put_token().await?],
             otherwise: Vec::new(),
         };
-        if self.commit(txn).await?.held {
+        if self.put_record(&host, txn).await? {
             self.renewed.store(true, Ordering::Relaxed);
             tracing::info!("registered as {} (epoch {})", host.name, host.epoch);
         }
@@ -134,7 +138,7 @@ impl Inner {
     }
 
     /// Writes this host's record in the place of one that cannot be understood, unless it is another installation's.
-    async fn overwrite(&self, entry: &KeyValue, id: &str, why: &str) -> Result<(), Trouble> {
+    async fn overwrite(&self, entry: &KeyValue, id: &str, why: &str, at: Revision) -> Result<(), Trouble> {
         let found: serde_json::Value = serde_json::from_slice(&entry.value).unwrap_or_default();
         let of_other = found["id"].as_str().is_some_and(|found| found != id);
         let epoch = lock(&self.identity).epoch;
@@ -146,29 +150,47 @@ impl Inner {
             .into());
         }
         let removed = found["removed"].as_bool() == Some(true);
-        let host = Host { removed, ..self.record(epoch) };
+        let host = Host { removed, ..self.record(epoch, None, at) };
         let txn = Txn {
             when: vec![Compare::Unchanged(entry.key.clone(), entry.changed)],
             then: vec![Op::Put(entry.key.clone(), keys::json(&host), None)],
             otherwise: Vec::new(),
         };
-        if self.commit(txn).await?.held {
+        if self.put_record(&host, txn).await? {
             tracing::warn!("this node's record in the store was overwritten ({why}): it was put back");
         }
         Ok(())
     }
 
-    fn record(&self, epoch: u64) -> Host {
+    /// This node's record. What the store has instead, and which revision the store had then, say since when the node has its
+    /// VTEP: since now, unless it had it before. A revision above the store's own is of another store.
+    fn record(&self, epoch: u64, found: Option<&Host>, at: Revision) -> Host {
         let (vtep, segment) = *lock(&self.underlay);
+        let found = found.map(|host| (host.vtep, host.vtep_since));
+        let mut known = found.into_iter().chain(self.look(|state| state.own_vtep));
+        let known = known.find(|(known, since)| *known == vtep && (1..=at).contains(since));
+        let vtep_since = known.map_or(at, |(_, since)| since);
         Host {
             name: self.name(),
             id: lock(&self.identity).id.clone(),
             epoch,
             vtep,
+            vtep_since,
             segment,
             port: self.conf.port,
             removed: false,
         }
+    }
+
+    /// Writes this node's record, by a transaction with conditions. Returns whether they held. A VTEP that the node gives up by that
+    /// it has given up also where the answer is lost, and when it takes it again at once.
+    async fn put_record(&self, host: &Host, txn: Txn) -> Result<bool, Trouble> {
+        self.update(|state| state.own_vtep = state.own_vtep.filter(|(vtep, _)| *vtep == host.vtep));
+        let is_written = self.commit(txn).await?.held;
+        if is_written {
+            self.update(|state| state.own_vtep = Some((host.vtep, host.vtep_since)));
+        }
+        Ok(is_written)
     }
 
     /// Notes the epoch, on disk before it is used.
@@ -199,6 +221,7 @@ impl Inner {
             if changed {
                 state.returning.clear();
             }
+            state.own_vtep = me.as_ref().map(|me| (me.host.vtep, me.host.vtep_since));
             // The file has the record's revision, too.
             state.own_changed |= state.me != me;
             state.recheck_held |= changed;

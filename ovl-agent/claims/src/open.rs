@@ -83,6 +83,7 @@ fn load_view(state: &mut State, files: &Files) {
 /// Takes what was owned over into the state, the way the store would tell it.
 fn load_own(state: &mut State, own: crate::files::OwnFile) {
     let claim = keys::Claim { host: own.host.name.clone(), id: own.host.id.clone(), epoch: own.host.epoch };
+    state.own_vtep = Some((own.host.vtep, own.host.vtep_since));
     state.me = Some(Me { host: own.host.clone(), changed: own.changed });
     state.view.hosts.insert(own.host.name.clone(), own.host);
     for (network, changed) in own.networks {

@@ -7,6 +7,7 @@ use crate::restored::History;
 use ipnetwork::IpNetwork;
 use ovl_api::model::{Host, Network, is_single, overlap};
 use ovl_api::names::MAX_VNI;
+use ovl_store::Revision;
 use std::net::IpAddr;
 
 /// The most bytes of a record: each is kept in memory and files by every node, and read by each command.
@@ -48,6 +49,21 @@ impl Read<'_> {
             Key::Other => Ok(Read::Other),
         };
         read.unwrap_or_else(|why| Read::Invalid(parsed, why))
+    }
+
+    /// Fills in what the record of an earlier release does not say, from the revision that made its key.
+    pub(crate) fn made_at(mut self, created: Revision) -> Self {
+        if let Read::Host(_, Some(host)) = &mut self {
+            fill_in(host, created);
+        }
+        self
+    }
+}
+
+/// Since when a node has its VTEP, where its record does not say it: since its record was made.
+pub(crate) fn fill_in(host: &mut Host, created: Revision) {
+    if host.vtep_since <= 0 {
+        host.vtep_since = created;
     }
 }
 

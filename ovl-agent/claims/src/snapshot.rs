@@ -173,7 +173,7 @@ impl<'a> Whole<'a> {
         // Who this host is and which networks there are is needed to understand the rest.
         let (mut entries, mut rest) = (Vec::with_capacity(snapshot.entries.len()), Vec::new());
         for entry in &snapshot.entries {
-            let read = Read::of(&entry.key, Some(&entry.value));
+            let read = Read::of(&entry.key, Some(&entry.value)).made_at(entry.created);
             seen.add(&read);
             let first = matches!(read, Read::Network(..) | Read::Host(..) | Read::Back(..));
             if first { &mut entries } else { &mut rest }.push((entry, read));

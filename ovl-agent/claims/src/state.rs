@@ -141,6 +141,8 @@ pub(crate) struct State {
     pub(crate) lost: BTreeSet<(String, IpNetwork)>,
     /// The VTEPs that the nodes' records say.
     pub(crate) vteps: crate::vteps::Vteps,
+    /// This node's VTEP as it registered with it last, and since when it has it; none after it was declared gone.
+    pub(crate) own_vtep: Option<(IpAddr, Revision)>,
     /// This host's record is not as this host wrote it: it is to be written again.
     pub(crate) rejoin: bool,
     /// The watch reported that this host's record was deleted or spoiled without a mark of removal; until everything was read.
@@ -188,7 +190,8 @@ impl State {
     /// Takes a change that the watch told.
     pub(crate) fn follow(&mut self, change: &Change) {
         if self.touched.get(&change.key).is_none_or(|touched| *touched < change.revision) {
-            self.apply(&change.key, change.value.as_deref(), change.revision);
+            let read = Read::of(&change.key, change.value.as_deref()).made_at(change.created);
+            self.apply_read(read, change.revision);
         }
     }
 
@@ -291,7 +294,7 @@ impl State {
 
     /// Nothing is this node's own any more.
     pub(crate) fn disown(&mut self) {
-        self.me = None;
+        (self.me, self.own_vtep) = (None, None);
         self.own.clear();
         self.lost.clear();
         self.record_lost = false;

@@ -153,6 +153,7 @@ mod tests {
         let entry = |(key, changed): &(&str, Revision)| KeyValue {
             key: (*key).to_owned(),
             value: Vec::new(),
+            created: *changed,
             changed: *changed,
         };
         let snapshot = Snapshot { revision, cluster: 1, entries: keys.iter().map(entry).collect() };
@@ -168,6 +169,7 @@ mod tests {
         let change = |(key, revision, there): &(&str, Revision, bool)| Change {
             key: (*key).to_owned(),
             value: there.then(Vec::new),
+            created: if *there { *revision } else { 0 },
             revision: *revision,
         };
         Event::Changes(changes.iter().map(change).collect())

@@ -3,6 +3,10 @@
 //! Of living nodes with the same VTEP the record of the one that has had it longest is in force, so that routes to the others
 //! do not replace its own. The others' are held back until they say another VTEP, or the first one does, is gone, or is not
 //! alive. A dead node does not keep an address: another one may have it now.
+//!
+//! Since when a node has its VTEP its record says ([`Host::vtep_since`]), and never what a reader happened to see first: all
+//! readers rank alike, whenever they started. A node notes the store's revision as it takes a VTEP and keeps that number as
+//! long as it has the VTEP, also when it writes its record anew. A record without it ranks by the revision that made it.
 
 use crate::held::Held;
 use crate::keys;
@@ -18,40 +22,50 @@ use std::net::IpAddr;
 pub(crate) struct Vteps {
     /// Nodes by their VTEP, the first of each the one that has had it longest.
     nodes: HashMap<IpAddr, BTreeSet<(Revision, String)>>,
-    /// A node's VTEP, and at which revision its record said so first.
-    said: HashMap<String, (IpAddr, Revision)>,
+    /// What a node's record says.
+    said: HashMap<String, Said>,
+}
+
+/// What a node's record says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Said {
+    vtep: IpAddr,
+    /// Since when the node has it.
+    since: Revision,
+    /// When the record was changed last.
+    changed: Revision,
 }
 
 impl Vteps {
     /// Takes what a node's record says now. Returns whether another node's record may become valid by that.
-    fn note(&mut self, name: &str, vtep: Option<IpAddr>, changed: Revision) -> bool {
-        let before = self.said.get(name).copied();
-        if before.map(|(vtep, _)| vtep) == vtep {
+    fn note(&mut self, name: &str, now: Option<Said>) -> bool {
+        let before = match now {
+            Some(said) => self.said.insert(name.to_owned(), said),
+            None => self.said.remove(name),
+        };
+        let rank = |said: Said| (said.vtep, said.since);
+        if before.map(rank) == now.map(rank) {
             return false;
         }
         let mut is_shared = false;
-        if let Some((before, since)) = before
-            && let Some(nodes) = self.nodes.get_mut(&before)
+        if let Some(Said { vtep, since, .. }) = before
+            && let Some(nodes) = self.nodes.get_mut(&vtep)
         {
             nodes.remove(&(since, name.to_owned()));
             is_shared = !nodes.is_empty();
             if !is_shared {
-                self.nodes.remove(&before);
+                self.nodes.remove(&vtep);
             }
         }
-        match vtep {
-            Some(vtep) => {
-                self.nodes.entry(vtep).or_default().insert((changed, name.to_owned()));
-                self.said.insert(name.to_owned(), (vtep, changed));
-            }
-            None => drop(self.said.remove(name)),
+        if let Some(Said { vtep, since, .. }) = now {
+            self.nodes.entry(vtep).or_default().insert((since, name.to_owned()));
         }
         is_shared
     }
 
     /// The nodes that share the VTEP of this one; none when it is alone.
     fn sharing(&self, name: &str) -> impl Iterator<Item = &str> {
-        let nodes = self.said.get(name).and_then(|(vtep, _)| self.nodes.get(vtep));
+        let nodes = self.said.get(name).and_then(|said| self.nodes.get(&said.vtep));
         nodes.filter(|nodes| nodes.len() > 1).into_iter().flatten().map(|(_, name)| name.as_str())
     }
 
@@ -65,8 +79,9 @@ impl State {
     /// Notes which VTEP a record names, be it valid or not.
     pub(crate) fn note_vtep(&mut self, read: &Read<'_>, changed: Revision) {
         if let Read::Host(name, host) = read {
-            let vtep = host.as_ref().filter(|host| !host.removed).map(|host| host.vtep);
-            self.recheck_held |= self.vteps.note(name, vtep, changed);
+            let host = host.as_ref().filter(|host| !host.removed);
+            let said = host.map(|host| Said { vtep: host.vtep, since: host.vtep_since, changed });
+            self.recheck_held |= self.vteps.note(name, said);
         }
     }
 
@@ -100,7 +115,7 @@ impl State {
         let sharing: Vec<String> = self.vteps.sharing(name).map(str::to_owned).collect();
         self.recheck_held |= !sharing.is_empty();
         for name in sharing {
-            let Some((vtep, since)) = self.vteps.said.get(&name).copied() else { continue };
+            let Some(Said { vtep, changed, .. }) = self.vteps.said.get(&name).copied() else { continue };
             // The value in force may be an earlier one, with another VTEP.
             let in_force = self.view.hosts.get(&name).filter(|host| !host.removed && host.vtep == vtep);
             let Some(host) = in_force.cloned() else { continue };
@@ -111,7 +126,7 @@ impl State {
                 let key = keys::host(&name);
                 tracing::warn!(key, "store record held back: {why}");
                 // A later value that waits already is what the node says now.
-                self.held.entry(key).or_insert_with(|| Held::host(why, host, since));
+                self.held.entry(key).or_insert_with(|| Held::host(why, host, changed));
             }
         }
     }

@@ -20,13 +20,15 @@ use std::time::Duration;
 /// A revision of the store: it grows by one with every transaction that changes something.
 pub type Revision = i64;
 
-/// A key, its value and when it was last changed.
+/// A key, its value, when it was made and when it was last changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyValue {
     /// The key, without the prefix.
     pub key: String,
     /// The value.
     pub value: Vec<u8>,
+    /// The revision that made it. A key that was deleted and put again was made by the later one.
+    pub created: Revision,
     /// The revision of its last change.
     pub changed: Revision,
 }
@@ -110,6 +112,8 @@ pub struct Change {
     pub key: String,
     /// Its new value; None: it was removed.
     pub value: Option<Vec<u8>>,
+    /// The revision that made it; 0 of a removed one.
+    pub created: Revision,
     /// The revision.
     pub revision: Revision,
 }

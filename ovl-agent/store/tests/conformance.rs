@@ -43,6 +43,7 @@ checks!(
     conditions_hold_as_they_say,
     get_sees_the_steps_before_it,
     the_revision_grows_only_when_something_changed,
+    rewritten_key_keeps_the_revision_that_made_it,
     ranges_end_before_their_end,
     a_key_is_changed_once_in_a_transaction,
     what_is_not_allowed_is_refused_and_changes_nothing,
@@ -67,7 +68,7 @@ fn absent(key: &str) -> Compare {
 }
 
 fn entry(key: &str, value: &str, changed: i64) -> KeyValue {
-    KeyValue { key: key.into(), value: value.into(), changed }
+    KeyValue { key: key.into(), value: value.into(), created: changed, changed }
 }
 
 async fn revision(kv: &Kv) -> i64 {
@@ -118,6 +119,25 @@ async fn get_sees_the_steps_before_it(kv: &Kv) {
     assert_eq!(done.revision, at + 1);
     let (a, b) = (entry("c/a", "1", at), entry("c/b", "2", at + 1));
     assert_eq!(done.got, [vec![a.clone()], vec![a, b.clone()], vec![b]]);
+}
+
+async fn rewritten_key_keeps_the_revision_that_made_it(kv: &Kv) {
+    let mut watch = kv.watch("", 0).await.unwrap();
+    let at = set(kv, "c/a", "1").await.revision;
+    set(kv, "c/a", "2").await;
+    let rewritten = KeyValue { created: at, ..entry("c/a", "2", at + 1) };
+    assert_eq!(kv.snapshot("").await.unwrap().entries, std::slice::from_ref(&rewritten));
+    assert_eq!(kv.commit(then([get("c/a", "c/b")])).await.unwrap().got, [[rewritten]]);
+    kv.commit(then([del("c/a")])).await.unwrap();
+    set(kv, "c/a", "3").await;
+    assert_eq!(kv.snapshot("").await.unwrap().entries, [entry("c/a", "3", at + 3)]);
+    let mut created = Vec::new();
+    while created.len() < 4 {
+        if let Event::Changes(changes) = soon(watch.next()).await.unwrap() {
+            created.extend(changes.into_iter().map(|change| change.created));
+        }
+    }
+    assert_eq!(created, [at, at, 0, at + 3]);
 }
 
 async fn the_revision_grows_only_when_something_changed(kv: &Kv) {
@@ -353,7 +373,10 @@ async fn a_key_put_without_its_lease_stays(kv: &Kv) {
     kv.commit(then([Op::Put("c/a".into(), vec![], Some(lease))])).await.unwrap();
     let at = set(kv, "c/a", "1").await.revision;
     kv.revoke(lease).await.unwrap();
-    assert_eq!(kv.snapshot("").await.unwrap().entries, [entry("c/a", "1", at)]);
+    assert_eq!(
+        kv.snapshot("").await.unwrap().entries,
+        [KeyValue { created: at - 1, ..entry("c/a", "1", at) }]
+    );
 }
 
 async fn a_lease_that_ended_is_told_and_refused(kv: &Kv) {
@@ -416,7 +439,10 @@ async fn outcome(kv: &Kv, txn: &Txn, base: i64) -> String {
     match kv.commit(shifted(txn, base)).await {
         Ok(mut done) => {
             done.revision -= base;
-            done.got.iter_mut().flatten().for_each(|kv| kv.changed -= base);
+            done.got
+                .iter_mut()
+                .flatten()
+                .for_each(|kv| (kv.created, kv.changed) = (kv.created - base, kv.changed - base));
             format!("{done:?}")
         }
         Err(e) => e.to_string(),
@@ -429,7 +455,10 @@ async fn history(kv: &Kv, base: i64, last: i64) -> Vec<Change> {
     let mut all: Vec<Change> = Vec::new();
     while all.last().is_none_or(|c| c.revision < last) {
         if let Event::Changes(changes) = soon(watch.next()).await.unwrap() {
-            all.extend(changes.into_iter().map(|c| Change { revision: c.revision - base, ..c }));
+            all.extend(changes.into_iter().map(|c| {
+                let created = if c.created > 0 { c.created - base } else { 0 };
+                Change { created, revision: c.revision - base, ..c }
+            }));
         }
     }
     all

@@ -24,10 +24,13 @@ enum Step {
     Reopen,
 }
 
+/// When a key was made, and when it was changed last.
+type Revisions = (i64, i64);
+
 /// What the store should be.
 #[derive(Default)]
 struct Model {
-    keys: BTreeMap<String, (Vec<u8>, i64, LeaseId)>,
+    keys: BTreeMap<String, (Vec<u8>, Revisions, LeaseId)>,
     revision: i64,
     leases: BTreeSet<LeaseId>,
     changes: Vec<Change>,
@@ -36,16 +39,17 @@ struct Model {
 impl Model {
     fn range(&self, from: &str, to: &str) -> Vec<KeyValue> {
         let all = self.keys.iter().filter(|(key, _)| from <= key.as_str() && key.as_str() < to);
-        all.map(|(key, (value, changed, _))| KeyValue {
+        all.map(|(key, (value, (created, changed), _))| KeyValue {
             key: key.clone(),
             value: value.clone(),
+            created: *created,
             changed: *changed,
         })
         .collect()
     }
 
     fn holds(&self, compare: &Compare) -> bool {
-        let changed = |key: &str| self.keys.get(key).map(|(_, changed, _)| *changed);
+        let changed = |key: &str| self.keys.get(key).map(|(_, (_, changed), _)| *changed);
         match compare {
             Compare::Absent(key) => changed(key).is_none(),
             Compare::Present(key) => changed(key).is_some(),
@@ -55,16 +59,18 @@ impl Model {
     }
 
     fn change(&mut self, revision: i64, key: &str, put: Option<(&[u8], LeaseId)>) {
+        let mut created = 0;
         let value = put.map(|(value, _)| value.to_vec());
         match put {
             Some((value, lease)) => {
-                self.keys.insert(key.to_owned(), (value.to_vec(), revision, lease));
+                created = self.keys.get(key).map_or(revision, |(_, (created, _), _)| *created);
+                self.keys.insert(key.to_owned(), (value.to_vec(), (created, revision), lease));
             }
             None if self.keys.remove(key).is_none() => return,
             None => {}
         }
         self.revision = revision;
-        self.changes.push(Change { key: key.to_owned(), value, revision });
+        self.changes.push(Change { key: key.to_owned(), value, created, revision });
     }
 
     /// None: it is refused.

@@ -313,12 +313,17 @@ async fn put_node(kv: &Kv, name: &str, vtep: u8) {
     put(kv, &keys::host(name), &record).await;
 }
 
-/// The nodes in force but this one, with the last byte of their VTEPs.
+/// The nodes in force but the readers, with the last byte of their VTEPs.
 fn vteps(inner: &Inner) -> Vec<(String, u8)> {
     let last = |ip: IpAddr| ip.to_string().rsplit('.').next().and_then(|byte| byte.parse().ok()).unwrap_or(0);
     let others = |state: &mut crate::state::State| {
-        let mut others: Vec<_> =
-            state.view.hosts.values().filter(|host| host.name != "one").cloned().collect();
+        let mut others: Vec<_> = state
+            .view
+            .hosts
+            .values()
+            .filter(|host| !["one", "late"].contains(&host.name.as_str()))
+            .cloned()
+            .collect();
         others.sort_by(|a, b| a.name.cmp(&b.name));
         others.into_iter().map(|host| (host.name, last(host.vtep))).collect()
     };
@@ -350,6 +355,10 @@ async fn vtep_of_living_node_is_no_other_nodes() {
         (held(&one), vteps(&one)),
         (vec![keys::host("abe"), keys::host("bob")], nodes(&[("zoe", 250)]))
     );
+    // A reader that starts later ranks them alike.
+    let late = frozen(dir.path(), "late", &kv).await;
+    read(&late).await;
+    assert_eq!(held(&late), held(&one));
     delete(&kv, &keys::host("bob")).await;
     // A dead node keeps no address, and has it again when it returns.
     delete(&kv, &keys::live("zoe")).await;
@@ -464,8 +473,9 @@ async fn vtep_of_node_whose_deleted_record_is_held_back_stays_its_own() {
     put(&kv, &keys::live("abe"), "").await;
     follow(&one, &kv).await;
     assert_eq!(vteps(&one), nodes(&[("zoe", 250)]));
-    // It registers again, and is still the first.
-    put_node(&kv, "zoe", 250).await;
+    // It registers again, and is still the first: its record says since when it has the address.
+    let again = TWO.replace("two", "zoe").replace("aa", "zoe-id").replace('}', r#","vtepSince":1}"#);
+    put(&kv, &keys::host("zoe"), &again).await;
     follow(&one, &kv).await;
     assert_eq!((held(&one), vteps(&one)), (vec![keys::host("abe")], nodes(&[("zoe", 250)])));
 }

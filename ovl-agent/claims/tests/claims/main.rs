@@ -17,3 +17,4 @@ mod restored;
 mod rounds;
 mod scale;
 mod settle;
+mod vteps;

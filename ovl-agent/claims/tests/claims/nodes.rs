@@ -26,7 +26,9 @@ async fn a_host_that_comes_back_keeps_its_blocks_and_tells_its_new_vtep() {
     moved.vtep = "198.51.100.7".parse().unwrap();
     let one = Agent::ready(moved).await;
     let after = record(&kv, "one").await.unwrap();
-    assert_eq!(after, Host { vtep: "198.51.100.7".parse().unwrap(), ..before });
+    let vtep_since = after.vtep_since;
+    assert!(vtep_since > before.vtep_since, "{vtep_since}");
+    assert_eq!(after, Host { vtep: "198.51.100.7".parse().unwrap(), vtep_since, ..before });
     assert_eq!(one.shown(), [grant.addresses[0].ip()]);
     one.attach("web", "c2").await.unwrap();
     assert_eq!(kv.snapshot("c/blocks/").await.unwrap().entries.len(), 1);

@@ -52,6 +52,7 @@ pub fn host(name: &str, vtep: &str, segment: Option<&str>) -> Host {
         id: format!("{name:0>32}"),
         epoch: 0,
         vtep: ip(vtep),
+        vtep_since: 1,
         segment: segment.map(prefix),
         port: names::VXLAN_PORT,
         removed: false,

@@ -333,9 +333,9 @@ impl Etcd {
     }
 
     fn entry(&self, kv: etcd_client::KeyValue) -> Option<KeyValue> {
-        let changed = kv.mod_revision();
+        let (created, changed) = (kv.create_revision(), kv.mod_revision());
         let (key, value) = kv.into_key_value();
-        Some(KeyValue { key: self.name(&key)?, value, changed })
+        Some(KeyValue { key: self.name(&key)?, value, created, changed })
     }
 
     fn request(&self, txn: &Txn) -> EtcdTxn {

@@ -197,7 +197,8 @@ impl Watch {
             }
             let Some(key) = self.etcd.name(kv.key()) else { continue };
             let value = (event.event_type() == EventType::Put).then(|| kv.value().to_vec());
-            changes.push(Change { key, value, revision });
+            let created = if value.is_some() { kv.create_revision() } else { 0 };
+            changes.push(Change { key, value, created, revision });
         }
         self.next = newest + 1;
         self.etcd.inner.seen.note(Mark::at(self.cluster, newest));

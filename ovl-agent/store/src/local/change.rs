@@ -29,15 +29,16 @@ impl<'a, 'e> Changing<'a, 'e> {
 
     fn put(&mut self, key: &str, value: &[u8], lease: LeaseId) -> Outcome<()> {
         let revision = self.next();
-        self.tx.put(key, Record { changed: revision, lease, value })?;
-        self.changes.push(Change { key: key.to_owned(), value: Some(value.to_owned()), revision });
+        let created = self.tx.view().get(key)?.map_or(revision, |before| before.created);
+        self.tx.put(key, Record { created, changed: revision, lease, value })?;
+        self.changes.push(Change { key: key.to_owned(), value: Some(value.to_owned()), created, revision });
         Ok(())
     }
 
     fn delete(&mut self, key: &str) -> Outcome<()> {
         if self.tx.delete(key)? {
             let revision = self.next();
-            self.changes.push(Change { key: key.to_owned(), value: None, revision });
+            self.changes.push(Change { key: key.to_owned(), value: None, created: 0, revision });
         }
         Ok(())
     }

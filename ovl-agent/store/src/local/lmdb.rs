@@ -148,13 +148,13 @@ impl Lmdb {
         Ok(())
     }
 
-    /// What a newer version could have written.
+    /// What another version could have written.
     #[cfg(test)]
-    pub(super) fn overwrite_head(&self, bytes: &[u8]) -> std::result::Result<(), heed::Error> {
+    pub(super) fn overwrite(&self, key: &[u8], bytes: &[u8]) -> std::result::Result<(), heed::Error> {
         let txn = self.env.write_txn()?;
         self.env.create_databases_and_commit(txn, |open, txn| {
             let db = open.create_database::<Bytes, Bytes>(txn, None)?;
-            db.put(txn, record::HEAD, bytes)?;
+            db.put(txn, key, bytes)?;
             Ok::<_, heed::Error>(CommitOrAbort::<(), ()>::Commit(()))
         })?;
         Ok(())
@@ -227,8 +227,8 @@ pub(super) struct Entry<'t> {
 
 impl Entry<'_> {
     pub(super) fn key_value(&self) -> KeyValue {
-        let Record { changed, value, .. } = self.record;
-        KeyValue { key: self.key.to_owned(), value: value.to_owned(), changed }
+        let Record { created, changed, value, .. } = self.record;
+        KeyValue { key: self.key.to_owned(), value: value.to_owned(), created, changed }
     }
 
     pub(super) fn lease(&self) -> LeaseId {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::change;
 use super::fault;
 use super::lmdb::{Failed, Lmdb, damaged};
-use super::record::Head;
+use super::record::{Head, Record};
 use crate::Result;
 
 const DATA: &str = "data.mdb";
@@ -132,7 +132,8 @@ fn examine(dir: &Path, file: &File) -> std::result::Result<(), Failed> {
         };
         for entry in view.all()? {
             let entry = entry?;
-            if !(1..=head.revision).contains(&entry.record.changed) {
+            let Record { created, changed, .. } = entry.record;
+            if !(1..=head.revision).contains(&changed) || !(1..=changed).contains(&created) {
                 return Err(damaged(format!("{:?} is newer than the store", entry.key)));
             }
         }

@@ -6,8 +6,10 @@ use crate::{LeaseId, Revision};
 pub(super) const HEAD: &[u8] = b"m";
 /// What stands before each key.
 pub(super) const KEY: u8 = b'k';
-/// The form that this version writes.
-const VERSION: u8 = 1;
+/// The form that this version writes. Version 1 did not note when a key was made.
+const VERSION: u8 = 2;
+/// Marks a record of version 2 in its first number, which is above 0 in one of version 1.
+const MARK: Revision = Revision::MIN;
 
 /// What is known of the whole store: version, revision and cluster, 17 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +44,15 @@ impl Head {
             revision: Revision::from_be_bytes(*revision),
             cluster: u64::from_be_bytes(cluster.try_into().map_err(|_| BadHead::Damaged)?),
         };
-        if version == VERSION && head.revision > 0 { Ok(head) } else { Err(BadHead::Damaged) }
+        if (1..=VERSION).contains(&version) && head.revision > 0 { Ok(head) } else { Err(BadHead::Damaged) }
     }
 }
 
-/// The record of one key: when it was changed, its lease (0: none), its value.
+/// The record of one key: when it was made and changed, its lease (0: none), its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Record<'a> {
+    /// Of a record of version 1: when it was changed last.
+    pub(super) created: Revision,
     pub(super) changed: Revision,
     pub(super) lease: LeaseId,
     pub(super) value: &'a [u8],
@@ -56,7 +60,8 @@ pub(super) struct Record<'a> {
 
 impl<'a> Record<'a> {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(16 + self.value.len());
+        let mut bytes = Vec::with_capacity(24 + self.value.len());
+        bytes.extend((self.created | MARK).to_be_bytes());
         bytes.extend(self.changed.to_be_bytes());
         bytes.extend(self.lease.to_be_bytes());
         bytes.extend(self.value);
@@ -65,13 +70,15 @@ impl<'a> Record<'a> {
 
     /// None: it is damaged.
     pub(super) fn decode(bytes: &'a [u8]) -> Option<Record<'a>> {
-        let (changed, rest) = bytes.split_first_chunk()?;
+        let (first, mut rest) = bytes.split_first_chunk()?;
+        let first = Revision::from_be_bytes(*first);
+        let (created, mut changed) = (first & !MARK, first);
+        if first < 0 {
+            let (second, after) = rest.split_first_chunk()?;
+            (changed, rest) = (Revision::from_be_bytes(*second), after);
+        }
         let (lease, value) = rest.split_first_chunk()?;
-        Some(Record {
-            changed: Revision::from_be_bytes(*changed),
-            lease: LeaseId::from_be_bytes(*lease),
-            value,
-        })
+        Some(Record { created, changed, lease: LeaseId::from_be_bytes(*lease), value })
     }
 }
 

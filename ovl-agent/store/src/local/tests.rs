@@ -36,7 +36,7 @@ fn what_was_committed_is_there_after_closing_with_its_revisions_and_cluster() {
     let store = Local::open(dir.path()).unwrap();
     assert!(store.notes().is_empty());
     assert_eq!(store.snapshot("").unwrap(), before);
-    assert_eq!(before.entries[1], KeyValue { key: "c/b".into(), value: b"2".into(), changed: 3 });
+    assert_eq!(before.entries[1], KeyValue { key: "c/b".into(), value: b"2".into(), created: 3, changed: 3 });
     assert_eq!(store.commit(&put("c/c", "3")).unwrap().revision, 4);
 }
 
@@ -121,12 +121,31 @@ fn what_a_killed_maker_left_is_no_damage() {
 fn a_newer_version_is_refused_and_left_as_it_is() {
     let dir = filled();
     let lmdb = Lmdb::open(dir.path()).unwrap();
-    lmdb.overwrite_head(&[9, 1, 2, 3]).unwrap();
+    lmdb.overwrite(record::HEAD, &[9, 1, 2, 3]).unwrap();
     drop(lmdb);
     let before = fs::read(data(dir.path())).unwrap();
     let error = Local::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("newer version"), "{error}");
     assert!(fs::read(data(dir.path())).unwrap() == before);
+}
+
+#[test]
+fn store_of_version_1_is_read_and_written() {
+    let dir = filled();
+    let lmdb = Lmdb::open(dir.path()).unwrap();
+    let head = [&[1][..], &3i64.to_be_bytes(), &7u64.to_be_bytes()].concat();
+    lmdb.overwrite(record::HEAD, &head).unwrap();
+    let old = [&3i64.to_be_bytes()[..], &0i64.to_be_bytes(), b"2"].concat();
+    lmdb.overwrite(&record::named("c/b"), &old).unwrap();
+    drop(lmdb);
+    let store = Local::open(dir.path()).unwrap();
+    assert!(store.notes().is_empty(), "{:?}", store.notes());
+    let entry = |created, changed| KeyValue { key: "c/b".into(), value: b"2".into(), created, changed };
+    assert_eq!(store.snapshot("").unwrap().entries[1], entry(3, 3));
+    store.commit(&put("c/b", "2")).unwrap();
+    drop(store);
+    let store = Local::open(dir.path()).unwrap();
+    assert_eq!(store.snapshot("").unwrap().entries[1], entry(3, 4));
 }
 
 #[test]

@@ -195,6 +195,7 @@ fn node(name: &str, alive: bool) -> Node {
         id: "f".repeat(32),
         epoch: 1,
         vtep: "192.0.2.7".parse().unwrap(),
+        vtep_since: 1,
         segment: None,
         port: 4789,
         removed: false,
