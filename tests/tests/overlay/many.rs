@@ -88,6 +88,33 @@ fn key_names(lab: &Cluster) -> Vec<String> {
     lab.keys().iter().filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
 }
 
+/// How many of the lines about what is not reached are about these addresses.
+fn count(silent: &[String], ips: &[IpAddr]) -> usize {
+    let is_about = |line: &&String| ips.iter().any(|ip| line.starts_with(&format!("{ip} ")));
+    silent.iter().filter(is_about).count()
+}
+
+/// What the kernel has of an attachment, inside and outside.
+fn state(lab: &Cluster, at: At, ips: &[IpAddr]) -> String {
+    let inside = format!("-n {}", netns(at));
+    let words = ["-d link", "-6 addr", "-6 route", "-6 neigh", "-6 route show table all"];
+    let within = words.map(|word| {
+        lab.host
+            .exec(
+                "ip",
+                &[&inside.split(' ').collect::<Vec<_>>()[..], &word.split(' ').collect::<Vec<_>>()[..]]
+                    .concat(),
+            )
+            .stdout
+    });
+    let ips: Vec<_> = ips
+        .iter()
+        .map(|ip| format!("ip route get {ip}; ip -6 neigh | grep {ip}; ip -6 route | grep {ip}"))
+        .collect();
+    let outside = lab.sh(&host(at.0), &format!("{}; ip -s -6 route show cache; cat /proc/net/snmp6 | grep -E 'Discards|NoRoutes|InAddrErrors'", ips.join("; "))).stdout;
+    format!("{} on {}: inside\n{}\noutside\n{outside}", netns(at), host(at.0), within.join("\n"))
+}
+
 #[test]
 fn five_hundred_attachments_on_eight_hosts_at_once() {
     let lab = Cluster::bare(HOSTS);
@@ -141,7 +168,12 @@ fn five_hundred_attachments_on_eight_hosts_at_once() {
             .collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|_| panic!("a thread"))).collect()
     });
-    assert!(silent.is_empty(), "{} are not reached: {:?}", silent.len(), &silent[..silent.len().min(20)]);
+    if let Some((at, ips)) =
+        given.iter().max_by_key(|(_, ips)| count(&silent, ips)).filter(|_| !silent.is_empty())
+    {
+        let shown = &silent[..silent.len().min(20)];
+        panic!("{} are not reached: {shown:?}\n{}", silent.len(), state(&lab, *at, ips));
+    }
     let inspect = || {
         let about = lab.runtime("host5", "network inspect many").ok().json()[0].clone();
         about["Weft"]["Endpoints"].as_array().map(Vec::len)
