@@ -7,6 +7,7 @@
 
 mod chain;
 mod footprint;
+mod hot;
 mod latency;
 mod overlay;
 mod packets;
@@ -27,6 +28,8 @@ usage: bench [--quick] [--json] [--only WORD] [--before DIST]
   --only WORD  only the measurements whose name has WORD: latency, parallel, scale, footprint, run, packets, overlay;
                or rules, which is measured so alone: the cost of each rule of the packet filter, about three minutes
   --before DIST  instead of the peer, the dist/ of a previous build: latency, parallel and run, each within 10 %, and packets
+usage: bench hot MAP DIR
+  prints the sections of text that calls of the plugins in DIR run, by the link map MAP; scripts/hot-functions uses it
 The executables under test are those in $WEFT_DIST (default: dist/ of the workspace); runs as root.";
 
 /// What is measured, and how often.
@@ -115,8 +118,20 @@ fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if args.first().is_some_and(|word| word == "rss") {
-        return footprint::rss_of_child(&args[1..]);
+    let own = match args.first().map(String::as_str) {
+        Some("rss") => return footprint::rss_of_child(&args[1..]),
+        Some("hot") if args.len() == 3 => {
+            Some(hot::list(Path::new(&args[1]), Path::new(&args[2])).map(|list| print!("{list}")).map(|()| 0))
+        }
+        Some("step") => Some(hot::step(&args[1..])),
+        Some("traced") => Some(hot::traced(&args[1..])),
+        _ => None,
+    };
+    if let Some(done) = own {
+        return done.map(ExitCode::from).unwrap_or_else(|e| {
+            eprintln!("bench: {e:#}");
+            ExitCode::from(2)
+        });
     }
     let (mut quick, mut json, mut only, mut before) = (false, false, None, None);
     let mut words = args.iter();
