@@ -1,7 +1,7 @@
 //! Which firewall a configuration means, and what every plugin that uses one does alike.
 
 use crate::bridge::BridgeLock;
-use crate::errors::{Coded, Failures};
+use crate::errors::{Coded, Failures, NO_KERNEL_SUPPORT};
 use crate::rules;
 use cni::Error;
 use cni::request::Request;
@@ -137,9 +137,37 @@ pub fn unmasquerade_all(
 }
 
 /// Undoes an ADD's published ports, and what was made for them alone.
-pub fn unpublish(backend: Backend, owner: &Owner, ports: &[PortMapping]) -> Result<(), Error> {
-    let mut firewall = backend.open()?;
-    firewall.unpublish(owner, ports).and_then(|()| firewall.tidy()).coded()
+pub fn unpublish(backend: Backend, request: &Request, ports: &[PortMapping]) -> Result<(), Error> {
+    rules::unpublish(request, |known| {
+        let mut firewall = backend.open()?;
+        firewall.unpublish_known(&owner(request), ports, known).and_then(|()| firewall.tidy()).coded()
+    })
+}
+
+/// Removes an attachment's published ports from every firewall (DEL), as [`unmasquerade_all`] its masquerading. Those of `ports` are
+/// looked for in any case. The firewalls are for [`finish`].
+pub fn unpublish_all(
+    request: &Request,
+    configured: Option<Backend>,
+    ports: &[PortMapping],
+    failures: &mut Failures,
+) -> Vec<Box<dyn Firewall>> {
+    let mut firewalls = Vec::new();
+    let unpublished = rules::unpublish(request, |known| {
+        firewalls = match all(configured, Search::Del) {
+            // A host without this firewall has no ports in it either.
+            Err(error) if error.code == NO_KERNEL_SUPPORT => Vec::new(),
+            opened => opened?,
+        };
+        let mut of_each = Failures::default();
+        for firewall in &mut firewalls {
+            of_each.note(supported(firewall.unpublish_known(&owner(request), ports, known)));
+            of_each.note(tidy_iptables(firewall.as_mut()));
+        }
+        of_each.outcome()
+    });
+    failures.note(unpublished);
+    firewalls
 }
 
 /// Done with the firewall after an ADD. Its socket is closed where nobody waits for it.

@@ -9,7 +9,7 @@ use cni::plugin::Plugin;
 use cni::request::Request;
 use cni::types::AddResult;
 use net::Netlink;
-use net::firewall::nft::{self, Content, Kind, NetnsMark, Nftables, Record, Records, Restored};
+use net::firewall::nft::{self, Content, Kind, NetnsMark, Nftables, Published, Record, Records, Restored};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -65,6 +65,34 @@ pub fn record(request: &Request, content: Content, localnet: Option<&str>) {
     if let Err(error) = noted.and_then(|()| records.put(&record)) {
         eprintln!("rules are not kept for another program's flush: {error}");
     }
+}
+
+/// Notes that an attachment is made without published ports, so that its DEL need not look for any. That it cannot be noted is a
+/// message only.
+pub fn note_portless(request: &Request) {
+    if let Some(records) = records()
+        && let Err(error) = records.note_portless(&owner(request))
+    {
+        eprintln!("DEL will look through all published ports: {error}");
+    }
+}
+
+/// Removes an attachment's published ports by `unpublish`, which gets what the ADD put into nftables, as far as that is known for
+/// certain.
+///
+/// # Errors
+/// Those of `unpublish`. The next DEL looks through everything then.
+pub fn unpublish<T>(
+    request: &Request,
+    unpublish: impl FnOnce(Option<&Published>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let owner = owner(request);
+    let known = records().and_then(|records| records.begin_unpublishing(&owner));
+    let done = unpublish(known.as_ref())?;
+    if let Some(records) = records() {
+        records.end_unpublishing(&owner);
+    }
+    Ok(done)
 }
 
 /// Removes an attachment's records, before what they are about.

@@ -345,3 +345,121 @@ fn status_says_whether_there_is_a_firewall() {
     let host = Host::new();
     host.call("STATUS", &portmap(json!([]))).run().ok();
 }
+
+/// As `tcp`, of many ports of the host.
+fn tcps(ports: std::ops::RangeInclusive<u16>) -> Value {
+    ports.flat_map(|port| tcp(port, 80).as_array().unwrap().clone()).collect()
+}
+
+/// A DEL's system calls on sockets, its child's not among them.
+fn calls_of_del(host: &Host, map: &Value, id: &str) -> usize {
+    let (_scratch, dir) = common::scratch();
+    let trace = dir.join("trace");
+    let strace = ["strace", "-qq", "-e", "trace=recvfrom,sendto", "-o", trace.to_str().unwrap()];
+    host.about("DEL", map, id).under(&strace).run().ok();
+    std::fs::read_to_string(trace).unwrap().lines().count()
+}
+
+/// How many ports are published does not matter to a DEL, as long as they are others'.
+#[test]
+fn del_among_many_ports_reads_only_its_own() {
+    let published = published(tcp(8080, 80), json!({}));
+    let host = &published.host;
+    ["c2", "c3"].iter().for_each(|id| drop(host.netns(id)));
+    let [c2, c3] = ["c2", "c3"].map(|id| host.about("ADD", &published.web, id).run().ok());
+    let of = |ports: Value| with(&portmap(ports), json!({"prevResult": c3}));
+    let none = of(json!([]));
+    let cases = [
+        ("none", none.clone(), none.clone()),
+        ("as configured", of(tcp(8081, 80)), of(tcp(8081, 80))),
+        ("not configured any more", of(tcp(8081, 80)), none),
+        ("configured otherwise", of(tcp(8081, 80)), of(tcp(8082, 80))),
+        ("many", of(tcps(8100..=8299)), of(tcps(8100..=8299))),
+    ];
+    let measure = || {
+        let measure = |(what, add, del): &(&str, Value, Value)| {
+            host.about("ADD", add, "c3").run().ok();
+            let calls = calls_of_del(host, del, "c3");
+            assert!(!host.sh("nft list ruleset").contains("web/c3/eth0\" : "), "{what}");
+            calls
+        };
+        cases.each_ref().map(measure)
+    };
+    let alone = measure();
+    let crowd = with(&portmap(tcps(20_000..=60_000)), json!({"prevResult": c2}));
+    host.about("ADD", &crowd, "c2").run().ok();
+    let crowded = measure();
+    for (at, (what, ..)) in cases.iter().enumerate() {
+        assert!(crowded[at] <= alone[at] + 10, "{what}: {} calls, alone {}", crowded[at], alone[at]);
+    }
+    // Its own are all there is to it.
+    host.about("DEL", &crowd, "c2").run().ok();
+    assert!(!host.sh("nft list ruleset").contains("web/c2/eth0\" : "));
+}
+
+/// The attachment's ports that are left.
+fn left(host: &Host) -> Vec<String> {
+    let rules = host.sh("nft list ruleset");
+    let left = rules.lines().flat_map(|line| line.split(',')).filter(|part| part.contains("web/c1/eth0"));
+    // What the bridge has is another DEL's.
+    left.filter(|part| part.contains(" : ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn del_after_changed_ports_leaves_none() {
+    let published = published(tcps(8080..=8082), json!({}));
+    let host = &published.host;
+    let with_ports = |ports: Value| with(&published.map, json!({"runtimeConfig": {"portMappings": ports}}));
+    let record = || host.sh("find /run -path '*rules*' -name 'web:c1:eth0.ports*'");
+    let add = |ports: Value| host.about("ADD", &with_ports(ports), "c1").run().ok();
+    let del = |what: &str, ports: Value| {
+        host.about("DEL", &with_ports(ports), "c1").run().ok();
+        assert_eq!(left(host), Vec::<String>::new(), "{what}");
+        assert_eq!(record(), "", "{what}");
+    };
+    del("fewer are configured", tcp(8080, 80));
+    add(tcp(8080, 80));
+    del("others are configured", tcp(8090, 80));
+    add(tcp(8080, 80));
+    add(tcp(8081, 80));
+    del("the second of two ADDs is configured", tcp(8081, 80));
+    add(tcp(8080, 80));
+    add(json!([]));
+    del("none is configured after the second ADD", json!([]));
+    add(json!([]));
+    add(tcp(8080, 80));
+    del("none is configured", json!([]));
+    add(tcps(8080..=8081));
+    host.sh(&format!("rm {}", record()));
+    del("there is no record", tcp(8080, 80));
+    add(tcps(8080..=8081));
+    host.sh(&format!("sed -i '/8081/d' {}", record()));
+    del("the record lacks a configured port", tcps(8080..=8081));
+    add(tcps(8080..=8081));
+    host.sh(&format!("sed -i s/8081/8091/ {}", record()));
+    del("the record has other ports", tcp(8080, 80));
+    add(tcps(8080..=8081));
+    host.sh(&format!("sed -i '$d' {}", record()));
+    del("the record is cut off", tcp(8080, 80));
+}
+
+/// A DEL that is killed anywhere, and an ADD of the same attachment with another port before the next one.
+#[test]
+fn del_after_killed_del_and_other_ports_leaves_none() {
+    let published = published(tcp(8080, 80), json!({}));
+    let host = &published.host;
+    let other = |ports| with(&published.map, json!({"runtimeConfig": {"portMappings": ports}}));
+    let places = host.recorded(host.about("DEL", &published.map, "c1"));
+    for place in places
+        .iter()
+        .filter(|(name, _)| name.starts_with("send") || name.contains("link") || name.contains("rename"))
+    {
+        for ports in [tcp(8081, 80), json!([])] {
+            host.about("ADD", &published.map, "c1").run().ok();
+            host.about("DEL", &published.map, "c1").killed_at(place);
+            host.about("ADD", &other(ports.clone()), "c1").run().ok();
+            host.about("DEL", &other(ports), "c1").run().ok();
+            assert_eq!(left(host), Vec::<String>::new(), "killed at {place:?}");
+        }
+    }
+}

@@ -184,6 +184,18 @@ pub trait Firewall {
     /// Takes that back. With `ports` it is one look-up for each; without, everything is searched for the owner's tag.
     fn unpublish(&mut self, owner: &Owner, ports: &[PortMapping]) -> Result<()>;
 
+    /// As [`Firewall::unpublish`] for what may have changed since it was published: `ports` is what is configured now, and `known`
+    /// what was put into the table. Without `known`, or where it is wrong, everything is searched for the owner's tag.
+    fn unpublish_known(
+        &mut self,
+        owner: &Owner,
+        ports: &[PortMapping],
+        known: Option<&nft::Published>,
+    ) -> Result<()> {
+        let _ = known;
+        self.unpublish(owner, ports)
+    }
+
     /// Fails, saying what, when something of [`Firewall::publish`] is missing or differs.
     fn check_publish(
         &mut self,

@@ -6,7 +6,7 @@ mod conf;
 mod local;
 
 use crate::errors::{Coded, Failures};
-use crate::firewall::{self, Search, owner};
+use crate::firewall::{self, owner};
 use crate::rollback::Rollback;
 use crate::rules;
 use cni::plugin::Plugin;
@@ -17,7 +17,7 @@ use conf::{Conf, container_addresses, usable};
 use local::Localnet;
 use net::conntrack::{self, UdpFlow};
 use net::dead::Caller;
-use net::firewall::nft::{Content, Kind};
+use net::firewall::nft::Content;
 use net::firewall::{PortMapping, Protocol, PublishOptions, What};
 
 /// The plugin.
@@ -59,6 +59,7 @@ impl Plugin for Portmap {
         let result = request.conf.require_prev_result()?.clone();
         if conf.ports.is_empty() {
             rules::restore();
+            rules::note_portless(request);
             return Ok(result);
         }
         let addresses = container_addresses(&result);
@@ -73,10 +74,7 @@ impl Plugin for Portmap {
         let mut options = conf.options.clone();
         options.localnet = link.as_ref().and_then(Localnet::to_record);
         let mut rollback = Rollback::new();
-        rollback.on_failure("the published ports", || {
-            rules::forget(request, &[Kind::Ports]);
-            firewall::unpublish(conf.backend, &owner, &ports)
-        });
+        rollback.on_failure("the published ports", || firewall::unpublish(conf.backend, request, &ports));
         let record = |options: &PublishOptions| {
             let PublishOptions { snat, masq_all, ref localnet, .. } = *options;
             let content =
@@ -114,7 +112,6 @@ impl Plugin for Portmap {
 
     /// It must work without `prevResult` and without the ports: both only make it quicker.
     fn del(&self, request: &Request) -> Result<(), Error> {
-        rules::forget(request, &[Kind::Ports]);
         let conf = Conf::of(request);
         if let Err(error) = &conf {
             eprintln!("portmap: DEL goes on by what the firewall has: {error}");
@@ -124,18 +121,9 @@ impl Plugin for Portmap {
             Err(_) => (None, Vec::new()),
         };
         let mut failures = Failures::default();
-        match firewall::all(backend, Search::Del) {
-            Ok(mut firewalls) => {
-                for firewall in &mut firewalls {
-                    let unpublished = firewall.unpublish(&owner(request), &ports);
-                    failures.note(firewall::supported(unpublished));
-                    failures.note(firewall::tidy_iptables(firewall.as_mut()));
-                }
-                failures.note(firewall::finish(firewalls.iter().map(AsRef::as_ref), Caller::Unknown));
-            }
-            // A host without this firewall has no ports in it either.
-            Err(error) if error.code == crate::errors::NO_KERNEL_SUPPORT => {}
-            Err(error) => failures.note(Err(error)),
+        let firewalls = firewall::unpublish_all(request, backend, &ports, &mut failures);
+        if !firewalls.is_empty() {
+            failures.note(firewall::finish(firewalls.iter().map(AsRef::as_ref), Caller::Unknown));
         }
         failures.note(firewall::forget_reference(request, What::Ports));
         if ports.is_empty() {

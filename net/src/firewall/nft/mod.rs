@@ -29,7 +29,7 @@ pub(super) use base::Services;
 pub use bridge::BridgeRules;
 pub use keeper::{keep, keep_forever};
 pub use record::{Bound, Content, Kind, NetnsMark, Record};
-pub use records::Records;
+pub use records::{Published, Records};
 pub use restore::{Restored, restore_if_lost};
 pub use socket::Sent;
 pub use spoof::Sources;
@@ -391,6 +391,16 @@ impl Firewall for Nftables {
     fn unpublish(&mut self, owner: &Owner, ports: &[PortMapping]) -> Result<()> {
         let keys = ports.iter().flat_map(possible_keys).collect();
         self.take(What::Ports, keys, &|tag| owner.same(tag)).map(drop)
+    }
+
+    fn unpublish_known(
+        &mut self,
+        owner: &Owner,
+        ports: &[PortMapping],
+        known: Option<&Published>,
+    ) -> Result<()> {
+        let configured: Vec<Key> = ports.iter().flat_map(possible_keys).collect();
+        self.take_known(owner, configured, known)
     }
 
     fn check_publish(

@@ -16,6 +16,8 @@ use std::str::{FromStr, SplitWhitespace};
 const HEAD: &str = "weft-rules 1";
 /// The last line.
 const END: &str = "end";
+/// The line of a record in whose place another one was, so that the tables may have more than it says.
+const REPLACED: &str = "replaced another\n";
 
 /// Which of an attachment's records. Each plugin writes its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -209,6 +211,20 @@ impl Record {
         text
     }
 
+    /// Whether the tables may have more of the attachment than the text of its record says.
+    pub(super) fn is_partial(text: &str) -> bool {
+        text.split_inclusive('\n').any(|line| line == REPLACED)
+    }
+
+    /// The text of a record that is written in the place of another one.
+    pub(super) fn in_place_of(&self, other: &str) -> String {
+        let text = self.encode();
+        if other.replacen(REPLACED, "", 1) == text {
+            return other.to_owned();
+        }
+        text.replacen('\n', &format!("\n{REPLACED}"), 1)
+    }
+
     /// Reads the text of a record of this kind.
     ///
     /// # Errors
@@ -306,6 +322,7 @@ impl Draft {
             }
             "port" => self.ports.push(port(&mut words)?),
             "watch" => self.mac = Some(parse_mac(words.next()?).ok()?),
+            "replaced" => (words.next()? == "another").then_some(())?,
             "bound" => {
                 self.bound6 = Some(match words.next()? {
                     "both" => true,

@@ -21,11 +21,24 @@ const LIMIT: u64 = 8 << 20;
 const TRIES: usize = 100;
 /// The directory with the names of the links whose `route_localnet` Weft set.
 const LOCALNET: &str = "localnet";
+/// What is added to the name of a record of ports while they are removed.
+const LEAVING: &str = ".leaving";
+/// The directory with a file for each attachment that was made without published ports.
+const PORTLESS: &str = "portless";
 
 /// The records of one network namespace.
 #[derive(Debug, Clone)]
 pub struct Records {
     dir: PathBuf,
+}
+
+/// What an attachment has in the table for published ports.
+#[derive(Debug, Clone)]
+pub enum Published {
+    /// Nothing: its ADD had no ports.
+    Nothing,
+    /// What the record says.
+    As(Box<Record>),
 }
 
 /// Records that were read.
@@ -81,13 +94,90 @@ impl Records {
         if record.content.is_empty() {
             return Ok(());
         }
-        let path = self.file(&record.owner, record.content.kind());
+        let kind = record.content.kind();
+        let path = self.file(&record.owner, kind);
+        let text = match kind {
+            Kind::Ports => self.text_of_ports(record, &path)?,
+            Kind::Link | Kind::Watch => record.encode(),
+        };
         // In place: who reads half of it reads no record, and its writer has not yet changed what it is about.
-        let write = |mut file: File| file.write_all(record.encode().as_bytes());
+        let write = |mut file: File| file.write_all(text.as_bytes());
         self.create(&path).and_then(write).map_err(|error| {
             let _ = fs::remove_file(&path);
             Error::io(format!("write {}", path.display()), error)
         })
+    }
+
+    /// The text of a record of published ports. It says whether the tables may have more: of an earlier record that it replaces, or
+    /// of a removal that was broken off.
+    fn text_of_ports(&self, record: &Record, path: &Path) -> Result<String> {
+        // Of an ADD without ports, before this one.
+        let portless = self.portless(&record.owner);
+        match fs::remove_file(&portless) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io(format!("remove {}", portless.display()), error));
+            }
+            _ => {}
+        }
+        let before = match read_text(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.leaving(&record.owner).exists().then(String::new)
+            }
+            before => Some(before.map(|(text, _)| text).unwrap_or_default()),
+        };
+        Ok(before.map_or_else(|| record.encode(), |before| record.in_place_of(&before)))
+    }
+
+    /// Notes that an attachment is made without published ports, unless it may have some of an earlier ADD.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn note_portless(&self, owner: &Owner) -> Result<()> {
+        if self.file(owner, Kind::Ports).exists() || self.leaving(owner).exists() {
+            return Ok(());
+        }
+        let path = self.portless(owner);
+        self.create(&path).map(drop).map_err(|error| Error::io(format!("write {}", path.display()), error))
+    }
+
+    /// Begins the removal of an attachment's published ports: they are not restored any more. Returns what its ADD put into the
+    /// table; `None` when that is not known for certain, as no record was written, or there may be more than it says.
+    pub fn begin_unpublishing(&self, owner: &Owner) -> Option<Published> {
+        let path = self.file(owner, Kind::Ports);
+        let known = match read_text(&path) {
+            Ok((text, _)) if !Record::is_partial(&text) => {
+                let record = Record::decode(Kind::Ports, &text).ok();
+                record.filter(|record| record.owner == *owner).map(|record| Published::As(record.into()))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.portless(owner).exists().then_some(Published::Nothing)
+            }
+            _ => None,
+        };
+        // Kept until the end: when this is broken off, the next one must not take a later record for all there is.
+        if fs::rename(&path, self.leaving(owner)).is_err_and(|error| error.kind() != ErrorKind::NotFound) {
+            self.remove(owner, Kind::Ports);
+        }
+        known
+    }
+
+    /// Ends it: the table has nothing of the attachment's any more.
+    pub fn end_unpublishing(&self, owner: &Owner) {
+        let _ = fs::remove_file(self.leaving(owner));
+        let _ = fs::remove_file(self.portless(owner));
+    }
+
+    /// Where the record of ports is that are being removed.
+    fn leaving(&self, owner: &Owner) -> PathBuf {
+        let mut path = self.file(owner, Kind::Ports).into_os_string();
+        path.push(LEAVING);
+        path.into()
+    }
+
+    fn portless(&self, owner: &Owner) -> PathBuf {
+        let mut path = self.dir.join(PORTLESS);
+        path.push(Record::file_name(owner, Kind::Ports));
+        path
     }
 
     /// Notes that Weft sets `route_localnet` of this link.
@@ -115,9 +205,13 @@ impl Records {
     /// [`crate::firewall::Firewall::gc`].
     pub fn gc(&self, network: &str, kind: Kind, valid: &dyn Fn(&str, &str) -> bool) {
         let network = names::clip_network(network);
-        for entry in fs::read_dir(self.of(kind.table())).into_iter().flatten().flatten() {
+        let portless = (kind == Kind::Ports).then(|| self.dir.join(PORTLESS));
+        let entries =
+            portless.into_iter().chain([self.of(kind.table())]).filter_map(|dir| fs::read_dir(dir).ok());
+        for entry in entries.flatten().flatten() {
             let name = entry.file_name();
-            let tag = name.to_str().and_then(|name| name.strip_suffix(kind.suffix())?.strip_suffix('.'));
+            let name = name.to_str().map(|name| name.strip_suffix(LEAVING).unwrap_or(name));
+            let tag = name.and_then(|name| name.strip_suffix(kind.suffix())?.strip_suffix('.'));
             if tag.is_some_and(|tag| is_stale(&tag.replace(':', "/"), &network, valid)) {
                 let _ = fs::remove_file(entry.path());
             }
@@ -127,6 +221,7 @@ impl Records {
     /// Removes the directories when there is no record any more.
     pub fn tidy(&self) {
         let _ = fs::remove_dir(self.of(Table::Bridge));
+        let _ = fs::remove_dir(self.dir.join(PORTLESS));
         if fs::remove_dir(self.of(Table::Inet)).is_err_and(|error| error.kind() != ErrorKind::NotFound) {
             return;
         }
@@ -190,6 +285,9 @@ impl Records {
     pub(super) fn load(&self, table: Table) -> Result<Loaded> {
         let (mut found, mut loaded, mut netlink) = (Vec::new(), Loaded::default(), None);
         for entry in fs::read_dir(self.of(table)).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().ends_with(LEAVING.as_bytes()) {
+                continue;
+            }
             match read(&entry.path()) {
                 Ok((time, record)) if record.content.kind().table() == table => {
                     if is_alive(&record, &mut netlink)? {
@@ -207,9 +305,12 @@ impl Records {
     }
 }
 
-/// Reads a record and when it was written. Only a file of this user's is one, under its own name.
-fn read(path: &Path) -> io::Result<((i64, i64), Record)> {
-    let invalid = |why: String| io::Error::new(ErrorKind::InvalidData, why);
+fn invalid(why: String) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, why)
+}
+
+/// Reads the text of a record and when it was written. Only a file of this user's is one.
+fn read_text(path: &Path) -> io::Result<(String, (i64, i64))> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() || meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o022 != 0 {
@@ -220,6 +321,12 @@ fn read(path: &Path) -> io::Result<((i64, i64), Record)> {
     }
     let mut text = String::new();
     file.take(LIMIT).read_to_string(&mut text)?;
+    Ok((text, (meta.mtime(), meta.mtime_nsec())))
+}
+
+/// Reads a record, under its own name, and when it was written.
+fn read(path: &Path) -> io::Result<((i64, i64), Record)> {
+    let (text, time) = read_text(path)?;
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let kind = Kind::ALL.into_iter().find(|kind| name.ends_with(kind.suffix()));
     let kind = kind.ok_or_else(|| invalid("its name is not a record's".into()))?;
@@ -227,7 +334,7 @@ fn read(path: &Path) -> io::Result<((i64, i64), Record)> {
     if Record::file_name(&record.owner, kind) != name {
         return Err(invalid("it names another attachment than its file name".into()));
     }
-    Ok(((meta.mtime(), meta.mtime_nsec()), record))
+    Ok((time, record))
 }
 
 /// Is the attachment there? Its namespace is where the record says, or the host's end of its link is in this namespace.

@@ -6,8 +6,9 @@ use super::plan::{TRIES, push_deletions};
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
 use super::wire::{self, attribute, comment_of, msg, text};
-use super::{Nftables, Wanted};
+use super::{Nftables, Published, Wanted};
 use crate::firewall::{What, localnet};
+use crate::names::Owner;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -39,6 +40,37 @@ impl Nftables {
         };
         let keys = self.search(Table::Inet, &concerned, whose)?;
         self.delete(keys, whose)
+    }
+
+    /// Removes an owner's elements of published ports, by what is `known` to be in the table: one look-up for each. Everything is
+    /// looked through where that is not known, or is wrong: one of these elements is not the owner's (any more), or one is that
+    /// has a `configured` key and is not known of.
+    pub(super) fn take_known(
+        &mut self,
+        owner: &Owner,
+        configured: Vec<Key>,
+        known: Option<&Published>,
+    ) -> Result<()> {
+        let whose = |tag: &str| owner.same(tag);
+        let known = match known {
+            Some(Published::Nothing) => Some(Vec::new()),
+            Some(Published::As(record)) => record.wanted().map(|wanted| {
+                let own = wanted.elements.into_iter().filter(|element| whose(&element.tag));
+                // Sorted already.
+                own.map(|element| element.key).collect()
+            }),
+            None => None,
+        };
+        if let Some(known) = known {
+            let is_known = |key: &Key| known.binary_search(key).is_ok();
+            let others: Vec<Key> = configured.into_iter().filter(|key| !is_known(key)).collect();
+            let count = known.len();
+            let is_all = self.delete(known, &whose)? == count;
+            if is_all && self.delete(others, &whose)? == 0 {
+                return Ok(());
+            }
+        }
+        self.take(What::Ports, Vec::new(), &whose).map(drop)
     }
 
     /// Deletes the elements of these keys, all of one table, which, at that moment, have such a tag. Returns how many.

@@ -106,7 +106,7 @@ impl Goal {
 
 impl Record {
     /// What is in its table; `None` when that is impossible here.
-    fn wanted(&self) -> Option<Wanted> {
+    pub(super) fn wanted(&self) -> Option<Wanted> {
         match &self.content {
             Content::Link { masqueraded, except, bridge, .. } => {
                 let mut rules = bridge.clone().unwrap_or_default();
