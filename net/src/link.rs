@@ -284,9 +284,10 @@ impl Netlink {
         self.links_where(message, |link| link.master == Some(master))
     }
 
-    /// Whether one of the ports of the bridge with that index is as asked for. The list is read no further than to the first
-    /// that is, so that the answer takes as long with a thousand ports as with one; a kernel that is not done with a list takes
-    /// no other request for one, and so the socket is closed.
+    /// Tells whether a port of the bridge with that index is as asked for. It reads the list to the first port that is, so that
+    /// it takes as long with a thousand ports as with one. The socket is closed: the kernel takes no other request for a list
+    /// before the first one is read to its end. Without a mask (IFLA_EXT_MASK) the kernel does not look at all links first to
+    /// see how long an answer may be (rtnl_calcit of net/core/rtnetlink.c).
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_found_among_many_and_in_no_other_bridge() {
+    fn any_link_of_master_reads_to_first_match() {
         testns::in_fresh(|| {
             let mut netlink = Netlink::open().unwrap();
             let mut batch = crate::Batch::new();

@@ -234,7 +234,7 @@ impl Channel {
         Err(changing(what))
     }
 
-    /// Whether an object of a kind is as asked for: [`Channel::dump`] that ends with the first one.
+    /// Tells whether an object of a kind is as asked for: a [`Channel::dump`] that ends with the first such object.
     pub fn any(
         mut self,
         what: &str,
@@ -343,7 +343,7 @@ impl Channel {
     }
 }
 
-/// Every try of a dump was interrupted.
+/// The error for a dump of which each try was interrupted.
 fn changing(what: &str) -> Error {
     let refusal =
         Refusal { errno: libc::EAGAIN, text: Some("they change faster than they can be read".into()) };

@@ -124,9 +124,9 @@ pub enum Map {
 /// What the table gets with the first element that needs it: sets, chains and rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// For all that asks or changes the state of connections, and what is decided before or after that. Without it the kernel
-    /// need not track connections for Weft, which takes a microsecond of each packet. It comes before the other scopes, which
-    /// need it, and goes with the table.
+    /// For published ports, masquerading, and bridges that are guarded, closed or isolated: their rules ask connection tracking,
+    /// which takes a microsecond of each packet and is not switched on without them. The other scopes need this one, which
+    /// therefore comes first. It goes with the table.
     Tracked,
     /// For masquerading and published ports.
     Subnet(IpNetwork),

@@ -1,7 +1,8 @@
 //! Adding to the table, after a look at what is missing and what stands in the way.
 
 use super::base::{self, Services};
-use super::element::{Element, Key, Scope, head, key_element};
+use super::element::{Element, Key, Map, Scope, head, key_element};
+use super::rebuild::Rebuild;
 use super::record::Kind;
 use super::socket::{QUESTIONS, Question, generation_of, refused};
 use super::table::Table;
@@ -15,6 +16,8 @@ use crate::{Error, Result};
 pub const TRIES: usize = 200;
 /// How often in a row something may be missing although it was seen, or is made in the same batch.
 const VAIN: usize = 20;
+/// How often in a row a scope's sets may be there, and not its chain, as when another process makes it just now.
+const DOUBLED: usize = 3;
 /// Bytes of elements in one message: an attribute's length has 16 bits.
 const LIST: usize = 60_000;
 
@@ -94,19 +97,19 @@ impl Nftables {
             return Ok(false);
         }
         let table = wanted.table();
-        let (mut look, mut in_vain) = (Look::Cheap, 0);
+        let (mut look, mut in_vain, mut doubled) = (Look::Cheap, 0, 0);
         for _ in 0..TRIES {
             let plan = self.inspect(&wanted, look)?;
             if self.restored(&wanted, &plan)? {
                 continue;
             }
-            if plan.done.len() == wanted.elements.len() {
+            if plan.done.len() == wanted.elements.len() && plan.scopes.is_empty() {
                 return Ok(false);
             }
             if self.lacks_frame(table, &plan)? {
                 in_vain += 1;
                 if in_vain == 1 {
-                    self.rebuild(table)?;
+                    self.rebuild(table, Rebuild::Always)?;
                 } else if in_vain > VAIN {
                     return Err(broken(table));
                 }
@@ -135,7 +138,14 @@ impl Nftables {
                 continue;
             }
             in_vain = if only_missing { in_vain + 1 } else { 0 };
-            if in_vain == 1 && !plan.table && self.rebuild(table)? {
+            // A scope whose chain is missing and whose sets are there: another program deleted the chain.
+            let is_doubled =
+                !plan.scopes.is_empty() && errors.iter().any(|(errno, _)| *errno == libc::EEXIST);
+            doubled = if is_doubled { doubled + 1 } else { 0 };
+            if doubled > DOUBLED && !self.rebuild(table, Rebuild::Always)? {
+                return Err(broken(table));
+            }
+            if in_vain == 1 && !plan.table && self.rebuild(table, Rebuild::IfIncomplete)? {
                 in_vain = 0;
             }
             if in_vain > VAIN {
@@ -146,13 +156,17 @@ impl Nftables {
         Err(refused(&format!("add to {table}, which others change all the time"), libc::EBUSY))
     }
 
-    /// Whether what the plan adds to a table would work without the frame's rules, as in a table of another program.
+    /// Tells whether the table, to which the plan adds [`Scope::Tracked`], lacks the frame's sets, as another program's table
+    /// does, or has another scope already, which an earlier version made without it.
     fn lacks_frame(&mut self, table: Table, plan: &Plan) -> Result<bool> {
         if plan.table || !plan.scopes.contains(&Scope::Tracked) {
             return Ok(false);
         }
         let maps = self.socket.maps(table)?;
-        Ok(!table.frame().iter().all(|map| maps.contains(map)))
+        let is_other = |map: &Map| map.scope().is_some_and(|scope| scope != Scope::Tracked);
+        // Without any, it is gone by now or another program's: the transaction fails then.
+        let has_frame = table.frame().iter().all(|map| maps.contains(map));
+        Ok(!has_frame || maps.iter().any(is_other))
     }
 
     /// Restores from the records what another program removed, so that no table is made with this attachment alone. Returns
@@ -251,7 +265,8 @@ impl Nftables {
         }
         plan.dead.sort();
         plan.dead.dedup();
-        // When nothing was changed in between, what is missing of the tracked scope's is an expression that the kernel lacks.
+        // A transaction that makes the tracked scope and fails with ENOENT, while nobody else changed the tables, names an
+        // expression that the kernel lacks.
         let tells_by_failing = !plan.table && plan.scopes.contains(&Scope::Tracked);
         plan.generation = (tells_by_failing || !plan.dead.is_empty()).then_some(generation);
         Ok(plan)

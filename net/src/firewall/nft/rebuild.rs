@@ -21,10 +21,18 @@ pub(super) fn derived(e: &Element) -> Option<Element> {
     Some(Element { key, value: Value::None, tag: String::new() })
 }
 
+/// When a table is made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rebuild {
+    /// When it lacks sets that belong to it.
+    IfIncomplete,
+    /// In any case: it lacks a chain.
+    Always,
+}
+
 impl Nftables {
-    /// Makes the table anew, in one transaction, when Weft made it without all of the sets that it has now. Returns whether
-    /// it did.
-    pub(super) fn rebuild(&mut self, table: Table) -> Result<bool> {
+    /// Makes the table anew, in one transaction, with what is in it, if Weft made it. Returns whether it did.
+    pub(super) fn rebuild(&mut self, table: Table, when: Rebuild) -> Result<bool> {
         let mut in_vain = false;
         for _ in 0..TRIES {
             let (mut generation, mut is_ours) = (0, false);
@@ -40,7 +48,7 @@ impl Nftables {
                 },
             )?;
             let maps = self.socket.maps(table)?;
-            if !is_ours || table.is_complete(&maps) {
+            if !is_ours || when == Rebuild::IfIncomplete && table.is_complete(&maps) {
                 return Ok(false);
             }
             if std::mem::take(&mut in_vain) {
@@ -50,6 +58,9 @@ impl Nftables {
             for map in maps {
                 scopes.extend(map.scope());
                 self.socket.elements(map, |e| elements.push(e))?;
+            }
+            if !scopes.is_empty() {
+                scopes.insert(Scope::Tracked);
             }
             let derived: Vec<_> = elements.iter().filter_map(derived).collect();
             elements.extend(derived);

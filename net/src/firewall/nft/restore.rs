@@ -255,8 +255,11 @@ impl Nftables {
             batch.push("delete", msg::DELTABLE, 0, |_| {});
         }
         base::push(&mut batch);
-        let scopes = found.scopes.union(&goal.scopes);
-        scopes.for_each(|scope| base::push_scope(&mut batch, *scope, self.services));
+        let mut scopes = &found.scopes | &goal.scopes;
+        if !scopes.is_empty() {
+            scopes.insert(Scope::Tracked);
+        }
+        scopes.iter().for_each(|scope| base::push_scope(&mut batch, *scope, self.services));
         let derived: Vec<_> = found.elements.values().filter_map(derived).collect();
         let mut all = found.elements;
         for element in derived {

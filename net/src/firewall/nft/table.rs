@@ -1,6 +1,6 @@
 //! Weft's tables. Those of attachments are both named `weft`, so their families tell them apart.
 
-use super::element::Map;
+use super::element::{Map, Scope};
 use super::wire;
 use std::fmt;
 
@@ -35,10 +35,11 @@ impl Table {
         }
     }
 
-    /// Whether all sets and maps are among these that the table is made with, and each scope of which there is one: a table
-    /// that an earlier version made may lack some.
+    /// Tells whether these, which the table has, are all sets and maps that it is made with, and all of each scope that has
+    /// one of them; any scope needs [`Scope::Tracked`]. A table that an earlier version made may lack some.
     pub fn is_complete(self, maps: &[Map]) -> bool {
-        let of_scopes = maps.iter().filter_map(|map| map.scope()).flat_map(Map::of_scope);
+        let scopes = maps.iter().filter_map(|map| map.scope()).flat_map(|scope| [Scope::Tracked, scope]);
+        let of_scopes = scopes.flat_map(Map::of_scope);
         self.frame().iter().copied().chain(of_scopes).all(|map| maps.contains(&map))
     }
 

@@ -116,7 +116,7 @@ fn rules_that_masquerade_are_there_while_they_are_needed() {
 
 /// Tracking takes a microsecond of each packet of the namespace.
 #[test]
-fn connections_are_not_tracked_for_a_bridge_without_masquerading_and_ports() {
+fn plain_bridge_tracks_no_connections() {
     testns::in_fresh(|| {
         if !has("nft") {
             return;
@@ -157,9 +157,8 @@ fn connections_are_not_tracked_for_a_bridge_without_masquerading_and_ports() {
     });
 }
 
-/// What another program took away of the chains that not every table has is restored, and nothing is where it was not needed.
 #[test]
-fn chains_that_came_later_are_restored_with_the_others() {
+fn tracked_chains_are_restored_where_records_need_them() {
     testns::in_fresh(|| {
         if !has("nft") {
             return;
@@ -199,6 +198,100 @@ fn chains_that_came_later_are_restored_with_the_others() {
         }
         assert!(!fw.restore_if_lost(&records).unwrap().is_any());
     });
+}
+
+/// Another program deleted a chain, and left the sets that go with it.
+#[test]
+fn deleted_chain_is_made_anew_by_next_attachment() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        run("ip link add br0 type bridge");
+        let all = PublishOptions { masq_all: true, ..plain() };
+        for chain in ["forward", "postrouting", "subnet-10.1.0.0/16"] {
+            let mut fw = Nftables::open().unwrap();
+            fw.guard("br0").unwrap();
+            fw.attach(&owner("a"), &addrs(3), &[tcp(None, 8080, 80)], &all).unwrap();
+            let whole = ruleset();
+            run(&format!("nft flush chain inet weft {chain}"));
+            run(&format!("nft delete chain inet weft {chain}"));
+            // The same again, and something new.
+            fw.guard("br0").unwrap();
+            fw.attach(&owner("a"), &addrs(3), &[tcp(None, 8080, 80)], &all).unwrap();
+            assert_eq!(sorted(&ruleset()), sorted(&whole), "{chain}");
+            run(&format!("nft flush chain inet weft {chain}"));
+            run(&format!("nft delete chain inet weft {chain}"));
+            fw.attach(&owner("b"), &addrs(4), &[tcp(None, 8081, 80)], &all).unwrap();
+            assert!(ruleset().contains(&format!("chain {chain} ")), "{chain}");
+            run("nft delete table inet weft");
+        }
+    });
+}
+
+/// An earlier version adds a subnet to a table that this one made without connection tracking.
+#[test]
+fn subnet_of_earlier_version_gets_tracked_chains() {
+    testns::in_fresh(|| {
+        if !has("nft") {
+            return;
+        }
+        let mut fw = Nftables::open().unwrap();
+        fw.masquerade(&owner("a"), &addrs(3)).unwrap();
+        let whole = ruleset();
+        // What that version makes: the subnet's sets and chain alone.
+        for chain in [
+            "prerouting",
+            "output",
+            "forward",
+            "input",
+            "within",
+            "untranslated",
+            "guard",
+            "proxied",
+            "publish",
+        ] {
+            run(&format!("nft flush chain inet weft {chain}"));
+        }
+        for chain in [
+            "prerouting",
+            "output",
+            "forward",
+            "input",
+            "within",
+            "untranslated",
+            "guard",
+            "proxied",
+            "publish",
+            "services",
+        ] {
+            run(&format!("nft delete chain inet weft {chain}"));
+        }
+        for set in ["ports4", "ports4_at", "ports6", "ports6_at"] {
+            run(&format!("nft delete map inet weft {set}"));
+        }
+        for set in [
+            "guarded",
+            "bridges_closed",
+            "bridges_sealed",
+            "bridges_isolated",
+            "bridges_proxied",
+            "bridge_pairs",
+        ] {
+            run(&format!("nft delete set inet weft {set}"));
+        }
+        fw.masquerade(&owner("b"), &addrs(4)).unwrap();
+        fw.check_masquerade(&owner("b"), &addrs(4)).unwrap();
+        fw.unmasquerade(&owner("b"), &addrs(4)).unwrap();
+        assert_eq!(sorted(&ruleset()), sorted(&whole));
+    });
+}
+
+/// The lines, in an order that does not tell which chain was made first.
+fn sorted(text: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = text.lines().collect();
+    lines.sort_unstable();
+    lines
 }
 
 #[test]
