@@ -38,7 +38,8 @@ fn killed_everywhere(verb: &str, step: usize) {
             agent.start();
             host.sh("rm /var/lib/weft/ovl-agent/released/veth*.json");
         } else {
-            assert_eq!(agent.asked()[0].0, "/v1/detach");
+            // What the killed call had sent may have been read only now.
+            assert!(agent.asked().iter().any(|(path, _)| path == "/v1/detach"), "killed at {at}");
         }
         host.sh("rm -rf /var/lib/weft/ovl-agent");
         assert_eq!(host.picture(), before, "killed at {at}");
