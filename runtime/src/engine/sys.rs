@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use libc::{c_int, c_long, c_uint};
 use tokio::io::Interest;
@@ -31,15 +32,28 @@ pub enum Cloned {
     Parent(i32, OwnedFd),
 }
 
+/// How often the number of threads is asked for, a millisecond apart.
+const THREAD_TRIES: usize = 2000;
+
+/// Waits until this process has one thread. One that was joined runs no code any more, but the kernel lists it until it has
+/// cleared away what it was.
+fn wait_for_one(mut threads: impl FnMut() -> io::Result<usize>) -> io::Result<()> {
+    for _ in 0..THREAD_TRIES {
+        if threads()? == 1 {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(io::Error::other("a process can be launched from a single-threaded process alone"))
+}
+
 /// Makes a child process in new namespaces (`CLONE_NEW*` flags), as fork does: a copy of this process, and when it ends
 /// SIGCHLD. With a cgroup directory (v2) it begins its life there, which costs none of the waiting that moving a process
 /// does (kernel/cgroup/cgroup.c: cgroup_css_set_fork).
 ///
-/// Refuses in a process of several threads: the child would have the locks of the other ones without their holders.
+/// Refuses in a process of several threads, when they do not end within two seconds: the child would have the locks of the other ones without their holders.
 pub fn clone(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::other("a process can be launched from a single-threaded process alone"));
-    }
+    wait_for_one(|| Ok(std::fs::read_dir("/proc/self/task")?.count()))?;
     let mut pidfd: c_int = -1;
     // SAFETY: clone_args is a plain struct of integers, of which zero is the neutral value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -290,4 +304,23 @@ fn fd(result: c_long) -> io::Result<OwnedFd> {
     check(result)?;
     // SAFETY: the system call has just made this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clone_waits_for_ending_threads_alone() {
+        let mut counts = [3, 2, 2, 1, 7].into_iter();
+        wait_for_one(|| Ok(counts.next().unwrap())).unwrap();
+        assert_eq!(counts.next(), Some(7));
+        let mut asked = 0;
+        let refused = wait_for_one(|| {
+            asked += 1;
+            Ok(2)
+        });
+        assert!(refused.unwrap_err().to_string().contains("single-threaded"));
+        assert_eq!(asked, THREAD_TRIES);
+    }
 }
