@@ -61,8 +61,9 @@ pub fn record(request: &Request, content: Content, localnet: Option<&str>) {
         content.kind() != Kind::Ports || interfaces.into_iter().any(|interface| interface.name == veth);
     let netns = request.netns.as_ref().filter(|_| !is_of_link).and_then(mark);
     let record = Record { owner, netns, content };
+    let put = records.put(&record);
     let noted = localnet.map_or(Ok(()), |link| records.note_localnet(link));
-    if let Err(error) = noted.and_then(|()| records.put(&record)) {
+    if let Err(error) = put.and(noted) {
         eprintln!("rules are not kept for another program's flush: {error}");
     }
 }

@@ -104,6 +104,10 @@ impl Records {
         let write = |mut file: File| file.write_all(text.as_bytes());
         self.create(&path).and_then(write).map_err(|error| {
             let _ = fs::remove_file(&path);
+            if kind == Kind::Ports {
+                // The ports will be there all the same: DEL must look for them.
+                let _ = self.create(&self.leaving(&record.owner));
+            }
             Error::io(format!("write {}", path.display()), error)
         })
     }
@@ -150,7 +154,8 @@ impl Records {
                 record.filter(|record| record.owner == *owner).map(|record| Published::As(record.into()))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.portless(owner).exists().then_some(Published::Nothing)
+                let is_portless = self.portless(owner).exists() && !self.leaving(owner).exists();
+                is_portless.then_some(Published::Nothing)
             }
             _ => None,
         };
@@ -164,7 +169,10 @@ impl Records {
     /// Ends it: the table has nothing of the attachment's any more.
     pub fn end_unpublishing(&self, owner: &Owner) {
         let _ = fs::remove_file(self.leaving(owner));
-        let _ = fs::remove_file(self.portless(owner));
+        // Such notes are made on a host without nftables too, where nothing else removes their directories.
+        if fs::remove_file(self.portless(owner)).is_ok() {
+            self.tidy();
+        }
     }
 
     /// Where the record of ports is that are being removed.
