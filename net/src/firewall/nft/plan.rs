@@ -265,7 +265,7 @@ impl Nftables {
         }
         plan.dead.sort();
         plan.dead.dedup();
-        // A transaction that makes the tracked scope and fails with ENOENT, while nobody else changed the tables, names an
+        // A transaction that makes the tracked scope and fails with ENOENT, while no other process changed the tables, names an
         // expression that the kernel lacks.
         let tells_by_failing = !plan.table && plan.scopes.contains(&Scope::Tracked);
         plan.generation = (tells_by_failing || !plan.dead.is_empty()).then_some(generation);

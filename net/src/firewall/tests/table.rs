@@ -240,32 +240,11 @@ fn subnet_of_earlier_version_gets_tracked_chains() {
         fw.masquerade(&owner("a"), &addrs(3)).unwrap();
         let whole = ruleset();
         // What that version makes: the subnet's sets and chain alone.
-        for chain in [
-            "prerouting",
-            "output",
-            "forward",
-            "input",
-            "within",
-            "untranslated",
-            "guard",
-            "proxied",
-            "publish",
-        ] {
-            run(&format!("nft flush chain inet weft {chain}"));
-        }
-        for chain in [
-            "prerouting",
-            "output",
-            "forward",
-            "input",
-            "within",
-            "untranslated",
-            "guard",
-            "proxied",
-            "publish",
-            "services",
-        ] {
-            run(&format!("nft delete chain inet weft {chain}"));
+        let chains = "prerouting output forward input within untranslated guard proxied publish services";
+        for command in ["flush", "delete"] {
+            for chain in chains.split(' ') {
+                run(&format!("nft {command} chain inet weft {chain}"));
+            }
         }
         for set in ["ports4", "ports4_at", "ports6", "ports6_at"] {
             run(&format!("nft delete map inet weft {set}"));
