@@ -97,12 +97,12 @@ impl Records {
         let kind = record.content.kind();
         let path = self.file(&record.owner, kind);
         let text = match kind {
-            Kind::Ports => self.text_of_ports(record, &path)?,
-            Kind::Link | Kind::Watch => record.encode(),
+            Kind::Ports => self.text_of_ports(record, &path),
+            Kind::Link | Kind::Watch => Ok(record.encode()),
         };
         // In place: who reads half of it reads no record, and its writer has not yet changed what it is about.
-        let write = |mut file: File| file.write_all(text.as_bytes());
-        self.create(&path).and_then(write).map_err(|error| {
+        let write = |text: String| self.create(&path)?.write_all(text.as_bytes());
+        text.and_then(write).map_err(|error| {
             let _ = fs::remove_file(&path);
             if kind == Kind::Ports {
                 // The ports will be there all the same: DEL must look for them.
@@ -114,13 +114,10 @@ impl Records {
 
     /// The text of a record of published ports. It says whether the tables may have more: of an earlier record that it replaces, or
     /// of a removal that was broken off.
-    fn text_of_ports(&self, record: &Record, path: &Path) -> Result<String> {
+    fn text_of_ports(&self, record: &Record, path: &Path) -> io::Result<String> {
         // Of an ADD without ports, before this one.
-        let portless = self.portless(&record.owner);
-        match fs::remove_file(&portless) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(Error::io(format!("remove {}", portless.display()), error));
-            }
+        match fs::remove_file(self.portless(&record.owner)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let before = match read_text(path) {
@@ -358,4 +355,41 @@ fn is_alive(record: &Record, netlink: &mut Option<Netlink>) -> Result<bool> {
     };
     let link = netlink.link(&record.owner.host_veth())?;
     Ok(link.is_some_and(|link| link.alias.as_deref() == Some(&record.owner.alias())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Content;
+    use super::*;
+    use crate::firewall::{PortMapping, Protocol};
+
+    /// The ports are published though their record cannot be written, so a note of an ADD without ports is not believed.
+    #[test]
+    fn unwritten_record_makes_dels_look_at_all_ports() {
+        let owner = Owner::new("web", "a", "eth0");
+        let ports =
+            vec![PortMapping { host_ip: None, host_port: 8080, protocol: Protocol::Tcp, container_port: 80 }];
+        let content = Content::Ports {
+            addresses: vec!["10.1.0.3/16".parse().unwrap()],
+            ports,
+            snat: true,
+            masq_all: false,
+        };
+        let record = Record { owner: owner.clone(), netns: None, content };
+        for obstacle in ["note", "record"] {
+            let dir = tempfile::tempdir().unwrap();
+            let records = Records::of_cookie(dir.path(), Some(7)).unwrap();
+            records.note_portless(&owner).unwrap();
+            assert!(matches!(records.begin_unpublishing(&owner), Some(Published::Nothing)));
+            // A directory can neither be removed as a file nor be written.
+            let path = match obstacle {
+                "note" => records.portless(&owner),
+                _ => records.file(&owner, Kind::Ports),
+            };
+            let _ = fs::remove_file(&path);
+            fs::create_dir_all(&path).unwrap();
+            records.put(&record).unwrap_err();
+            assert!(records.begin_unpublishing(&owner).is_none(), "{obstacle}");
+        }
+    }
 }
